@@ -1,0 +1,155 @@
+"""Dataclasses of knobs <-> argparse. The fields say everything; this module only translates.
+
+Only flags that the user typed end up in the namespace, so that a resumed run can tell a wish from a default.
+"""
+
+import argparse
+import dataclasses
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options import flag_of
+
+Options = TypeVar("Options")
+Explicit = dict[str, Any]
+"""Field name -> value, for the flags that the user typed."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line, where argparse would print the usage of fifty flags above it."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
+
+
+def parser_for(command: str, options: type[Any], description: str) -> argparse.ArgumentParser:
+    """The parser of a command whose knobs are the groups of `options`."""
+    parser = _Parser(
+        prog=command,
+        usage=f"{command} [flags]",
+        description=description,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    for group_type in _groups(options).values():
+        group = parser.add_argument_group(_first_line(group_type))
+        hints = get_type_hints(group_type)
+        for field in dataclasses.fields(group_type):
+            _add_flag(group, field, hints[field.name])
+    return parser
+
+
+def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
+    """What the user typed, and nothing that the user did not."""
+    return vars(parser.parse_args(arguments))
+
+
+def build(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Options made of what was typed, over `base` (or the defaults).
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    base = options() if base is None else base
+    groups = {
+        name: dataclasses.replace(
+            getattr(base, name), **{key: value for key, value in explicit.items() if key in _names(group)}
+        )
+        for name, group in _groups(options).items()
+    }
+    return options(**groups)
+
+
+def to_plain(options: Any) -> dict[str, dict[str, Any]]:
+    """Groups of plain values (no Path), fit for a checkpoint or a table."""
+    return {
+        group: {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        for group, values in dataclasses.asdict(options).items()
+    }
+
+
+def from_plain(options: type[Options], plain: dict[str, dict[str, Any]]) -> Options:
+    """The inverse of `to_plain`. Knobs that `plain` does not know take their defaults.
+
+    Raises:
+        UserError: `plain` has a knob that this version does not know, or a value out of range.
+    """
+    groups: dict[str, Any] = {}
+    for name, group in _groups(options).items():
+        hints = get_type_hints(group)
+        values = plain.get(name, {})
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise UserError(f"unknown options {', '.join(unknown)}; they come from another version of this program")
+        groups[name] = group(
+            **{k: Path(v) if v is not None and Path in get_args(hints[k]) else v for k, v in values.items()}
+        )
+    return options(**groups)
+
+
+def fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
+    """Flags typed with another value than the saved run has, though a resumed run may not change them."""
+    conflicts: list[str] = []
+    for name, group in _groups(type(saved)).items():
+        for field in dataclasses.fields(group):
+            old = getattr(getattr(saved, name), field.name)
+            if field.metadata["fixed"] and field.name in explicit and explicit[field.name] != old:
+                conflicts.append(f"{flag_of(field.name)} {explicit[field.name]} (the run has {old})")
+    return conflicts
+
+
+def _groups(options: type[Any]) -> dict[str, type[Any]]:
+    return get_type_hints(options)
+
+
+def _names(group: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(group)}
+
+
+def _first_line(group: type[Any]) -> str:
+    return (group.__doc__ or "").splitlines()[0]
+
+
+def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
+    help_text = field.metadata["help"].replace("%", "%%")
+    if field.default is not None:
+        default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
+        help_text += f" [{default}]"
+    settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": help_text}
+    if hint is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif get_origin(hint) is Literal:
+        settings["choices"] = get_args(hint)
+    else:
+        settings["type"] = _converter(hint)
+        settings["metavar"] = _metavar(hint)
+    group.add_argument(flag_of(field.name), **settings)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+
+
+def _converter(hint: Any) -> Any:
+    words = [w for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
+    plain = next(h for h in _alternatives(hint) if h in (int, float, str, Path))
+
+    def convert(text: str) -> Any:
+        return text if text in words else plain(text)
+
+    convert.__name__ = {int: "whole number", float: "number"}.get(plain, "text")
+    return convert
+
+
+def _metavar(hint: Any) -> str:
+    words = [str(w) for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
+    plain = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    return "|".join(words + [plain[h] for h in _alternatives(hint) if h in plain])

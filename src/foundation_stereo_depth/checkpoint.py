@@ -1,0 +1,129 @@
+"""Checkpoints: what a run needs to go on, and what anyone needs to use its weights. Nothing in one can run code.
+
+`last.pt` and `best.pt` hold everything, as tensors and plain values that `torch.load(weights_only=True)` accepts;
+`last.safetensors` and `best.safetensors` beside them hold the weights, with the rest that inference needs as JSON in
+their header, for programs in other languages.
+"""
+
+import dataclasses
+import io
+import json
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.files import write_whole
+
+CHECKPOINT_FORMAT = 1
+CHECKPOINT_KIND = "foundation-stereo-depth checkpoint"
+SAFETENSORS_KEY = "foundation_stereo_depth"
+"""The key in the safetensors header under which the JSON stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training has come.
+
+    Attributes:
+        epoch: the epoch in progress, from 0; equal to the number of epochs once all are done.
+        step_in_epoch: steps of that epoch that are done.
+        step: steps done in all.
+        samples: training samples seen in all.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    samples: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One moment of a run.
+
+    Attributes:
+        model: the options that make the network (`ModelOptions`, plain).
+        weights: what to evaluate and ship: the moving average where training keeps one.
+        uncertainty: the error's distribution, and the scale that validation data put on its standard deviation.
+        metrics: of the newest finished epoch.
+        run_id: the MLflow run.
+        progress: where the run stands.
+        options: all knobs of the run (`TrainOptions`, plain).
+        training: everything else that going on needs: raw weights, optimizer, schedule, random state, history.
+    """
+
+    model: dict[str, Any]
+    weights: dict[str, Tensor]
+    uncertainty: dict[str, Any]
+    metrics: dict[str, float]
+    run_id: str
+    progress: Progress
+    options: dict[str, dict[str, Any]]
+    training: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes `path` and the safetensors beside it, each complete or not at all, even across a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {name: getattr(checkpoint, name) for name in _FIELDS} | {
+        "kind": CHECKPOINT_KIND,
+        "format_version": CHECKPOINT_FORMAT,
+        "progress": dataclasses.asdict(checkpoint.progress),
+    }
+    header = {
+        "kind": CHECKPOINT_KIND,
+        "format_version": CHECKPOINT_FORMAT,
+        "model": checkpoint.model,
+        "uncertainty": checkpoint.uncertainty,
+        "metrics": checkpoint.metrics,
+        "run_id": checkpoint.run_id,
+        "progress": dataclasses.asdict(checkpoint.progress),
+        "height": checkpoint.options["data"]["height"],
+        "width": checkpoint.options["data"]["width"],
+    }
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+    encoded = safetensors.torch.save(weights, metadata={SAFETENSORS_KEY: json.dumps(header)})
+    write_whole(path.with_suffix(".safetensors"), lambda file: file.write(encoded), durable=True)
+    # The file that a run goes on from comes last: where it is new, everything beside it is.
+    write_whole(path, lambda file: torch.save(content, file), durable=True)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint in a `.pt` file, all tensors on the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, of another program or version, or holds anything but data.
+    """
+    try:
+        # Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
+        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: is not a whole checkpoint; is the file truncated?") from error
+    if not isinstance(content, dict) or content.get("kind") != CHECKPOINT_KIND:
+        raise CheckpointError(f"{path}: is not a checkpoint of foundation-stereo-depth")
+    if (version := content.get("format_version")) != CHECKPOINT_FORMAT:
+        raise CheckpointError(
+            f"{path}: has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}; use the version that "
+            "wrote it"
+        )
+    missing = [name for name in _FIELDS if name not in content]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+    fields: dict[str, Any] = {name: content[name] for name in _FIELDS}
+    fields["progress"] = Progress(**content["progress"])
+    return Checkpoint(**fields)
+
+
+_FIELDS = [item.name for item in dataclasses.fields(Checkpoint)]

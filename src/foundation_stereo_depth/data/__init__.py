@@ -1,0 +1,1 @@
+"""Stereo data: files, cache, made-up scenes, augmentation, batches."""

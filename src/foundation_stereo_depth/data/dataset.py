@@ -1,0 +1,300 @@
+"""Samples -> batches: what an epoch visits in which order, and threads that read ahead of the trainer.
+
+The order and every random draw follow from (seed, epoch, index) alone. Threads rather than processes: decoding and
+file reading release Python's lock, nothing is copied or pickled, and a worker cannot be left behind.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
+from foundation_stereo_depth.data.fsd import (
+    FsdIndex,
+    Split,
+    find_samples,
+    fingerprint,
+    read_fsd_sample,
+    split_samples,
+    take_spread,
+)
+from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_sample
+from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.options import DataOptions
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+Positions = Int64[np.ndarray, " n"]
+
+VALIDATION_EPOCH = -1
+"""The epoch whose draws validation uses, always the same."""
+
+
+class ReadCounts(NamedTuple):
+    """What reading cost and what it met; counts of two stretches add up field by field."""
+
+    cache_hits: int = 0
+    cache_misses: int = 0
+    rebuilt: tuple[str, ...] = ()
+    bad: tuple[str, ...] = ()
+
+    def plus(self, other: "ReadCounts") -> "ReadCounts":
+        """The counts of both."""
+        return ReadCounts(
+            self.cache_hits + other.cache_hits,
+            self.cache_misses + other.cache_misses,
+            self.rebuilt + other.rebuilt,
+            self.bad + other.bad,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoBatch:
+    """A batch as it travels to the device: bytes for pictures, no float yet.
+
+    Attributes:
+        left, right: RGB.
+        disparity_px: of the left view, at this size; NaN or 0 where unknown.
+        indices: the sample's position in its source, from which its random draws follow.
+        counts: what reading it met.
+    """
+
+    left: UInt8[Tensor, "B 3 H W"]
+    right: UInt8[Tensor, "B 3 H W"]
+    disparity_px: Float[Tensor, "B 1 H W"]
+    indices: Int64[Tensor, " B"]
+    counts: ReadCounts = ReadCounts()
+
+    def to(self, device: torch.device) -> "StereoBatch":
+        """The batch on a device, without waiting where the memory is pinned."""
+        if self.left.device == device:
+            return self
+        left, right, disparity_px, indices = (
+            tensor.to(device, non_blocking=True) for tensor in (self.left, self.right, self.disparity_px, self.indices)
+        )
+        return replace(self, left=left, right=right, disparity_px=disparity_px, indices=indices)
+
+    def pinned(self) -> "StereoBatch":
+        """The batch in page-locked memory, from which a GPU copies without waiting."""
+        return replace(
+            self,
+            left=self.left.pin_memory(),
+            right=self.right.pin_memory(),
+            disparity_px=self.disparity_px.pin_memory(),
+        )
+
+
+class Source(Protocol):
+    """Anything that yields batches of samples by position."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What messages call the sample."""
+        ...
+
+    def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
+        """One batch per entry of `plan`, in that order."""
+        ...
+
+
+def training_plan(
+    length: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[Positions]:
+    """The batches of one epoch for one process: shuffled positions, the same for any number of processes.
+
+    `batch_size` counts the samples of all processes together; each takes its part of every batch. The last batch is
+    filled up from the beginning of the epoch's order, so that all batches have one size.
+    """
+    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
+    steps = -(-length // batch_size)
+    order = np.resize(order, steps * batch_size).reshape(steps, batch_size)
+    part = batch_size // world_size
+    return list(order[:, rank * part : (rank + 1) * part])
+
+
+def validation_plan(length: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[Positions]:
+    """Every position exactly once over all processes, in order; the last batch may be smaller."""
+    mine = np.arange(rank, length, world_size)
+    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+
+
+def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: int) -> Iterator[Result]:
+    """read(task) for each task, in order; `workers` threads keep up to two results each in stock. 0 reads in place."""
+    if workers == 0:
+        yield from map(read, tasks)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
+    stock: deque[Future[Result]] = deque()
+    try:
+        for task in tasks:
+            stock.append(pool.submit(read, task))
+            if len(stock) > 2 * workers:
+                yield stock.popleft().result()
+        while stock:
+            yield stock.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReader:
+    """Samples at the network's size: from the cache, else from their files, or both as the other's fallback.
+
+    Attributes:
+        names: every sample that may be asked for.
+        index: the files behind them; None where only the cache is at hand.
+        cache: where entries are read and written; None without a cache.
+        require_cache: a sample without a usable entry is an error.
+    """
+
+    names: SampleNames
+    index: FsdIndex | None
+    cache: SampleCache | None
+    require_cache: bool
+    height: int
+    width: int
+
+    def read(self, i: int) -> tuple[StereoSample, ReadCounts]:
+        """Sample i.
+
+        Raises:
+            DataError: it cannot be had; the message names the file.
+        """
+        rebuilt: tuple[str, ...] = ()
+        scene, stem = self.names.scene(i), self.names.stem(i)
+        if self.cache is not None:
+            try:
+                cached = self.cache.read(scene, stem)
+            except DamagedEntryError:
+                if self.require_cache or self.index is None:
+                    raise
+                cached, rebuilt = None, (str(self.cache.path(scene, stem)),)
+            if cached is not None:
+                return cached, ReadCounts(cache_hits=1)
+            if self.require_cache or self.index is None:
+                raise DataError(
+                    f"{self.cache.path(scene, stem)}: no such entry, and --require-cache allows no other source; fill "
+                    "the cache with foundation-stereo-cache"
+                )
+        assert self.index is not None, "a reader has a cache, files, or both"
+        sample = resize_sample(read_fsd_sample(self.index.paths(i)), self.height, self.width)
+        if self.cache is None:
+            return sample, ReadCounts()
+        # Rounded as a later hit will be: whether an epoch met a hit or a miss must not show in the losses.
+        return self.cache.write(scene, stem, sample), ReadCounts(cache_misses=1, rebuilt=rebuilt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource:
+    """Batches of some of a reader's samples."""
+
+    reader: FileReader
+    positions: Positions
+    workers: int
+    skip_bad: bool
+    pin_memory: bool = False
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def name(self, index: int) -> str:
+        """`<scene>/<stem>`."""
+        return self.reader.names.name(int(self.positions[index]))
+
+    def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:  # noqa: ARG002 (files stay)
+        """One batch per entry of `plan`, in order, read ahead by threads."""
+        return read_ahead(plan, self._read_batch, self.workers)
+
+    def _read_batch(self, indices: Positions) -> StereoBatch:
+        shape = (len(indices), self.reader.height, self.reader.width)
+        left, right = np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 3), np.uint8)
+        disparity_px = np.full(shape, np.nan, np.float32)
+        counts = ReadCounts()
+        for row, index in enumerate(indices):
+            try:
+                sample, met = self.reader.read(int(self.positions[index]))
+            except DataError as error:
+                if not self.skip_bad:
+                    raise
+                # All unknown: the sample keeps its place in the batch and adds nothing to loss or metrics.
+                counts = counts.plus(ReadCounts(bad=(str(error),)))
+                continue
+            left[row], right[row], disparity_px[row] = sample.left, sample.right, sample.disparity_px
+            counts = counts.plus(met)
+        # [B,H,W,3] seen as [B,3,H,W] is what torch calls channels_last: nothing is copied.
+        batch = StereoBatch(
+            left=torch.from_numpy(left).permute(0, 3, 1, 2),
+            right=torch.from_numpy(right).permute(0, 3, 1, 2),
+            disparity_px=torch.from_numpy(disparity_px)[:, None],
+            indices=torch.from_numpy(np.asarray(indices, np.int64)),
+            counts=counts,
+        )
+        return batch.pinned() if self.pin_memory else batch
+
+
+class FileData(NamedTuple):
+    """Both halves of a data set on disk, with what a run records about it."""
+
+    train: FileSource
+    validation: FileSource
+    facts: dict[str, str | int]
+    split: Split
+    incomplete: tuple[str, ...]
+
+
+def open_files(options: DataOptions, dataset_root: Path | None, *, pin_memory: bool) -> FileData:
+    """The data set at `dataset_root`, or the one that a cache alone holds.
+
+    Raises:
+        DataError: nothing usable is there.
+    """
+    cache = None if options.cache_root is None else open_cache(options.cache_root, options.height, options.width)
+    index = None if dataset_root is None else find_samples(dataset_root)
+    if index is not None:
+        names, incomplete = index.names, tuple(str(frame) for frame in index.incomplete)
+    else:
+        assert cache is not None, "called with a data set, a cache, or both"
+        names, incomplete = cache.names(), ()
+    taken = take_spread(names, options.max_samples)
+    split = split_samples(names, taken, options.val_fraction)
+    reader = FileReader(
+        names=names,
+        index=index,
+        cache=cache,
+        require_cache=options.require_cache,
+        height=options.height,
+        width=options.width,
+    )
+    # One core is left to the trainer; more than 8 threads only wait for Python's lock.
+    workers = min(8, max(1, available_cores() - 1)) if options.num_workers == "auto" else options.num_workers
+
+    def source(positions: Positions) -> FileSource:
+        return FileSource(
+            reader=reader, positions=positions, workers=workers, skip_bad=options.skip_bad, pin_memory=pin_memory
+        )
+
+    facts: dict[str, str | int] = {
+        "dataset": str(dataset_root or options.cache_root),
+        "dataset_fingerprint": fingerprint(names.name(int(i)) for i in taken),
+        "train_samples": len(split.train),
+        "validation_samples": len(split.validation),
+        "split_by": split.by,
+        "incomplete_samples": len(incomplete),
+        "reading_threads": workers,
+    }
+    return FileData(source(split.train), source(split.validation), facts, split, incomplete)

@@ -1,0 +1,95 @@
+"""One stereo pair with its disparity, in NumPy, and its resizing; and the names of a million of them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int64, UInt8, UInt32
+
+from foundation_stereo_depth.disparity import resize_disparity
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoSample:
+    """Two rectified views of one size and the left view's disparity in px of that size, NaN where unknown."""
+
+    left: UInt8[np.ndarray, "H W 3"]
+    right: UInt8[np.ndarray, "H W 3"]
+    disparity_px: Float[np.ndarray, "H W"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleNames:
+    """Names `<scene>/<stem>` of any number of samples, sorted, in flat arrays.
+
+    A million names take some ten megabytes, and no Python object per name exists whose reference count a reader
+    would have to touch.
+
+    Attributes:
+        scenes: scene names, sorted.
+        scene_of: for each sample, the position of its scene in `scenes`.
+        stems: all frame names in UTF-8, one after the other; `stem_ends` says where each ends.
+    """
+
+    scenes: tuple[str, ...]
+    scene_of: UInt32[np.ndarray, " N"]
+    stems: UInt8[np.ndarray, " bytes"]
+    stem_ends: Int64[np.ndarray, " N"]
+
+    @classmethod
+    def from_pairs(cls, scenes: tuple[str, ...], frames: Iterable[tuple[int, str]]) -> "SampleNames":
+        """From (position of the scene, frame name) in sorted order."""
+        scene_of: list[int] = []
+        stems: list[bytes] = []
+        for scene, stem in frames:
+            scene_of.append(scene)
+            stems.append(stem.encode())
+        return cls(
+            scenes=scenes,
+            scene_of=np.array(scene_of, np.uint32),
+            stems=np.frombuffer(b"".join(stems), np.uint8),
+            stem_ends=np.cumsum([len(stem) for stem in stems], dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.scene_of)
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.name(i) for i in range(len(self)))
+
+    def scene(self, i: int) -> str:
+        """The scene that sample i belongs to."""
+        return self.scenes[int(self.scene_of[i])]
+
+    def stem(self, i: int) -> str:
+        """The frame name of sample i, without suffix."""
+        start = int(self.stem_ends[i - 1]) if i > 0 else 0
+        return self.stems[start : int(self.stem_ends[i])].tobytes().decode()
+
+    def name(self, i: int) -> str:
+        """`<scene>/<stem>`: how messages and the cache call sample i."""
+        return f"{self.scene(i)}/{self.stem(i)}"
+
+
+def resize_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture at another size: area averaging where it shrinks, linear interpolation where it grows."""
+    if image.shape[:2] == (height, width):
+        return image
+    # Along an axis that shrinks, OpenCV's area mode averages; where both axes grow it would repeat pixels.
+    shrinks = height < image.shape[0] or width < image.shape[1]
+    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (width, height), interpolation=mode), dtype=np.uint8)
+
+
+def resize_sample(sample: StereoSample, height: int, width: int) -> StereoSample:
+    """The sample at another size, stretched to it whatever its aspect ratio.
+
+    Stretching keeps rows on rows, so the pair stays rectified, and nothing of the scene is cut away. Disparity follows
+    the width alone. FSD's own 16:9 becomes 4:3 this way (x by 1/4, y by 1/3), and so does every other aspect ratio.
+    """
+    return StereoSample(
+        left=resize_image(sample.left, height, width),
+        right=resize_image(sample.right, height, width),
+        disparity_px=resize_disparity(sample.disparity_px, height, width),
+    )

@@ -1,0 +1,42 @@
+"""Rules of disparity maps, each in its only home: what is valid, and what resizing does to the values.
+
+A disparity is left-referenced and positive, in pixels of the map it is stored in: the scene point at column x of the
+left view stands at column x - d of the right one. Unknown is NaN in files and in arrays, a mask in arithmetic.
+"""
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", bound=Any)
+
+
+def valid_mask(disparity_px: ArrayOrTensor, maximum_px: float = math.inf) -> ArrayOrTensor:
+    """True where the disparity is known: finite, above 0 and below `maximum_px`.
+
+    Takes NumPy arrays and tensors alike; NaN compares false with everything and so is never valid.
+    """
+    return (disparity_px > 0) & (disparity_px < maximum_px)
+
+
+def nearest_indices(source: int, target: int) -> Int[np.ndarray, " target"]:
+    """For each of `target` cells, the index of the source pixel that holds the cell's centre.
+
+    Cell i covers source coordinates [i, i + 1) * source / target; its centre lies in pixel floor((i + 0.5) * source /
+    target). Area averaging of the images is centred on the same point, so that images and disparity stay aligned.
+    """
+    # Whole-number arithmetic: floor((2 i + 1) source / (2 target)) has no rounding to get wrong.
+    return (2 * np.arange(target) + 1) * source // (2 * target)
+
+
+def resize_disparity(disparity_px: Float[np.ndarray, "H W"], height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """The map at another size, in pixels of that size: nearest sample, value times the ratio of the widths.
+
+    Disparity is horizontal, so the height ratio never touches the value. No two samples are mixed: an average of
+    foreground and background would be a surface that is not there.
+    """
+    rows = nearest_indices(disparity_px.shape[0], height)
+    columns = nearest_indices(disparity_px.shape[1], width)
+    return disparity_px[rows[:, None], columns] * np.float32(width / disparity_px.shape[1])

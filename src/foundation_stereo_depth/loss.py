@@ -1,0 +1,63 @@
+"""The heteroscedastic loss: how unlikely the truth is under the disparity and the uncertainty that were predicted."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from foundation_stereo_depth.disparity import valid_mask
+from foundation_stereo_depth.model.prediction import StereoPrediction
+from foundation_stereo_depth.options import LossOptions
+
+
+class LossSum(NamedTuple):
+    """A loss that merges over batches and processes: add the sums, add the counts, then divide.
+
+    Attributes:
+        total: sum over valid pixels, nats where beta is 0; 0 where no pixel is valid.
+        valid: how many pixels that were.
+    """
+
+    total: Float[Tensor, ""]
+    valid: Float[Tensor, ""]
+
+
+def heteroscedastic_loss(
+    prediction: StereoPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
+) -> LossSum:
+    """The summed negative log-likelihood on valid pixels, in float32.
+
+    Plain likelihood divides the gradient of the disparity by the variance: pixels that are hard at first are given a
+    large variance and then learn no more. Each pixel's loss is therefore weighted by its scale to the power beta, held
+    constant (Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation", ICLR 2022, equation 5; there
+    beta counts powers of the variance, here of what divides the error: sigma^2 for a Gaussian, b for a Laplacian).
+    """
+    valid = valid_mask(true_disparity_px)
+    # Where the truth is unknown the prediction itself stands in: no NaN is born that a mask would have to hide.
+    predicted_px = prediction.disparity_px.float()
+    error_px = predicted_px - torch.where(valid, true_disparity_px.float(), predicted_px.detach())
+    log_scale, nll = _NEGATIVE_LOG_LIKELIHOODS[options.loss](error_px, prediction.log_variance.float())
+    weight = (options.nll_beta * log_scale.detach()).exp()
+    total = torch.where(valid, weight * nll, 0.0).sum()
+    return LossSum(total, valid.sum().to(torch.float32))
+
+
+def gaussian_nll(error_px: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of what divides the squared error, -log N(error; 0, variance)), nats: (e^2 / v + log v + log 2 pi) / 2."""
+    nll = 0.5 * (error_px.square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
+    return log_variance, nll
+
+
+def laplace_nll(error_px: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(log b, -log Laplace(error; 0, b)), nats: |e| / b + log 2 b, where the variance is 2 b^2."""
+    log_b = 0.5 * (log_variance - math.log(2))
+    return log_b, error_px.abs() * (-log_b).exp() + log_b + math.log(2)
+
+
+_NEGATIVE_LOG_LIKELIHOODS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "laplace": laplace_nll,
+    "gaussian": gaussian_nll,
+}

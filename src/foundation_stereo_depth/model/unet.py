@@ -1,0 +1,87 @@
+"""A 6-channel U-Net: both eyes go in together, and the network finds out by itself how to compare them."""
+
+import math
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foundation_stereo_depth.model.prediction import StereoPrediction
+
+LOG_VARIANCE_RANGE = (2 * math.log(0.01), 2 * math.log(100.0))
+"""A standard deviation below 0.01 px or above 100 px says nothing true about a stereo match."""
+
+
+class UNet(nn.Module):
+    """Down to 1/2**(depth + 1) of the size and up to 1/2 again, with skips; two numbers per pixel of full size.
+
+    The first convolution halves at once: at full resolution a 3x3 convolution costs four times as much and sees half
+    as far, and the whole picture has to be seen to find a disparity of a third of its width. Disparity is predicted as
+    a share of the padded width, so that one set of weights makes sense at several sizes.
+
+    Args:
+        base_channels: channels at half resolution; they grow by this much with every level.
+        depth: levels below half resolution.
+    """
+
+    def __init__(self, *, base_channels: int, depth: int) -> None:
+        super().__init__()
+        channels = [base_channels * (level + 1) for level in range(depth + 1)]
+        self.multiple = 2 ** (depth + 1)
+        self.stem = _Convolution(6, channels[0], kernel_size=5, stride=2)
+        self.down = nn.ModuleList(
+            nn.Sequential(_Convolution(above, below, stride=2), _Convolution(below, below))
+            for above, below in pairwise(channels)
+        )
+        self.up = nn.ModuleList(_Up(below, above) for above, below in reversed(list(pairwise(channels))))
+        # Four pixels of full resolution per pixel here, two numbers each.
+        self.head = nn.Conv2d(channels[0], 2 * 4, kernel_size=3, padding=1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        assert self.head.bias is not None
+        with torch.no_grad():
+            self.head.bias.zero_()
+
+    def forward(self, pair: Float[Tensor, "B 6 H W"]) -> StereoPrediction:
+        """The prediction for a pair of any size from 32x32 up."""
+        H, W = pair.shape[-2:]
+        x = (pair - 0.5) * 4  # about unit variance
+        below, right = -H % self.multiple, -W % self.multiple
+        if below or right:
+            x = F.pad(x, (0, right, 0, below), mode="replicate")
+        x = self.stem(x)
+        skips: list[Tensor] = []
+        for down in self.down:
+            skips.append(x)
+            x = down(x)
+        for up, skip in zip(self.up, reversed(skips), strict=True):
+            x = up(x, skip)
+        raw = F.pixel_shuffle(self.head(x).float(), 2)[..., :H, :W]
+        share = F.softplus(raw[:, :1] * 8 - 2) / 2  # a fresh network says 6 % of the width, the mean of our scenes
+        disparity_px = share * (W + right)
+        log_variance = (raw[:, 1:] * 8 + 2 * math.log(4.0)).clamp(*LOG_VARIANCE_RANGE)
+        return StereoPrediction(disparity_px, log_variance)
+
+
+class _Convolution(nn.Module):
+    def __init__(self, inputs: int, outputs: int, *, kernel_size: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(math.gcd(outputs, 8), outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.norm(self.convolution(x)), inplace=True)
+
+
+class _Up(nn.Module):
+    """Doubles the size and joins the skip."""
+
+    def __init__(self, below: int, above: int) -> None:
+        super().__init__()
+        self.narrow = _Convolution(below, above)
+        self.join = _Convolution(2 * above, above)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = F.interpolate(self.narrow(x), scale_factor=2.0, mode="nearest")
+        return self.join(torch.cat([x, skip], dim=1))

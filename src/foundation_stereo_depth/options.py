@@ -1,0 +1,223 @@
+"""Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once.
+
+A field `val_fraction` becomes `--val-fraction`; a boolean becomes `--x/--no-x`; the first docstring line of each
+class is the heading of its group in `--help`. Ranges are checked when an instance is made, wherever it comes from:
+the command line, a checkpoint, or Python.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from foundation_stereo_depth.errors import UserError
+
+
+def knob(
+    default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, fixed: bool = False
+) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+        default: the value when nobody says anything.
+        help: what it does, with the unit.
+        minimum: the smallest sensible number.
+        maximum: the largest sensible number.
+        fixed: a resumed run may not change it, because it would no longer be the same run.
+    """
+    return dataclasses.field(
+        default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed}
+    )
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a field: `val_fraction` -> `--val-fraction`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A group of knobs whose ranges are checked on construction."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            # Written so that NaN, which compares false with everything, is refused too.
+            if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
+                allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+                raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(Group):
+    """data: where samples come from, and how large they are"""
+
+    dataset_root: Path | None = knob(
+        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
+    )
+    cache_root: Path | None = knob(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
+    require_cache: bool = knob(False, "fail on the first sample that the cache does not hold")
+    height: int = knob(240, "height of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
+    width: int = knob(320, "width of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
+    max_samples: int | None = knob(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
+    val_fraction: float = knob(
+        0.1,
+        "share of the data kept for validation, by scene where there are enough scenes; 0 validates on the "
+        "training samples",
+        minimum=0.0,
+        maximum=0.9,
+        fixed=True,
+    )
+    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
+    procedural_samples: int = knob(2400, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
+    procedural_val_samples: int = knob(
+        96, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
+    )
+    num_workers: int | Literal["auto"] = knob("auto", "processes that read samples; 0 reads in the trainer", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(Group):
+    """augmentation: drawn anew for each eye of each sample in each epoch"""
+
+    augment: bool = knob(True, "augment the training pairs", fixed=True)
+    brightness_jitter: float = knob(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    contrast_jitter: float = knob(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    saturation_jitter: float = knob(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    hue_jitter: float = knob(0.05, "turn of the colour circle, from -x to +x", minimum=0.0, maximum=0.5, fixed=True)
+    gamma_jitter: float = knob(0.2, "exponent from 1 / (1 + x) to 1 + x", minimum=0.0, maximum=4.0, fixed=True)
+    blur_prob: float = knob(0.3, "probability of a Gaussian blur", minimum=0.0, maximum=1.0, fixed=True)
+    blur_sigma_max: float = knob(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
+    blur_kernel_size: int = knob(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
+    noise_std_max: float = knob(
+        0.03, "largest standard deviation of the sensor noise, of full scale", minimum=0.0, maximum=1.0, fixed=True
+    )
+    erase_prob: float = knob(
+        0.5, "probability that patches of the right view are replaced", minimum=0.0, maximum=1.0, fixed=True
+    )
+    erase_size_max: float = knob(
+        0.15, "largest side of a replaced patch, share of the width", minimum=0.0, maximum=1.0, fixed=True
+    )
+    vertical_offset_max_px: float = knob(
+        0.7,
+        "largest smooth vertical offset of the right view, as a rig slightly out of true has",
+        minimum=0.0,
+        maximum=10.0,
+        fixed=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blur_kernel_size % 2 == 0:
+            raise UserError(f"--blur-kernel-size is {self.blur_kernel_size}, but has to be odd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(Group):
+    """network"""
+
+    model: Literal["unet"] = knob("unet", "unet: a 6-channel U-Net on both eyes at once", fixed=True)
+    base_channels: int = knob(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
+    depth: int = knob(5, "halvings after the first", minimum=1, maximum=7, fixed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(Group):
+    """loss: negative log-likelihood of the true disparity on valid pixels"""
+
+    loss: Literal["laplace", "gaussian"] = knob(
+        "laplace", "distribution of the error; it is stored with the weights", fixed=True
+    )
+    nll_beta: float = knob(
+        0.5,
+        "weight each pixel by its predicted scale to this power, held constant in the gradient, so that hard pixels "
+        "are not starved; 0 is the plain likelihood, 1 gives the disparity the gradient of L1 (L2)",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(Group):
+    """optimisation"""
+
+    epochs: int = knob(20, "passes over the training data", minimum=1)
+    batch_size: int = knob(8, "samples per step, over all processes together", minimum=1, fixed=True)
+    learning_rate: float = knob(1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True)
+    weight_decay: float = knob(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
+    warmup_fraction: float = knob(
+        0.1, "share of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
+    )
+    clip_norm: float = knob(1.0, "largest norm of the gradient", minimum=1e-6, fixed=True)
+    ema_decay: float = knob(
+        0.995,
+        "evaluate and ship an exponential moving average of the weights with this decay per step; 0 switches it off",
+        minimum=0.0,
+        maximum=0.99999,
+        fixed=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(Group):
+    """machine"""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto takes cuda, else mps, else cpu")
+    precision: Literal["auto", "fp32", "bf16"] = knob(
+        "auto", "arithmetic of the network; auto takes bf16 where the device gains from it", fixed=True
+    )
+    compile: bool = knob(False, "compile the network with torch.compile")
+    compile_mode: str = knob("default", "mode of torch.compile")
+    compile_backend: str = knob("inductor", "backend of torch.compile")
+    seed: int = knob(0, "seed of everything random", minimum=0, maximum=2**31 - 1, fixed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions(Group):
+    """results"""
+
+    output_dir: Path | None = knob(None, "folder of best.pt and last.pt; else runs/<run id>")
+    resume: str | None = knob(None, "go on with a run: its MLflow run id, or the path of a last.pt")
+    mlflow_tracking_uri: str = knob("sqlite:///mlflow.db", "where MLflow keeps its runs: a database or a server")
+    experiment_name: str = knob("foundation-stereo-depth", "MLflow experiment")
+    run_name: str | None = knob(None, "MLflow run name")
+    checkpoint_minutes: float = knob(10.0, "also save last.pt so often within an epoch", minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """All knobs of `foundation-stereo-depth`."""
+
+    data: DataOptions = DataOptions()
+    augment: AugmentOptions = AugmentOptions()
+    model: ModelOptions = ModelOptions()
+    loss: LossOptions = LossOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    tracking: TrackingOptions = TrackingOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBuildOptions(Group):
+    """cache"""
+
+    dataset_root: Path | None = knob(
+        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
+    )
+    cache_root: Path | None = knob(None, "folder to fill, one <scene>/<stem>.npz per sample")
+    height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
+    width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
+    max_samples: int | None = knob(None, "cache at most so many samples, the ones that training would use", minimum=1)
+    workers: int | Literal["auto"] = knob("auto", "processes; auto takes one per core", minimum=1)
+    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """All knobs of `foundation-stereo-cache`."""
+
+    cache: CacheBuildOptions = CacheBuildOptions()

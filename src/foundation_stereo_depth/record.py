@@ -1,0 +1,162 @@
+"""What stays of a run: checkpoints in its folder, preview pictures, and its record in MLflow. One process keeps it."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.checkpoint import Checkpoint, save_checkpoint
+from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.device import Processes
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.model import StereoPrediction
+from foundation_stereo_depth.options import TrainOptions
+from foundation_stereo_depth.preview import preview_figure
+from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker
+from foundation_stereo_depth.training_state import Metrics, TrainingState
+
+_EPOCH_METRIC = "train/loss"  # every epoch has it, so it tells which epochs MLflow has got
+
+
+def open_record(
+    options: TrainOptions, resumed: Checkpoint | None, processes: Processes, tell: Callable[[str], None]
+) -> "Record":
+    """The record of this run; in all processes but the first, one that keeps nothing."""
+    return Record(options, resumed, tell) if processes.is_first else _NoRecord()
+
+
+class Record:
+    """The keeper of one run's results, as a context: leaving it by an exception marks the run FAILED.
+
+    Args:
+        options: all knobs.
+        resumed: where the run goes on from, if it does.
+        tell: says a line to the user.
+
+    Attributes:
+        folder: where last.pt and best.pt are.
+    """
+
+    def __init__(self, options: TrainOptions, resumed: Checkpoint | None, tell: Callable[[str], None]) -> None:
+        self._options = options
+        self._tell = tell
+        self._saved_at = time.monotonic()
+        tracking = options.tracking
+        if resumed is None and tracking.output_dir is not None and (tracking.output_dir / "last.pt").exists():
+            raise UserError(
+                f"--output-dir {tracking.output_dir}: holds the last.pt of another run; name another folder, or go on "
+                f"with that run by --resume {tracking.output_dir / 'last.pt'}"
+            )
+        self._tracker = Tracker(
+            uri=tracking.mlflow_tracking_uri,
+            experiment=tracking.experiment_name,
+            run_id=None if resumed is None else resumed.run_id,
+            run_name=tracking.run_name,
+            tell=tell,
+        )
+        self.run_id = self._tracker.run_id
+        self.folder = tracking.output_dir or Path("runs") / self.run_id
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Record":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+
+    def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
+        """Says where things are, and sends what MLflow has not got yet."""
+        plain = arguments.to_plain(self._options)
+        if not history:
+            self._tracker.record(
+                {name: value for group in plain.values() for name, value in group.items()} | dict(facts)
+            )
+        self._tracker.tag({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
+        for epoch in self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else ():
+            self._tracker.epoch(epoch, history[epoch - 1])
+
+    def is_due(self) -> bool:
+        """True when last.pt is older than --checkpoint-minutes."""
+        return time.monotonic() - self._saved_at > 60 * self._options.tracking.checkpoint_minutes
+
+    def save(self, state: TrainingState, name: str = "last.pt") -> None:
+        """Writes a checkpoint of this moment."""
+        save_checkpoint(
+            self.folder / name,
+            Checkpoint(
+                model=dataclasses.asdict(self._options.model),
+                weights=state.evaluated.state_dict(),
+                uncertainty={"distribution": self._options.loss.loss, "scale": 1.0},
+                metrics=state.history[-1] if state.history else {},
+                run_id=self.run_id,
+                progress=state.progress,
+                options=arguments.to_plain(self._options),
+                training=state.to_plain(),
+            ),
+        )
+        self._saved_at = time.monotonic()
+
+    def finish_epoch(
+        self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
+    ) -> None:
+        """Saves the finished epoch, then tells MLflow of it: what is on disk cannot be lost by a server."""
+        self.save(state)
+        if is_best:
+            self.save(state, "best.pt")
+        metrics, epoch = state.history[-1], len(state.history)
+        self._tracker.epoch(epoch, metrics)
+        if example is not None:
+            picture = self.folder / "previews" / f"epoch_{epoch:04d}.png"
+            picture.parent.mkdir(exist_ok=True)
+            epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
+            preview_figure(*example, title=f"validation after epoch {epoch}{epe}").savefig(picture, dpi=75)
+            self._tracker.file(picture, "previews")
+        for name in ["last.pt", *(["best.pt"] if is_best else [])]:
+            self._tracker.file(self.folder / name, "checkpoints")
+
+    def bad_samples(self, bad: Sequence[str]) -> None:
+        """Lists the samples that could not be read, if any, on disk and in MLflow."""
+        if not bad:
+            return
+        listing = self.folder / "bad_samples.txt"
+        listing.write_text("".join(f"{line}\n" for line in bad))
+        self._tracker.file(listing, "data")
+        self._tracker.tag({"bad_samples": len(bad)})
+        self._tell(f"{len(bad)} samples could not be read and were left out, listed in {listing}; the first: {bad[0]}")
+
+
+class _NoRecord(Record):
+    """Keeps nothing: in a data-parallel run only the first process writes."""
+
+    def __init__(self) -> None:
+        self.run_id, self.folder = "", Path()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None: ...
+
+    def is_due(self) -> bool:
+        return False
+
+    def save(self, state: TrainingState, name: str = "last.pt") -> None: ...
+
+    def finish_epoch(
+        self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
+    ) -> None: ...
+
+    def bad_samples(self, bad: Sequence[str]) -> None: ...
+
+
+class Stopped(Exception):  # noqa: N818 (it is no error: somebody asked for it)
+    """Training was asked to end by a signal, and ended with everything saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number

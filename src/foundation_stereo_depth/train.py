@@ -1,0 +1,388 @@
+"""Training: one function that reads like a recipe, and the few steps it is made of."""
+
+import math
+import platform
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from foundation_stereo_depth import __version__, arguments
+from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
+from foundation_stereo_depth.data.augment import augmented_pair
+from foundation_stereo_depth.data.dataset import (
+    Positions,
+    Source,
+    StereoBatch,
+    open_files,
+    training_plan,
+    validation_plan,
+)
+from foundation_stereo_depth.data.draws import sample_keys
+from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
+from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.errors import NotFiniteError, UserError
+from foundation_stereo_depth.evaluate import Evaluation, evaluate
+from foundation_stereo_depth.loss import heteroscedastic_loss
+from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
+from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.options import TrainOptions
+from foundation_stereo_depth.record import Record, Stopped, open_record
+from foundation_stereo_depth.tracking import checkpoint_of_run
+from foundation_stereo_depth.training_state import Look, Metrics, TrainingState, learning_rate_at
+
+_AUGMENTATION_SEED = 1
+"""Added to the seed for augmentation, so that a made-up scene and its augmentation do not share draws."""
+_LOOK_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}
+"""Steps between looks at the numbers: a look waits for the device to finish what it was given."""
+
+
+def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
+    """Trains a network as the options say; the run's folder and MLflow have the results.
+
+    Args:
+        options: all knobs.
+        resumed: a moment of an earlier run to go on from; `resolve` finds it.
+
+    Raises:
+        UserError: the options, the data, the checkpoint or the tracking store do not allow it.
+        NotFiniteError: the loss or its gradient became NaN or infinite.
+        Stopped: an interrupt or termination signal came; everything learnt so far is saved.
+    """
+    processes = Processes.from_environment()
+    tell = _teller(processes)
+    device = pick_device(options.runtime, processes)
+    precision = pick_precision(options.runtime, device)
+    batch_size = _checked_batch_size(options, processes)
+    processes.join(device)
+
+    data = open_data(options, device, tell)
+    torch.manual_seed(options.runtime.seed)
+    network = create_network(options.model).to(device)
+    network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    state = TrainingState.fresh(network, options.optimizer)
+    if resumed is not None:
+        state.restore(resumed)
+    forward = _wrapped(network, options, processes, device)
+
+    def plan_of(epoch: int) -> list[Positions]:
+        seed, rank, world_size = options.runtime.seed, processes.rank, processes.world_size
+        return training_plan(len(data.train), batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+
+    validated = validation_plan(len(data.validation), batch_size, rank=processes.rank, world_size=processes.world_size)
+    total_steps = len(plan_of(0)) * options.optimizer.epochs
+
+    with open_record(options, resumed, processes, tell) as record, StopSignals() as stop:
+        facts = data.facts | _facts(network, device, precision, processes)
+        record.start(facts, state.history)
+        tell(_start_line(record, facts, options, state))
+
+        for epoch in range(state.progress.epoch, options.optimizer.epochs):
+            plan = plan_of(epoch)
+            network.train()
+            bar = _Bar(f"epoch {epoch + 1}/{options.optimizer.epochs}", len(plan), state, batch_size, processes)
+            for batch in bar.timed(data.train.batches(plan[state.progress.step_in_epoch :], epoch)):
+                # -------------------------------------------------------------------------------------- one step
+                on_device = batch.to(device)
+                keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
+                pair = augmented_pair(on_device, keys, options.augment)
+                with autocast(device, precision):
+                    prediction = forward(pair)
+                loss = heteroscedastic_loss(prediction, on_device.disparity_px, options.loss)
+
+                # The mean is over the valid pixels of all processes; DDP averages gradients, hence the factor.
+                sums = processes.total(torch.stack([loss.total.detach(), loss.valid, stop.vote(device)]))
+                (loss.total * processes.world_size / sums[1].clamp(min=1)).backward()
+                gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.clip_norm)
+                for group in state.optimizer.param_groups:
+                    group["lr"] = learning_rate_at(state.progress.step, total_steps, options.optimizer)
+                state.optimizer.step()
+                state.optimizer.zero_grad(set_to_none=True)
+                if state.average is not None:
+                    state.average.update_parameters(network)
+                # -----------------------------------------------------------------------------------------------
+                errors = disparity_errors(prediction.disparity_px.detach(), on_device.disparity_px)
+                state.observe(sums, gradient_norm, errors, batch.counts)
+                state.advance(batch_size)
+                done = state.progress.step_in_epoch
+                if done % _LOOK_EVERY[device.type] == 0 or done == len(plan):
+                    look = state.look()
+                    if look.first_bad_step >= 0:
+                        raise _not_finite(look.first_bad_step, epoch, plan, data.train, record)
+                    bar.show(look)
+                    if look.stop_votes > 0:
+                        raise stop.ended(record, state)
+                    if record.is_due():
+                        record.save(state)
+            bar.close()
+
+            def stop_between_batches() -> None:
+                # Several processes have to agree on the moment, which they do at their next training step.
+                if stop.requested and processes.world_size == 1:
+                    raise stop.ended(record, state)
+
+            evaluated = state.evaluated.eval()
+            seen = evaluate(
+                evaluated,
+                data.validation,
+                validated,
+                options.loss,
+                precision=autocast(device, precision),
+                after_batch=stop_between_batches,
+            )
+            metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes)
+            bad = sorted({line for lines in processes.gathered(state.counts.bad + seen.counts.bad) for line in lines})
+            is_best = state.finish_epoch(metrics)
+            record.finish_epoch(state, is_best, seen.example)
+            record.bad_samples(bad)
+            tell(_epoch_line(epoch, options, metrics))
+        tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
+    processes.leave()
+
+
+def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
+    """The options that the given flags make, and the checkpoint that `--resume` asks to go on from.
+
+    A resumed run keeps its options; flags that do not change what it computes may be given anew, and so may
+    `--epochs`, which stretches the schedule.
+
+    Raises:
+        UserError: a flag is out of range, or would make the resumed run another one.
+        CheckpointError: there is nothing to go on from.
+    """
+    wished = arguments.build(TrainOptions, explicit)
+    resume = wished.tracking.resume
+    if resume is None:
+        return wished, None
+    path = Path(resume)
+    if path.is_dir():
+        path = path / "last.pt"
+    if path.suffix == ".pt" or path.exists():
+        checkpoint = load_checkpoint(path)
+        explicit = {"output_dir": path.parent} | explicit
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = checkpoint_of_run(wished.tracking.mlflow_tracking_uri, resume, Path(folder))
+            checkpoint = load_checkpoint(found)
+            explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
+    saved = arguments.from_plain(TrainOptions, checkpoint.options)
+    if conflicts := arguments.fixed_conflicts(explicit, saved):
+        raise UserError(
+            f"--resume {resume}: a run that goes on keeps its {', '.join(conflicts)}; "
+            "leave that out, or start a new run"
+        )
+    return arguments.build(TrainOptions, explicit, base=saved), checkpoint
+
+
+class Data(NamedTuple):
+    """What a run trains and validates on, and what it records about that."""
+
+    train: Source
+    validation: Source
+    facts: dict[str, object]
+
+
+def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str], None]) -> Data:
+    """The data set that the options or the environment name, or made-up scenes where they name none.
+
+    Raises:
+        UserError: a data set is named, and cannot be used.
+    """
+    asked = options.data
+    root = named_dataset_root(asked.dataset_root)
+    if asked.require_cache and asked.cache_root is None:
+        raise UserError("--require-cache: needs a --cache-root")
+    if root is None and asked.cache_root is None:
+        tell(f"no data set named (--dataset-root, or ${DATASET_ROOT_VARIABLE}): training on made-up scenes")
+
+        def scenes(length: int, seed: int) -> ProceduralSource:
+            return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
+
+        return Data(
+            scenes(asked.procedural_samples, options.runtime.seed),
+            # A seed of their own, the same in all runs: figures of different runs can be compared.
+            scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
+            {
+                "dataset": "made-up scenes",
+                "train_samples": asked.procedural_samples,
+                "validation_samples": asked.procedural_val_samples,
+                "split_by": "seed",
+            },
+        )
+    files = open_files(asked, root, pin_memory=device.type == "cuda")
+    if files.incomplete:
+        tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
+    tell(f"{files.facts['dataset']}: split by {files.split.by}; reading with {files.facts['reading_threads']} threads")
+    return Data(files.train, files.validation, dict(files.facts))
+
+
+class StopSignals:
+    """While this context lasts, Ctrl-C and termination ask for an end between two steps; a second Ctrl-C insists."""
+
+    def __init__(self) -> None:
+        self.requested: int = 0
+
+    def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (what signal.signal calls)
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = number
+
+    def vote(self, device: torch.device) -> Tensor:
+        """1 where this process was asked to stop, else 0, for the sum over all processes."""
+        return torch.tensor(float(bool(self.requested)), device=device)
+
+    def ended(self, record: Record, state: TrainingState) -> Stopped:
+        """Saves everything, and says so."""
+        record.save(state)
+        where = f"after step {state.progress.step_in_epoch} of epoch {state.progress.epoch + 1}"
+        return Stopped(f"stopped {where}; go on with --resume {record.run_id}", self.requested or int(signal.SIGTERM))
+
+
+class _Bar:
+    """The progress bar of an epoch, and the clock behind its figures."""
+
+    def __init__(self, name: str, steps: int, state: TrainingState, batch_size: int, processes: Processes) -> None:
+        self._first = state.progress.step_in_epoch
+        self._batch_size = batch_size
+        self._bar = tqdm(
+            desc=name,
+            total=steps * batch_size,
+            initial=self._first * batch_size,
+            unit="sample",
+            disable=not processes.is_first,
+            dynamic_ncols=True,
+            leave=False,
+        )
+        self._done = 0
+        self._waited_s = 0.0
+        self._began_s = time.perf_counter()
+
+    def timed(self, batches: Iterable[StereoBatch]) -> Iterator[StereoBatch]:
+        """The same batches; the time until each one comes counts as waiting for data."""
+        iterator = iter(batches)
+        while True:
+            asked_s = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited_s += time.perf_counter() - asked_s
+            if batch is None:
+                return
+            yield batch
+            self._done += 1
+            self._bar.update(self._batch_size)
+
+    def show(self, look: Look) -> None:
+        share = self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
+        self._bar.set_postfix_str(f"loss {look.loss:.3f}, EPE {look.epe_px:.2f} px, waiting {share:.0%}", refresh=False)
+
+    def close(self) -> None:
+        self._elapsed_s = time.perf_counter() - self._began_s
+        self._bar.close()
+
+    def figures(self) -> Metrics:
+        """Speed of the epoch, or of its part since a resume."""
+        return {
+            "speed/samples_per_s": self._done * self._batch_size / max(self._elapsed_s, 1e-9),
+            "speed/data_wait_percent": 100 * self._waited_s / max(self._elapsed_s, 1e-9),
+        }
+
+
+def _teller(processes: Processes) -> Callable[[str], None]:
+    def tell(line: str) -> None:
+        if processes.is_first:
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+    return tell
+
+
+def _checked_batch_size(options: TrainOptions, processes: Processes) -> int:
+    batch_size = options.optimizer.batch_size
+    if batch_size % processes.world_size:
+        raise UserError(f"--batch-size {batch_size}: has to be a multiple of the {processes.world_size} processes")
+    return batch_size
+
+
+def _wrapped(network: nn.Module, options: TrainOptions, processes: Processes, device: torch.device) -> nn.Module:
+    """The network as training calls it: compiled and data-parallel where that is asked for; the weights are shared."""
+    forward = network
+    if options.runtime.compile:
+        forward.compile(mode=options.runtime.compile_mode, backend=options.runtime.compile_backend)
+    if processes.world_size > 1:
+        forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == "cuda" else None)
+    return forward
+
+
+def _facts(network: nn.Module, device: torch.device, precision: torch.dtype, processes: Processes) -> dict[str, object]:
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "computed_in": str(precision).removeprefix("torch."),
+        "processes": processes.world_size,
+        "threads": torch.get_num_threads(),
+        "version": __version__,
+        "torch_version": torch.__version__,
+        "python_version": platform.python_version(),
+    }
+
+
+def _validation_metrics(seen: Evaluation, processes: Processes) -> Metrics:
+    errors = DisparityErrors(processes.total(seen.errors.counts))
+    totals = processes.gathered((seen.loss_total, seen.valid))
+    valid = sum(valid for _, valid in totals)
+    loss = math.fsum(total for total, _ in totals) / max(valid, 1)
+    return {"validation/loss": loss, **{f"validation/{name}": value for name, value in errors.figures().items()}}
+
+
+def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source, record: Record) -> NotFiniteError:
+    names = ", ".join(source.name(int(index)) for index in plan[step])
+    last = record.folder / "last.pt"
+    kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been saved yet"
+    return NotFiniteError(
+        f"the loss or its gradient is not finite in step {step + 1} of epoch {epoch + 1}, samples {names}; {kept}; try "
+        "a lower --learning-rate or --precision fp32"
+    )
+
+
+def _start_line(record: Record, facts: Mapping[str, object], options: TrainOptions, state: TrainingState) -> str:
+    begun = f", going on after step {state.progress.step}" if state.progress.step else ""
+    return (
+        f"run {record.run_id}{begun}: {options.model.model}, {facts['parameters']:,} parameters, {facts['computed_in']} "
+        f"on {facts['device_name']}; "
+        f"{facts['train_samples']} training, {facts['validation_samples']} validation samples of "
+        f"{options.data.width}x{options.data.height}; results in {record.folder}"
+    )
+
+
+def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
+    def of(part: str) -> str:
+        if f"{part}/epe_px" not in metrics:
+            return f"{part}: no pixel with known disparity"
+        return (
+            f"{part} loss {metrics[f'{part}/loss']:.3f} EPE {metrics[f'{part}/epe_px']:.2f} px "
+            f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
+        )
+
+    return (
+        f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
+        f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
+    )
