@@ -151,5 +151,5 @@ def _converter(hint: Any) -> Any:
 
 def _metavar(hint: Any) -> str:
     words = [str(w) for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
-    plain = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    plain: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
     return "|".join(words + [plain[h] for h in _alternatives(hint) if h in plain])

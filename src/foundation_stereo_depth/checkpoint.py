@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import pickle
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         # Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
-        content = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+        encoded = io.BytesIO(path.read_bytes())
+        with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
+            content = torch.load(encoded, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:

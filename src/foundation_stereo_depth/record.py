@@ -41,6 +41,7 @@ class Record:
 
     def __init__(self, options: TrainOptions, resumed: Checkpoint | None, tell: Callable[[str], None]) -> None:
         self._options = options
+        self._is_new = resumed is None
         self._tell = tell
         self._saved_at = time.monotonic()
         tracking = options.tracking
@@ -72,10 +73,9 @@ class Record:
     def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
         """Says where things are, and sends what MLflow has not got yet."""
         plain = arguments.to_plain(self._options)
-        if not history:
-            self._tracker.record(
-                {name: value for group in plain.values() for name, value in group.items()} | dict(facts)
-            )
+        if self._is_new:
+            knobs = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
+            self._tracker.record(knobs | dict(facts))
         self._tracker.tag({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
         for epoch in self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else ():
             self._tracker.epoch(epoch, history[epoch - 1])

@@ -28,6 +28,8 @@ CHECKPOINT_FOLDER_TAG = "checkpoint_folder"
 """The tag of a run that names its local folder of checkpoints."""
 
 _UNREACHABLE = (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
+"""Answers that will be the same next time."""
 _LONGEST_VALUE = 500
 
 
@@ -110,6 +112,12 @@ class Tracker:
             try:
                 self._backlog[0]()
             except _UNREACHABLE as error:
+                if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+                    self._tell(
+                        f"MLflow at {self.uri} refuses a record of this run, which is left out: {_reason(error)}"
+                    )
+                    self._backlog.pop(0)
+                    continue
                 if self._reachable:
                     self._tell(
                         f"MLflow at {self.uri} does not answer ({_reason(error)}); training goes on, checkpoints stay "

@@ -124,7 +124,6 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                         raise stop.ended(record, state)
                     if record.is_due():
                         record.save(state)
-            bar.close()
 
             def stop_between_batches() -> None:
                 # Several processes have to agree on the moment, which they do at their next training step.
@@ -280,23 +279,23 @@ class _Bar:
     def timed(self, batches: Iterable[StereoBatch]) -> Iterator[StereoBatch]:
         """The same batches; the time until each one comes counts as waiting for data."""
         iterator = iter(batches)
-        while True:
-            asked_s = time.perf_counter()
-            batch = next(iterator, None)
-            self._waited_s += time.perf_counter() - asked_s
-            if batch is None:
-                return
-            yield batch
-            self._done += 1
-            self._bar.update(self._batch_size)
+        try:
+            while True:
+                asked_s = time.perf_counter()
+                batch = next(iterator, None)
+                self._waited_s += time.perf_counter() - asked_s
+                if batch is None:
+                    return
+                yield batch
+                self._done += 1
+                self._bar.update(self._batch_size)
+        finally:  # also where the loop is left by an exception
+            self._elapsed_s = time.perf_counter() - self._began_s
+            self._bar.close()
 
     def show(self, look: Look) -> None:
         share = self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
         self._bar.set_postfix_str(f"loss {look.loss:.3f}, EPE {look.epe_px:.2f} px, waiting {share:.0%}", refresh=False)
-
-    def close(self) -> None:
-        self._elapsed_s = time.perf_counter() - self._began_s
-        self._bar.close()
 
     def figures(self) -> Metrics:
         """Speed of the epoch, or of its part since a resume."""
@@ -366,10 +365,10 @@ def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source
 def _start_line(record: Record, facts: Mapping[str, object], options: TrainOptions, state: TrainingState) -> str:
     begun = f", going on after step {state.progress.step}" if state.progress.step else ""
     return (
-        f"run {record.run_id}{begun}: {options.model.model}, {facts['parameters']:,} parameters, {facts['computed_in']} "
-        f"on {facts['device_name']}; "
-        f"{facts['train_samples']} training, {facts['validation_samples']} validation samples of "
-        f"{options.data.width}x{options.data.height}; results in {record.folder}"
+        f"run {record.run_id}{begun}: {options.model.model} of {facts['parameters']:,} parameters, "
+        f"{facts['computed_in']} on {facts['device_name']}; {facts['train_samples']} training and "
+        f"{facts['validation_samples']} validation samples of {options.data.width}x{options.data.height}; results in "
+        f"{record.folder}"
     )
 
 

@@ -50,7 +50,7 @@ class SampleCache:
         """
         path = self.path(scene, stem)
         try:
-            with np.load(path, allow_pickle=False) as entry:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
                 missing = [key for key in _KEYS if key not in entry]
                 if missing:
                     raise DamagedEntryError(f"{path}: lacks {', '.join(missing)}; delete it to have it made anew")
@@ -127,7 +127,7 @@ def open_cache(root: Path, height: int, width: int) -> SampleCache:
                 f"{width}x{height}, format {CACHE_FORMAT} is asked for; name another --cache-root, or use its --height "
                 "and --width"
             )
-    elif not any(entry.is_dir() for entry in os.scandir(root)):
+    elif not any(path.is_dir() for path in root.iterdir()):
         text = json.dumps(wanted, indent=2) + "\n"
         write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
     return SampleCache(root=root, height=height, width=width)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from foundation_stereo_depth.options import DataOptions
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-Positions = Int64[np.ndarray, " n"]
+Positions = Int64[np.ndarray, " _"]
 
 VALIDATION_EPOCH = -1
 """The epoch whose draws validation uses, always the same."""
@@ -93,6 +93,7 @@ class StereoBatch:
         )
 
 
+@runtime_checkable
 class Source(Protocol):
     """Anything that yields batches of samples by position."""
 

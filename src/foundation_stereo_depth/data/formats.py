@@ -53,8 +53,8 @@ def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
 def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
     """disparity_px = (R * 255 * 255 + G * 255 + B) / 1000, float32; code 0 is unknown and becomes NaN.
 
-    Source: the decoder published with the FoundationStereo data set. The largest code has 24 bits, so float32 holds
-    every code exactly.
+    Source: the decoder published with the FoundationStereo data set. The largest code has 24 bits, so the sum is exact
+    in float32.
     """
     digits = code.astype(np.float32)
     steps = (digits[..., 0] * FSD_BASE + digits[..., 1]) * FSD_BASE + digits[..., 2]
@@ -62,7 +62,7 @@ def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, 
 
 
 def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """The FSD code, RGB, of a disparity map; NaN becomes code 0. The inverse of the decoder to the nearest step.
+    """The FSD code, RGB, of a disparity map; NaN becomes code 0. The inverse of the decoder up to 16384 px.
 
     Raises:
         DataError: a disparity is below 0 or above what the code can hold.

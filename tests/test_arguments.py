@@ -1,0 +1,88 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options import AugmentOptions, CacheOptions, DataOptions, TrainOptions
+
+
+def parsed(*argv: str) -> arguments.Explicit:
+    return arguments.parse_explicit(arguments.parser_for("test", TrainOptions, "A test."), argv)
+
+
+def test_only_what_was_typed_is_explicit() -> None:
+    assert parsed("--epochs", "5", "--no-augment", "--dataset-root", "x", "--num-workers", "auto") == {
+        "epochs": 5,
+        "augment": False,
+        "dataset_root": Path("x"),
+        "num_workers": "auto",
+    }
+
+
+def test_build_lays_typed_values_over_defaults_and_over_a_saved_run() -> None:
+    saved = arguments.build(TrainOptions, {"epochs": 7, "seed": 3})
+    again = arguments.build(TrainOptions, {"epochs": 9}, base=saved)
+    assert (again.optimizer.epochs, again.runtime.seed) == (9, 3)
+    assert again.data == DataOptions()
+
+
+def test_flags_are_unique_over_all_groups() -> None:
+    for options in (TrainOptions, CacheOptions):
+        names = [
+            f.name for g in dataclasses.fields(options) for f in dataclasses.fields(type(getattr(options(), g.name)))
+        ]
+        assert len(names) == len(set(names))
+
+
+def test_plain_values_come_back_as_the_same_options() -> None:
+    options = arguments.build(TrainOptions, {"cache_root": Path("a/b"), "num_workers": 3, "erase_prob": 0.25})
+    plain = arguments.to_plain(options)
+    assert plain["data"]["cache_root"] == str(Path("a/b"))
+    assert arguments.from_plain(TrainOptions, plain) == options
+
+
+def test_knobs_of_another_version_are_refused() -> None:
+    plain = arguments.to_plain(TrainOptions())
+    plain["data"]["left_out_since"] = 1
+    with pytest.raises(UserError, match="unknown options left_out_since"):
+        arguments.from_plain(TrainOptions, plain)
+
+
+def test_conflicts_name_only_fixed_knobs_with_another_value() -> None:
+    saved = TrainOptions()
+    asked = {"seed": 1, "width": 320, "epochs": 9, "device": "cpu", "learning_rate": 0.5}
+    assert arguments.fixed_conflicts(asked, saved) == [
+        "--learning-rate 0.5 (the run has 0.001)",
+        "--seed 1 (the run has 0)",
+    ]
+
+
+@pytest.mark.parametrize("value", [-0.1, 0.91, float("nan")])
+def test_numbers_out_of_range_are_refused(value: float) -> None:
+    with pytest.raises(UserError, match=r"--val-fraction is .*, but has to be from 0.0 to 0.9"):
+        DataOptions(val_fraction=value)
+
+
+def test_an_even_blur_kernel_is_refused() -> None:
+    with pytest.raises(UserError, match="--blur-kernel-size is 4"):
+        AugmentOptions(blur_kernel_size=4)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--epochs", "many"], "invalid whole number value: 'many'"),
+        (["--epoch", "5"], "unrecognized arguments: --epoch 5"),
+        (["--model", "resnet"], "invalid choice: 'resnet'"),
+        (["--num-workers", "some"], "invalid whole number value: 'some'"),
+    ],
+)
+def test_a_mistyped_flag_gets_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parsed(*argv)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert said in error
+    assert error.count("\n") == 1

@@ -1,0 +1,104 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foundation_stereo_depth.data.cache import DamagedEntryError, open_cache
+from foundation_stereo_depth.data.sample import StereoSample
+from foundation_stereo_depth.errors import DataError
+
+
+def sample_of(height: int = 48, width: int = 64, seed: int = 0) -> StereoSample:
+    random = np.random.default_rng(seed)
+    left, right = random.integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    disparity_px = random.uniform(0.1, 60, (height, width)).astype(np.float32)
+    disparity_px[:, :5] = np.nan
+    return StereoSample(left=left, right=right, disparity_px=disparity_px)
+
+
+def test_an_entry_is_what_was_written_with_disparity_in_float16(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path / "cache", 48, 64)
+    assert cache.read("s", "0") is None
+    written, sample = cache.write("s", "0", sample_of()), sample_of()
+    read = cache.read("s", "0")
+    assert read is not None
+    for a, b, source in zip(vars(written).values(), vars(read).values(), vars(sample).values(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(b, source, rtol=5e-4)
+    assert read.disparity_px.dtype == np.float16
+
+
+def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
+    open_cache(tmp_path, 48, 64).write("a scene", "0001", sample_of())
+    with np.load(tmp_path / "a scene/0001.npz") as entry:
+        assert {key: (entry[key].dtype.name, entry[key].shape) for key in entry} == {
+            "left": ("uint8", (48, 64, 3)),
+            "right": ("uint8", (48, 64, 3)),
+            "disparity": ("float16", (48, 64)),
+        }
+    manifest = json.loads((tmp_path / "cache.json").read_text())
+    assert (manifest["format_version"], manifest["height"], manifest["width"]) == (1, 48, 64)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["0001.npz", "a scene", "cache.json"]
+
+
+def test_another_size_is_refused(tmp_path: Path) -> None:
+    open_cache(tmp_path, 48, 64)
+    open_cache(tmp_path, 48, 64)
+    with pytest.raises(DataError, match="was made at 64x48, format 1, but 80x48, format 1 is asked for"):
+        open_cache(tmp_path, 48, 80)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"height": 48}', "not json"])
+def test_a_foreign_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "cache.json").write_text(text)
+    with pytest.raises(DataError, match="is not a manifest of this program"):
+        open_cache(tmp_path, 48, 64)
+
+
+def test_a_cache_of_another_program_is_read_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    sample = sample_of()
+    disparity = np.nan_to_num(sample.disparity_px).astype(np.float16)
+    np.savez_compressed(tmp_path / "s/0.npz", left=sample.left, right=sample.right, disparity=disparity)
+    cache = open_cache(tmp_path, 48, 64)
+    read = cache.read("s", "0")
+    assert read is not None
+    np.testing.assert_array_equal(read.disparity_px, disparity)
+    assert not (tmp_path / "cache.json").exists()
+    assert list(cache.names()) == ["s/0"]
+
+
+def test_damage_is_noticed_and_named(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path, 48, 64)
+    cache.write("s", "0", sample_of())
+    path, whole = cache.path("s", "0"), cache.path("s", "0").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (b"", whole[:100], whole[: len(whole) // 2], whole[:-1], bytes(flipped), b"PK" + bytes(500)):
+        path.write_bytes(damaged)
+        with pytest.raises(DamagedEntryError, match=r"0\.npz"):
+            cache.read("s", "0")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"disparity": None}, "lacks disparity"),
+        ({"disparity": np.zeros((48, 64), np.float32)}, "not pictures and disparity of 64x48"),
+        ({"left": np.zeros((48, 60, 3), np.uint8)}, "not pictures and disparity of 64x48"),
+        ({"right": np.array([{"code": "to run"}], dtype=object)}, "is damaged"),
+    ],
+)
+def test_entries_of_another_kind_are_refused(tmp_path: Path, change: dict, said: str) -> None:
+    cache = open_cache(tmp_path, 48, 64)
+    sample = cache.write("s", "0", sample_of())
+    arrays = {"left": sample.left, "right": sample.right, "disparity": sample.disparity_px} | change
+    np.savez(cache.path("s", "0"), **{key: array for key, array in arrays.items() if array is not None})
+    with pytest.raises(DamagedEntryError, match=said):
+        cache.read("s", "0")
+
+
+def test_an_empty_cache_has_no_names(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="fill it with foundation-stereo-cache"):
+        open_cache(tmp_path, 48, 64).names()

@@ -1,0 +1,107 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from foundation_stereo_depth.cli import cache_command, train_command
+
+COMMANDS = {"foundation-stereo-depth": "train_command", "foundation-stereo-cache": "cache_command"}
+
+
+def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("function", COMMANDS.values())
+def test_help_imports_nothing_heavy(function: str) -> None:
+    code = (
+        f"import sys\nfrom foundation_stereo_depth.cli import {function}\n"
+        f"try: {function}(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'mlflow', 'numpy', 'cv2', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    answer = run_python(code)
+    assert answer.returncode == 0, answer.stderr
+    assert "--height N" in answer.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_at_once(command: str) -> None:
+    script = Path(sys.executable).with_name(command)
+    fastest_s = float("inf")
+    for _ in range(3):
+        began_s = time.perf_counter()
+        subprocess.run([script, "--help"], capture_output=True, check=True)
+        fastest_s = min(fastest_s, time.perf_counter() - began_s)
+    assert fastest_s < 0.3
+
+
+def test_every_flag_of_the_help_names_its_default_or_none() -> None:
+    answer = run_python("from foundation_stereo_depth.cli import train_command\ntrain_command(['--help'])")
+    assert "[0.001]" in answer.stdout
+    assert "--no-augment" in answer.stdout
+    assert "\n\n\n" not in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--batch-size", "0"], "--batch-size is 0, but has to be at least 1"),
+        (["--dataset-root", "nowhere"], "nowhere: no such folder"),
+        (["--require-cache"], "--require-cache: needs a --cache-root"),
+        (["--resume", "nowhere/last.pt"], "nowhere/last.pt: cannot be read"),
+        (["--resume", "0123456789abcdef"], "neither a file, nor a run with a checkpoint"),
+        (["--device", "mps"], "--device mps: torch"),
+        (["--mlflow-tracking-uri", "gopher://x"], "--mlflow-tracking-uri gopher://x"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(
+    argv: list[str], said: str, tracking_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = argv if "--mlflow-tracking-uri" in argv else ["--mlflow-tracking-uri", tracking_uri, *argv]
+    assert train_command(flags) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("foundation-stereo-depth: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_cache_is_filled_and_filled_again(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
+    assert cache_command(flags) == 0
+    assert (
+        "cache: 6 entries written (0 of them in place of damaged ones), 0 found, 0 samples bad"
+        in capsys.readouterr().out
+    )
+    Path("cache/scene_1/0000.npz").write_bytes(b"torn")
+    Path("cache/scene_2/0001.npz").unlink()
+    assert cache_command(flags) == 0
+    assert "cache: 2 entries written (1 of them in place of damaged ones), 4 found" in capsys.readouterr().out
+    assert cache_command([*flags, "--height", "50"]) == 2
+    assert "was made at 64x48" in capsys.readouterr().err
+
+
+def test_a_bad_sample_stops_the_cache_unless_skipped(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (fsd_tree / "scene_0/dataset/data/left/rgb/0000.png").write_bytes(b"")
+    flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
+    assert cache_command(flags) == 2
+    assert "0000.png: 0 bytes that are not a whole picture" in capsys.readouterr().err
+    assert cache_command([*flags, "--skip-bad", "--workers", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 samples bad" in out
+    assert "bad: " in out
+
+
+def test_a_cache_needs_both_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cache_command(["--cache-root", "cache"]) == 2
+    assert "needs --dataset-root" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_forbidden_folder_gets_one_line(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("locked").mkdir(mode=0o500)
+    assert cache_command(["--dataset-root", str(fsd_tree), "--cache-root", "locked/cache"]) == 2
+    assert "Permission denied" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foundation_stereo_depth.data.formats import (
+    FSD_LARGEST_PX,
+    decode_fsd_disparity,
+    encode_fsd_disparity,
+    read_fsd_disparity,
+    read_rgb,
+    write_rgb,
+)
+from foundation_stereo_depth.errors import DataError
+
+GOLDEN = Path(__file__).parent / "golden"
+
+# 300 px is 300,000 steps = 4 * 255^2 + 156 * 255 + 120.
+GOLDEN_CODES = {
+    (0, 0, 0): np.nan,
+    (0, 0, 1): 0.001,
+    (0, 0, 254): 0.254,
+    (0, 1, 0): 0.255,
+    (1, 0, 0): 65.025,
+    (4, 156, 120): 300.0,
+    (254, 254, 254): 16581.374,
+}
+
+
+def test_golden_codes_decode_and_encode() -> None:
+    codes = np.array([list(GOLDEN_CODES)], np.uint8)
+    values = np.array([list(GOLDEN_CODES.values())], np.float32)
+    np.testing.assert_allclose(decode_fsd_disparity(codes), values, rtol=1e-7)
+    # float32 steps by 0.002 px above 16384 px, so the very last code does not come back.
+    np.testing.assert_array_equal(encode_fsd_disparity(values[:, :-1]), codes[:, :-1])
+
+
+def test_golden_file_decodes() -> None:
+    # Written by PIL from the codes above, one row, R first: it settles the order of channels in a file.
+    disparity_px = read_fsd_disparity_of_any_width(GOLDEN / "fsd_disparity.png")
+    np.testing.assert_allclose(disparity_px, [list(GOLDEN_CODES.values())], rtol=1e-7)
+
+
+def read_fsd_disparity_of_any_width(path: Path) -> np.ndarray:
+    return decode_fsd_disparity(read_rgb(path))
+
+
+def test_base_256_or_exchanged_channels_would_show() -> None:
+    code = np.array([[[4, 156, 120]]], np.uint8)
+    digits = code.astype(int)[0, 0]
+    assert decode_fsd_disparity(code)[0, 0] == 300.0
+    assert (digits[0] * 65536 + digits[1] * 256 + digits[2]) / 1000 == pytest.approx(302.2, abs=0.01)
+    assert decode_fsd_disparity(code[..., ::-1])[0, 0] == pytest.approx(7842.8, abs=0.1)
+
+
+@given(st.integers(1, 16_384_000))
+def test_every_step_survives_the_round_trip(steps: int) -> None:
+    disparity_px = np.array([[steps / 1000]], np.float32)
+    decoded = decode_fsd_disparity(encode_fsd_disparity(disparity_px))
+    assert decoded[0, 0] == np.float32(steps) / np.float32(1000)
+
+
+@pytest.mark.parametrize("value", [-0.001, FSD_LARGEST_PX + 0.01])
+def test_disparities_beyond_the_code_are_refused(value: float) -> None:
+    with pytest.raises(DataError, match="the FSD code holds"):
+        encode_fsd_disparity(np.array([[value]], np.float32))
+
+
+def test_rgb_stays_rgb(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    write_rgb(tmp_path / "a.png", picture)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), picture)
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 7), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "grey.png"), grey)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.98])
+def test_a_truncated_picture_is_named(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"torn{suffix}"
+    write_rgb(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(DataError, match=f"torn{suffix}.*not a whole picture"):
+        read_rgb(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere.png: cannot be read \(No such file"):
+        read_rgb(tmp_path / "nowhere.png")
+
+
+def test_a_grey_disparity_map_is_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "grey.png"), np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"8-bit RGB PNG, but this one has shape \(4, 4\)"):
+        read_fsd_disparity(tmp_path / "grey.png")
+
+
+def test_a_16_bit_disparity_map_is_refused(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((4, 4, 3), np.uint16))
+    with pytest.raises(DataError, match="uint16"):
+        read_fsd_disparity(tmp_path / "deep.png")
+
+
+def test_a_disparity_wider_than_the_picture_is_refused(tmp_path: Path) -> None:
+    write_rgb(tmp_path / "d.png", encode_fsd_disparity(np.full((2, 60), 61.0, np.float32)))
+    with pytest.raises(DataError, match=r"disparity of 61.0 px in a picture 60 px wide"):
+        read_fsd_disparity(tmp_path / "d.png")

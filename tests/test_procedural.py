@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch.nn import functional as F
+
+from foundation_stereo_depth.data.draws import sample_keys
+from foundation_stereo_depth.data.procedural import ProceduralSource, _draw_pieces, _view, render_scenes
+from foundation_stereo_depth.disparity import valid_mask
+
+
+def scenes_of(count: int, height: int = 120, width: int = 160, seed: int = 0):
+    indices = torch.arange(count)
+    keys = sample_keys(seed, 0, indices)
+    return keys, render_scenes(keys, indices, height, width)
+
+
+def warp(image: torch.Tensor, disparity_px: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the right view shows at x - d, and whether that lies inside it."""
+    B, _, H, W = image.shape
+    x = torch.arange(W) - disparity_px[:, 0]
+    y = torch.arange(H)[:, None].expand(B, H, W)
+    grid = torch.stack([x / (W - 1), y / (H - 1)], dim=-1) * 2 - 1
+    return F.grid_sample(image, grid, mode=mode, align_corners=True), (x >= 0)[:, None]
+
+
+def test_shapes_types_and_memory() -> None:
+    _, batch = scenes_of(2, 37, 61)
+    assert batch.left.shape == batch.right.shape == (2, 3, 37, 61)
+    assert batch.left.dtype == torch.uint8
+    assert batch.left.is_contiguous(memory_format=torch.channels_last)
+    assert valid_mask(batch.disparity_px).all()
+    assert (batch.left != batch.right).any()
+
+
+def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same() -> None:
+    keys, batch = scenes_of(24)
+    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    warped, inside = warp(batch.right.float(), batch.disparity_px, "bilinear")
+    seen_px, _ = warp(right_disparity_px, batch.disparity_px, "nearest")
+    # The right eye sees the same surface where its own disparity there is the left one's (to a pixel's worth of slope).
+    visible = inside & ((seen_px - batch.disparity_px).abs() < 0.5)
+    error = (warped - batch.left.float()).abs().mean(dim=1, keepdim=True)
+    assert visible.float().mean() > 0.7
+    assert error[visible].median() < 1.0  # of 255
+    assert error[visible].quantile(0.9) < 4.0
+    occluded = inside & (seen_px > batch.disparity_px + 2)
+    assert occluded.float().mean() > 0.02
+    assert error[occluded].mean() > 30
+
+
+def test_the_right_eye_solves_for_the_same_surface() -> None:
+    """Where the left view's nearest piece is also the right one's, both give one disparity, tilted or curved."""
+    keys, batch = scenes_of(24)
+    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    seen_px, inside = warp(right_disparity_px, batch.disparity_px, "bilinear")
+    difference_px = (seen_px - batch.disparity_px).abs()[inside]
+    same = difference_px[difference_px < 0.5]
+    assert len(same) > 0.7 * len(difference_px)
+    assert same.median() < 1e-3
+
+
+def test_no_surface_hidden_behind_another_is_seen() -> None:
+    keys, batch = scenes_of(24)
+    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    seen_px, inside = warp(right_disparity_px, batch.disparity_px, "nearest")
+    # At x - d the right eye sees the left one's surface or something nearer; half a pixel of outline may differ.
+    farther = inside & (seen_px < batch.disparity_px - 1)
+    assert farther.float().mean() < 0.02
+
+
+def test_disparities_cover_a_wide_range_with_a_long_tail() -> None:
+    _, batch = scenes_of(64)
+    share = batch.disparity_px / 160
+    assert share.min() < 0.01
+    assert share.max() > 0.3
+    assert 0.02 < share.mean() < 0.1
+    assert (share > 0.2).float().mean() > 0.01
+
+
+def test_a_scene_is_the_same_in_any_batch_and_new_in_each_epoch() -> None:
+    source = ProceduralSource(length=10, seed=3, height=37, width=61, device=torch.device("cpu"))
+    together = next(source.batches([torch.arange(6).numpy()], epoch=0))
+    alone = next(source.batches([torch.tensor([4]).numpy()], epoch=0))
+    assert torch.equal(alone.left[0], together.left[4])
+    assert torch.equal(alone.disparity_px[0], together.disparity_px[4])
+    later = next(source.batches([torch.tensor([4]).numpy()], epoch=1))
+    assert not torch.equal(later.disparity_px, alone.disparity_px)
+    assert len(source) == 10
+    assert source.name(4) == "made-up scene 4 of seed 3"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_makes_the_same_scenes() -> None:
+    indices = torch.arange(4)
+    keys = sample_keys(0, 0, indices)
+    here = render_scenes(keys, indices, 120, 160)
+    there = render_scenes(keys.cuda(), indices.cuda(), 120, 160)
+    same = (here.disparity_px - there.disparity_px.cpu()).abs() < 1e-2
+    assert same.float().mean() > 0.999
