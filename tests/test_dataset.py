@@ -158,7 +158,7 @@ def test_a_required_cache_fails_on_a_miss_and_on_damage(tmp_path: Path, fsd_tree
 def test_a_bad_sample_stops_unless_skipped_and_is_then_named(tmp_path: Path, fsd_tree: Path) -> None:
     bad = fsd_tree / "scene_1/dataset/data/left/rgb/0001.png"
     bad.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match="0001.png: 13 bytes that are not a whole picture"):
+    with pytest.raises(DataError, match=r"0001\.png: 13 bytes that are not a whole picture"):
         all_batches(open_files(options_for(tmp_path), fsd_tree, pin_memory=False).train)
     batch = all_batches(open_files(options_for(tmp_path, skip_bad=True), fsd_tree, pin_memory=False).train, 6)[0]
     assert len(batch.counts.bad) == 1

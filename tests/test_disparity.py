@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from foundation_stereo_depth.disparity import nearest_indices, resize_disparity, valid_mask
 
 
-@pytest.mark.parametrize("make", [lambda v: np.array(v, np.float32), lambda v: torch.tensor(v)])
+@pytest.mark.parametrize("make", [lambda v: np.array(v, np.float32), torch.tensor])
 def test_valid_is_finite_positive_and_below_the_maximum(make) -> None:
     values = make([math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-6, 5.0, 6.0])
     assert valid_mask(values).tolist() == [False, False, False, False, False, True, True, True]

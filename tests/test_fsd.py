@@ -59,7 +59,7 @@ def test_incomplete_frames_are_counted_and_named(fsd_tree: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (lambda root: None, "no such folder; --dataset-root names the folder"),
+        (lambda _: None, "no such folder; --dataset-root names the folder"),
         (lambda root: root.mkdir(), "holds no <scene>/dataset/data folder"),
         (lambda root: (root / "dataset/data/left/rgb").mkdir(parents=True), "did you mean"),
         (lambda root: (root / "s/dataset/data/left/rgb").mkdir(parents=True), "none of its 1 scenes"),
