@@ -145,11 +145,12 @@ def _converter(hint: Any) -> Any:
     def convert(text: str) -> Any:
         return text if text in words else plain(text)
 
-    convert.__name__ = {int: "whole number", float: "number"}.get(plain, "text")
+    names: dict[Any, str] = {int: "whole number", float: "number"}
+    convert.__name__ = names.get(plain, "text")
     return convert
 
 
 def _metavar(hint: Any) -> str:
     words = [str(w) for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
-    plain: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-    return "|".join(words + [plain[h] for h in _alternatives(hint) if h in plain])
+    letters: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    return "|".join(words + [letters[h] for h in _alternatives(hint) if h in letters])

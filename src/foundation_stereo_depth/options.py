@@ -72,11 +72,11 @@ class DataOptions(Group):
         fixed=True,
     )
     skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
-    procedural_samples: int = knob(2400, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
+    procedural_samples: int = knob(1600, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
     procedural_val_samples: int = knob(
-        96, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
+        64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
-    num_workers: int | Literal["auto"] = knob("auto", "processes that read samples; 0 reads in the trainer", minimum=0)
+    num_workers: int | Literal["auto"] = knob("auto", "threads that read samples; 0 reads in the trainer", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +212,7 @@ class CacheBuildOptions(Group):
     height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
     max_samples: int | None = knob(None, "cache at most so many samples, the ones that training would use", minimum=1)
-    workers: int | Literal["auto"] = knob("auto", "processes; auto takes one per core", minimum=1)
+    workers: int | Literal["auto"] = knob("auto", "threads; auto takes one per core", minimum=1)
     skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
 
 
