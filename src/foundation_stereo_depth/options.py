@@ -182,7 +182,9 @@ class TrackingOptions(Group):
 
     output_dir: Path | None = knob(None, "folder of best.pt and last.pt; else runs/<run id>")
     resume: str | None = knob(None, "go on with a run: its MLflow run id, or the path of a last.pt")
-    mlflow_tracking_uri: str = knob("sqlite:///mlflow.db", "where MLflow keeps its runs: a database or a server")
+    mlflow_tracking_uri: str | None = knob(
+        None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
     experiment_name: str = knob("foundation-stereo-depth", "MLflow experiment")
     run_name: str | None = knob(None, "MLflow run name")
     checkpoint_minutes: float = knob(10.0, "also save last.pt so often within an epoch", minimum=0.0)

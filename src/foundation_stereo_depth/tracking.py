@@ -30,6 +30,8 @@ CHECKPOINT_FOLDER_TAG = "checkpoint_folder"
 _UNREACHABLE = (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"}
 """Answers that will be the same next time."""
+_TRY_AGAIN_AFTER_S = 60.0
+"""A server that is away costs training a few seconds so often, and no more."""
 _LONGEST_VALUE = 500
 
 
@@ -37,7 +39,7 @@ class Tracker:
     """One run. Whatever cannot be sent now waits, in order, for the next call; the user is told once per outage.
 
     Args:
-        uri: a database (sqlite:///...) or server (http://...).
+        uri: a database (sqlite:///...) or server (http://...); None leaves it to `tracking_uri`.
         experiment: its name; made where it does not exist.
         run_id: the run to go on with; None starts a new one.
         run_name: for a new run.
@@ -48,14 +50,15 @@ class Tracker:
     """
 
     def __init__(
-        self, *, uri: str, experiment: str, run_id: str | None, run_name: str | None, tell: Callable[[str], None]
+        self, *, uri: str | None, experiment: str, run_id: str | None, run_name: str | None, tell: Callable[[str], None]
     ) -> None:
         self._tell = tell
         self._backlog: list[Callable[[], object]] = []
         self._reachable = True
-        self.uri = uri
+        self._tried_s = 0.0
+        self.uri = tracking_uri(uri)
         try:
-            self._client = _client(uri)
+            self._client = _client(self.uri)
             if run_id is None:
                 run = self._client.create_run(
                     _experiment_id(self._client, experiment), run_name=run_name, tags=_source_tags()
@@ -64,7 +67,7 @@ class Tracker:
                 run = self._client.get_run(run_id)
                 self._client.update_run(run_id, status="RUNNING")
         except _UNREACHABLE as error:
-            raise UserError(f"--mlflow-tracking-uri {uri}: {_reason(error)}") from error
+            raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
         self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=run_id is not None)
         self._monitor.start()
@@ -99,15 +102,17 @@ class Tracker:
         # The monitor's thread may be inside a request to a server that is gone; it is a daemon and may be left there.
         if self._reachable:
             self._monitor.finish()
-        self._send(lambda: self._client.set_terminated(self.run_id, status))
+        self._send(lambda: self._client.set_terminated(self.run_id, status), insist=True)
         if self._backlog:
             self._tell(
                 f"MLflow at {self.uri} has not got {len(self._backlog)} of this run's records; "
                 f"--resume with the last.pt sends them once it is back"
             )
 
-    def _send(self, call: Callable[[], object]) -> None:
+    def _send(self, call: Callable[[], object], *, insist: bool = False) -> None:
         self._backlog.append(call)
+        if not self._reachable and not insist and time.monotonic() - self._tried_s < _TRY_AGAIN_AFTER_S:
+            return
         while self._backlog:
             try:
                 self._backlog[0]()
@@ -123,7 +128,7 @@ class Tracker:
                         f"MLflow at {self.uri} does not answer ({_reason(error)}); training goes on, checkpoints stay "
                         "on disk, and the records are sent when it answers again"
                     )
-                self._reachable = False
+                self._reachable, self._tried_s = False, time.monotonic()
                 return
             self._backlog.pop(0)
         if not self._reachable:
@@ -131,12 +136,18 @@ class Tracker:
         self._reachable = True
 
 
-def checkpoint_of_run(uri: str, run_id: str, download_to: Path) -> Path:
+def tracking_uri(named: str | None) -> str:
+    """Where runs are kept: as the flag says, else as MLflow's own variable says, else in a database in this folder."""
+    return named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def checkpoint_of_run(uri: str | None, run_id: str, download_to: Path) -> Path:
     """The newest checkpoint of a run: `last.pt` in its local folder if that is here, else a copy of the artifact.
 
     Raises:
         UserError: no such run, or it has no checkpoint.
     """
+    uri = tracking_uri(uri)
     try:
         client = _client(uri)
         run = client.get_run(run_id)

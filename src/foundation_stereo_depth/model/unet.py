@@ -13,6 +13,12 @@ from foundation_stereo_depth.model.prediction import StereoPrediction
 LOG_VARIANCE_RANGE = (2 * math.log(0.01), 2 * math.log(100.0))
 """A standard deviation below 0.01 px or above 100 px says nothing true about a stereo match."""
 
+LOG_SHARE_RANGE = (math.log(1e-4), math.log(1.0))
+"""Disparity as a share of the width: from far beyond what can be told apart to all of it."""
+FRESH_SHARE = 0.06
+FRESH_SIGMA_PX = 4.0
+"""What a network says before it has learnt anything: about the mean of our scenes, and an honest doubt."""
+
 
 class UNet(nn.Module):
     """Down to 1/2**(depth + 1) of the size and up to 1/2 again, with skips; two numbers per pixel of full size.
@@ -36,12 +42,13 @@ class UNet(nn.Module):
             for above, below in pairwise(channels)
         )
         self.up = nn.ModuleList(_Up(below, above) for above, below in reversed(list(pairwise(channels))))
-        # Four pixels of full resolution per pixel here, two numbers each.
+        # Two numbers for each of the four full-resolution pixels under one of ours. All four begin alike, or the first
+        # epochs would draw a chequered pattern.
         self.head = nn.Conv2d(channels[0], 2 * 4, kernel_size=3, padding=1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        assert self.head.bias is not None
+        begin = torch.randn(2, channels[0], 3, 3) * 0.01
         with torch.no_grad():
-            self.head.bias.zero_()
+            self.head.weight.copy_(begin.repeat_interleave(4, dim=0))
+            self.head.bias.zero_()  # pyright: ignore[reportOptionalMemberAccess]
 
     def forward(self, pair: Float[Tensor, "B 6 H W"]) -> StereoPrediction:
         """The prediction for a pair of any size from 32x32 up."""
@@ -58,9 +65,11 @@ class UNet(nn.Module):
         for up, skip in zip(self.up, reversed(skips), strict=True):
             x = up(x, skip)
         raw = F.pixel_shuffle(self.head(x).float(), 2)[..., :H, :W]
-        share = F.softplus(raw[:, :1] * 8 - 2) / 2  # a fresh network says 6 % of the width, the mean of our scenes
-        disparity_px = share * (W + right)
-        log_variance = (raw[:, 1:] * 8 + 2 * math.log(4.0)).clamp(*LOG_VARIANCE_RANGE)
+        # In logarithms an error of 10 % weighs the same near and far, and no disparity is negative (measured: better
+        # than softplus and than a plain number).
+        log_share = (raw[:, :1] * 2 + math.log(FRESH_SHARE)).clamp(*LOG_SHARE_RANGE)
+        disparity_px = log_share.exp() * (W + right)
+        log_variance = (raw[:, 1:] * 8 + 2 * math.log(FRESH_SIGMA_PX)).clamp(*LOG_VARIANCE_RANGE)
         return StereoPrediction(disparity_px, log_variance)
 
 
