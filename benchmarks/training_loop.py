@@ -44,9 +44,9 @@ def main() -> None:
         fill_cache(root / "cache", asked.samples)
         sides = {
             "command": lambda i: command_rate(root, i, augment=True),
-            "bare_augmented": lambda i: bare_rate(asked.samples, augment=True),
+            "bare_augmented": lambda _: bare_rate(asked.samples, augment=True),
             "command_no_augment": lambda i: command_rate(root, i, augment=False),
-            "bare": lambda i: bare_rate(asked.samples, augment=False),
+            "bare": lambda _: bare_rate(asked.samples, augment=False),
         }
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for i in range(asked.rounds + 1):

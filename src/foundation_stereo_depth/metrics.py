@@ -60,6 +60,6 @@ def disparity_errors(
     truth_px = torch.where(valid, true_disparity_px.float(), 0.0)
     error_px = torch.where(valid, (disparity_px.float() - truth_px).abs(), 0.0)
     steps = (error_px.clamp(max=_LARGEST_PX) * _STEPS_PER_PX).round().to(torch.int64)
-    d1 = (error_px > _D1_PX) & (error_px > _D1_SHARE * truth_px)
+    d1 = error_px > (truth_px * _D1_SHARE).clamp(min=_D1_PX)  # above both
     bad = [error_px > threshold for threshold in BAD_THRESHOLDS_PX]
-    return DisparityErrors(torch.stack([valid.sum(), steps.sum(), *(mask.sum() for mask in [*bad, d1])]))
+    return DisparityErrors(torch.stack([valid.sum(), steps.sum(), *(mask.count_nonzero() for mask in [*bad, d1])]))
