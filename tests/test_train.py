@@ -243,6 +243,19 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_options, tracking_uri, mon
     assert len(history_of("out")) == 1
 
 
+def test_running_out_of_memory_names_the_knobs(tiny, monkeypatch, capsys) -> None:
+    from foundation_stereo_depth import train as module
+    from foundation_stereo_depth.cli import train_command
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "augmented_pair", full)
+    assert train_command(command_of(tiny())[1:]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("--batch-size 4 and --base-channels 8 at 64x48; lower one of them")
+
+
 def test_a_resumed_run_cannot_become_another(tiny, tiny_options, tracking_uri) -> None:
     train(tiny_options(epochs=1))
     resume = {"resume": "out/last.pt", "mlflow_tracking_uri": tracking_uri}
@@ -259,6 +272,9 @@ def test_a_folder_of_another_run_is_not_overwritten(tiny_options) -> None:
     before = Path("out/last.pt").read_bytes()
     with pytest.raises(UserError, match=r"--output-dir out: holds the last.pt of another run"):
         train(tiny_options(epochs=1))
+    train(tiny_options(epochs=1, output_dir=Path("other")))
+    with pytest.raises(UserError, match=r"--output-dir out: holds the last.pt of another run"):
+        train(*resolve({"resume": "other/last.pt", "output_dir": Path("out")}))
     assert Path("out/last.pt").read_bytes() == before
 
 

@@ -20,14 +20,22 @@ def train_command(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         arguments.build(TrainOptions, explicit)  # a mistake is told before anything heavy is imported
+        from torch import OutOfMemoryError
+
         from foundation_stereo_depth.record import Stopped
         from foundation_stereo_depth.train import resolve, train
 
+        options, resumed = resolve(explicit)
         try:
-            train(*resolve(explicit))
+            train(options, resumed)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_status
+        except OutOfMemoryError as error:
+            raise UserError(
+                f"the device ran out of memory with --batch-size {options.optimizer.batch_size} and --base-channels "
+                f"{options.model.base_channels} at {options.data.width}x{options.data.height}; lower one of them"
+            ) from error
         return 0
 
     return _answer(parser.prog, run)

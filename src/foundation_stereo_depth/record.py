@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from foundation_stereo_depth import arguments
-from foundation_stereo_depth.checkpoint import Checkpoint, save_checkpoint
+from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
@@ -45,11 +45,13 @@ class Record:
         self._tell = tell
         self._saved_at = time.monotonic()
         tracking = options.tracking
-        if resumed is None and tracking.output_dir is not None and (tracking.output_dir / "last.pt").exists():
-            raise UserError(
-                f"--output-dir {tracking.output_dir}: holds the last.pt of another run; name another folder, or go on "
-                f"with that run by --resume {tracking.output_dir / 'last.pt'}"
-            )
+        if tracking.output_dir is not None and (last := tracking.output_dir / "last.pt").exists():
+            found = load_checkpoint(last).run_id
+            if resumed is None or found != resumed.run_id:
+                raise UserError(
+                    f"--output-dir {tracking.output_dir}: holds the last.pt of another run, {found}; name another "
+                    f"folder, or go on with that run by --resume {last}"
+                )
         self._tracker = Tracker(
             uri=tracking.mlflow_tracking_uri,
             experiment=tracking.experiment_name,
