@@ -159,10 +159,11 @@ def test_a_resumed_run_reports_exactly_the_losses_of_an_uninterrupted_one(tiny, 
     train(tiny_options(epochs=3, output_dir=Path("whole")))
 
     flags = tiny(epochs=3, output_dir=Path("parts"))
-    for stop_at_step in (2, 5, 6):  # inside epoch 1, inside epoch 2, at its last step
+    for stop_at_step in (2, 6, 8):  # inside epoch 1, at the last step of epoch 2, inside epoch 3
         with pytest.raises(Stopped, match="go on with --resume"):
             stopped_train(stop_at_step, *resolve(flags))
         run_id = load_checkpoint(Path("parts/last.pt")).run_id
+        assert load_checkpoint(Path("parts/last.pt")).progress.step == stop_at_step
         assert run_of("parts", tracking_uri).info.status == "KILLED"
         flags = {"resume": "parts/last.pt" if stop_at_step == 2 else run_id, "mlflow_tracking_uri": tracking_uri}
     train(*resolve(flags))

@@ -35,8 +35,8 @@ class TrainingState:
     Attributes:
         average: the moving average of the weights; None where none is kept.
         progress: where in which epoch training stands.
-        errors, sums: of the epoch so far, on the device. `sums` holds the loss, the valid pixels, and how many
-            processes were asked to stop.
+        errors, sums: of the epoch so far, on the device. `sums` holds the loss and the valid pixels.
+        stop_votes: how often a process was asked to stop; it ends this process, and is no part of the run's state.
         first_bad_step: the first step of the epoch whose loss or gradient was not finite; -1 while there is none.
         counts: what reading met in the epoch so far.
         history: the metrics of every finished epoch.
@@ -46,7 +46,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     errors: DisparityErrors
-    sums: Float[Tensor, "3"]
+    sums: Float[Tensor, "2"]
+    stop_votes: Tensor
     first_bad_step: Tensor
     progress: Progress = Progress()
     counts: ReadCounts = ReadCounts()
@@ -72,7 +73,8 @@ class TrainingState:
             average=average,
             errors=DisparityErrors.none(device),
             # MPS has no float64; there the epoch's mean loss is rounded a little more.
-            sums=torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            sums=torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            stop_votes=torch.zeros((), device=device),
             first_bad_step=torch.tensor(-1, device=device),
         )
 
@@ -82,19 +84,20 @@ class TrainingState:
         return self.network if self.average is None else self.average.module
 
     def observe(self, sums: Tensor, gradient_norm: Tensor, errors: DisparityErrors, counts: ReadCounts) -> None:
-        """Takes note of one step, without waiting for the device."""
+        """Takes note of one step, without waiting for the device. `sums` holds loss, valid pixels and stop votes."""
         finite = sums.isfinite().all() & gradient_norm.isfinite()
         newly_bad = ~finite & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(newly_bad, self.progress.step_in_epoch, self.first_bad_step)
-        self.sums += sums
+        self.sums += sums[:2]
+        self.stop_votes += sums[2]
         self.errors += errors
         self.counts = self.counts.plus(counts)
 
     def look(self) -> Look:
         """Waits for the device, and says how things stand in this process."""
-        loss, valid, stop_votes = self.sums.tolist()
+        loss, valid = self.sums.tolist()
         epe_px = self.errors.figures().get("epe_px", math.nan)
-        return Look(loss / max(valid, 1), epe_px, stop_votes, int(self.first_bad_step))
+        return Look(loss / max(valid, 1), epe_px, float(self.stop_votes), int(self.first_bad_step))
 
     def advance(self, samples: int) -> None:
         """One more step is done."""
@@ -106,7 +109,7 @@ class TrainingState:
     def training_metrics(self, processes: Processes) -> Metrics:
         """Of the epoch so far, over all processes."""
         errors = DisparityErrors(processes.total(self.errors.counts.clone()))
-        loss, valid, _ = self.sums.tolist()
+        loss, valid = self.sums.tolist()
         reading = ReadCounts()
         for counts in processes.gathered(self.counts):
             reading = reading.plus(counts)
