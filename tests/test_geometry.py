@@ -94,5 +94,6 @@ def test_impossible_calibrations_are_refused(wrong: dict[str, float]) -> None:
 
 
 def test_torch_is_not_imported() -> None:
-    code = "import sys, foundation_stereo_depth.geometry, foundation_stereo_depth.block_matching; sys.exit('torch' in sys.modules)"
+    modules = "foundation_stereo_depth.geometry, foundation_stereo_depth.block_matching"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -51,7 +51,7 @@ def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
         P1=8 * penalty,
         P2=32 * penalty,
         disp12MaxDiff=1,
-        preFilterCap=63,
+        preFilterCap=15,
         uniquenessRatio=10,
         speckleWindowSize=100,
         speckleRange=2,

@@ -40,6 +40,11 @@ class DisparityErrors:
     def __add__(self, other: "DisparityErrors") -> "DisparityErrors":
         return DisparityErrors(self.counts + other.counts)
 
+    @property
+    def valid(self) -> int:
+        """How many pixels were counted."""
+        return int(self.counts[0])
+
     def figures(self) -> dict[str, float]:
         """EPE and RMSE in px, bad-N and D1 in percent; empty where no pixel was valid."""
         valid, error, squared, *bad = (int(count) for count in self.counts.tolist())

@@ -133,9 +133,9 @@ class UncertaintyCounts:
         )
 
     def figures(self) -> dict[str, float]:
-        """NLL in nats, coverage in percent, calibration error of P(|error| < 1 px) in percent, AUSE in px and in percent.
+        """NLL in nats, coverage and calibration error of P(|error| < 1 px) in percent, AUSE in px and in percent.
 
-        AUSE stands beside that of a random order. Empty where no pixel was valid.
+        AUSE, against the oracle, stands beside that of a random order. Empty where no pixel was valid.
         """
         valid, nll, *covered = (int(count) for count in self.totals.tolist())
         if valid == 0:
