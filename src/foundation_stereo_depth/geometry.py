@@ -103,7 +103,8 @@ def depth_std_from_disparity(disparity_px: Numbers, std_px: Numbers, calibration
 def disparity_from_depth(depth_m: Numbers, calibration: StereoCalibration) -> Numbers:
     """The disparity in px of the calibration's size; NaN where the depth is unknown, not above 0, or not finite."""
     known = (depth_m > 0) & (depth_m < math.inf)
-    return calibration.focal_px * calibration.baseline_m / _nan_unless(known, depth_m) + calibration.offset_px
+    shift_px: Any = calibration.focal_px * calibration.baseline_m / _nan_unless(known, depth_m)
+    return shift_px + calibration.offset_px
 
 
 def _nan_unless(known: Any, values: Numbers) -> Numbers:

@@ -34,13 +34,12 @@ class Score(NamedTuple):
 
     def plus(self, other: "Score") -> "Score":
         """The sums of both."""
-        both = self.uncertainty is not None and other.uncertainty is not None
         return Score(
             self.errors + other.errors,
             self.visible + other.visible,
             self.occluded + other.occluded,
             self.matched + other.matched,
-            self.uncertainty + other.uncertainty if both else None,  # pyright: ignore[reportOptionalOperand]
+            None if self.uncertainty is None or other.uncertainty is None else self.uncertainty + other.uncertainty,
             self.latencies_ms + other.latencies_ms,
         )
 
@@ -129,8 +128,8 @@ def _notes(report: Plain) -> list[str]:
     name, precision = report["device"]["name"], report["device"]["precision"]
     where = f"network in {precision} on {name}" if "network" in report["overall"] else "on the CPU"
     lines.append(
-        f"{settings['dataset']}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL in "
-        f"nats, ms per pair (median), the rest in %; {where}"
+        f"{settings['dataset']}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
+        f"in nats, ms per pair (median), the rest in %; {where}"
     )
     return lines
 

@@ -48,15 +48,25 @@ class Distribution(NamedTuple):
     interval: Callable[[float], float]
 
 
+def _within_gaussian(t: Tensor) -> Tensor:
+    return torch.erf(t / math.sqrt(2))
+
+
+def _within_laplace(t: Tensor) -> Tensor:
+    return -torch.expm1(-t * math.sqrt(2))  # 1 - exp(-t / b) with b = sigma / sqrt 2
+
+
+def _gaussian_interval(share: float) -> float:
+    return NormalDist().inv_cdf((1 + share) / 2)
+
+
+def _laplace_interval(share: float) -> float:
+    return -math.log1p(-share) / math.sqrt(2)
+
+
 DISTRIBUTIONS = {
-    # P(|e| < t) = erf(t / (sigma sqrt 2))
-    "gaussian": Distribution(
-        gaussian_nll, lambda t: torch.erf(t / math.sqrt(2)), lambda share: NormalDist().inv_cdf((1 + share) / 2)
-    ),
-    # P(|e| < t) = 1 - exp(-t / b) with b = sigma / sqrt 2
-    "laplace": Distribution(
-        laplace_nll, lambda t: -torch.expm1(-t * math.sqrt(2)), lambda share: -math.log1p(-share) / math.sqrt(2)
-    ),
+    "gaussian": Distribution(gaussian_nll, _within_gaussian, _gaussian_interval),
+    "laplace": Distribution(laplace_nll, _within_laplace, _laplace_interval),
 }
 
 

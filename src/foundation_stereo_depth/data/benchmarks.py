@@ -172,7 +172,7 @@ class _Kitti2015(datasets.Kitti2015Stereo):
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
-        known = {Path(left).name for left, _ in self._disparities}
+        known = {Path(str(left)).name for left, _ in self._disparities}
         self._images = [pair for pair in self._images if Path(pair[0]).name in known]
 
     def _read_disparity(self, file_path: str) -> Any:
