@@ -7,7 +7,7 @@ reason below. Nothing is downloaded unless asked.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
@@ -29,6 +29,7 @@ class BenchmarkScene:
     non_occluded: Bool[np.ndarray, "H W"] | None
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """Scenes by position."""
 
@@ -110,9 +111,9 @@ class _Torchvision:
         try:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]
-        except (OSError, UnidentifiedImageError, ValueError) as error:
+            views = [np.array(view, dtype=np.uint8) for view in (left, right)]  # only now are they decoded
+        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # what Pillow says of torn files
             raise DataError(f"{self._folder}: {self.name(i)} cannot be read ({error})") from error
-        views = [np.asarray(view, dtype=np.uint8) for view in (left, right)]
         disparity_px = np.asarray(disparity, dtype=np.float32)[0]
         sizes = {array.shape[:2] for array in (*views, disparity_px)}
         if len(sizes) > 1:
@@ -157,7 +158,9 @@ class _ETH3D(datasets.ETH3DStereo):
     torchvision takes everything above 0 for visible.
     """
 
-    def _read_disparity(self, file_path: str) -> Any:
+    def _read_disparity(self, file_path: str | None) -> Any:
+        if file_path is None:  # the right eye's
+            return None, None
         disparity_px, _ = super()._read_disparity(file_path)
         with Image.open(Path(file_path).with_name("mask0nocc.png")) as mask:
             return disparity_px, np.asarray(mask.convert("L")) == 255
