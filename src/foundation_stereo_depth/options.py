@@ -248,9 +248,15 @@ class BenchmarkOptions(Group):
         "instereo2k",
         "crestereo",
         "carla",
-    ] = knob("fsd", "what to evaluate on")
+    ] = knob(
+        "fsd",
+        "what to evaluate on: the training scenes of a benchmark, whose truth is public; of sceneflow FlyingThings3D's "
+        "TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes",
+    )
     dataset_root: Path | None = knob(
-        None, "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes"
+        None,
+        "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes, else "
+        "$FOUNDATION_STEREO_ROOT",
     )
     download: bool = knob(False, "fetch middlebury2014, the only one that can be, to --dataset-root")
     max_samples: int | None = knob(None, "evaluate at most so many scenes, evenly spread", minimum=1)
