@@ -8,7 +8,11 @@ import pytest
 
 from foundation_stereo_depth.cli import cache_command, train_command
 
-COMMANDS = {"foundation-stereo-depth": "train_command", "foundation-stereo-cache": "cache_command"}
+COMMANDS = {
+    "foundation-stereo-depth": "train_command",
+    "foundation-stereo-cache": "cache_command",
+    "foundation-stereo-evaluate": "evaluate_command",
+}
 
 
 def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ def figures_of(predicted_px: list[float], true_px: list[float]) -> dict[str, flo
     return disparity_errors(torch.tensor(predicted_px).view(shape), torch.tensor(true_px).view(shape)).figures()
 
 
-@pytest.mark.parametrize("threshold", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_bad_n_is_strictly_above_n(threshold: float, sign: int) -> None:
     name = f"bad_{threshold:g}_percent"
@@ -43,6 +43,8 @@ def test_a_hand_worked_case() -> None:
     assert figures == pytest.approx(
         {
             "epe_px": 14.5 / 5,
+            "rmse_px": math.sqrt((0.25 + 2.25 + 6.25 + 100) / 5),
+            "bad_0.5_percent": 60.0,  # exactly half a pixel is not bad
             "bad_1_percent": 60.0,
             "bad_2_percent": 40.0,
             "bad_3_percent": 20.0,
@@ -73,3 +75,15 @@ def test_parts_merge_exactly_in_any_order() -> None:
 def test_wild_predictions_do_not_overflow() -> None:
     figures = figures_of([1e30, 5.0], [5.0, 5.0])
     assert figures["epe_px"] == 2.0**15 / 2
+
+
+@pytest.mark.parametrize("wild", [math.nan, math.inf, -math.inf])
+def test_a_prediction_that_is_no_number_is_as_wrong_as_can_be(wild: float) -> None:
+    figures = figures_of([wild, 5.0], [5.0, 5.0])
+    assert figures["epe_px"] == 2.0**15 / 2
+    assert figures["rmse_px"] == pytest.approx(2.0**12 / math.sqrt(2))
+    assert {value for name, value in figures.items() if name.endswith("percent")} == {50.0}
+
+
+def test_a_number_that_is_none_does_no_harm_where_the_truth_is_unknown() -> None:
+    assert figures_of([math.nan, 5.0], [math.nan, 5.0])["epe_px"] == 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import CacheOptions, TrainOptions
+from foundation_stereo_depth.options import CacheOptions, EvaluateOptions, TrainOptions
 
 
 def train_command(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +56,26 @@ def cache_command(argv: Sequence[str] | None = None) -> int:
         from foundation_stereo_depth.data.build_cache import build_cache
 
         build_cache(options)
+        return 0
+
+    return _answer(parser.prog, run)
+
+
+def evaluate_command(argv: Sequence[str] | None = None) -> int:
+    """`foundation-stereo-evaluate`: the exit status of an evaluation."""
+    parser = arguments.parser_for(
+        "foundation-stereo-evaluate",
+        EvaluateOptions,
+        "Measure a network, a classical matcher, or both on a benchmark: accuracy, honesty of the uncertainty, "
+        "latency. Errors are in px of the size that is scored at.",
+    )
+    explicit = arguments.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = arguments.build(EvaluateOptions, explicit).evaluation
+        from foundation_stereo_depth.benchmark import benchmark
+
+        print(benchmark(options))
         return 0
 
     return _answer(parser.prog, run)

@@ -2,6 +2,7 @@
 merge exactly, in any order, over batches, threads and processes.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor
 
 from foundation_stereo_depth.disparity import valid_mask
 
-BAD_THRESHOLDS_PX = (1.0, 2.0, 3.0)
+BAD_THRESHOLDS_PX = (0.5, 1.0, 2.0, 3.0)
 _D1_PX, _D1_SHARE = 3.0, 0.05  # KITTI 2015: wrong if off by more than 3 px and by more than 5 % of the truth
-_STEPS_PER_PX = 2**20
+STEPS_PER_PX = 2**20
 """Errors are summed as whole multiples of this part of a pixel: rounding is then the same however sums are grouped."""
+_SQUARED_STEPS_PER_PX2 = 2**16
+"""The same for squared errors, coarser so that a data set's sum stays below 2^63."""
 _LARGEST_PX = 2.0**15
+_LARGEST_SQUARED_PX2 = 2.0**24
+"""4096 px off is wrong enough; a prediction that is no number counts as off by the largest too."""
 
 
 @dataclass(frozen=True)
@@ -22,27 +27,33 @@ class DisparityErrors:
     """Counts over any number of valid pixels, on the device they were counted on.
 
     Attributes:
-        counts: [valid pixels, error in 2^-20 px, bad-1, bad-2, bad-3, D1].
+        counts: [valid pixels, error in 2^-20 px, squared error in 2^-16 px^2, bad-0.5, bad-1, bad-2, bad-3, D1].
     """
 
-    counts: Int64[Tensor, "6"]
+    counts: Int64[Tensor, "8"]
 
     @classmethod
     def none(cls, device: torch.device) -> "DisparityErrors":
         """Of no pixel yet."""
-        return cls(torch.zeros(3 + len(BAD_THRESHOLDS_PX), dtype=torch.int64, device=device))
+        return cls(torch.zeros(4 + len(BAD_THRESHOLDS_PX), dtype=torch.int64, device=device))
 
     def __add__(self, other: "DisparityErrors") -> "DisparityErrors":
         return DisparityErrors(self.counts + other.counts)
 
+    @property
+    def valid(self) -> int:
+        """How many pixels were counted."""
+        return int(self.counts[0])
+
     def figures(self) -> dict[str, float]:
-        """EPE in px, bad-N and D1 in percent; empty where no pixel was valid."""
-        valid, error, *bad = (int(count) for count in self.counts.tolist())
+        """EPE and RMSE in px, bad-N and D1 in percent; empty where no pixel was valid."""
+        valid, error, squared, *bad = (int(count) for count in self.counts.tolist())
         if valid == 0:
             return {}
         names = [*(f"bad_{threshold:g}_percent" for threshold in BAD_THRESHOLDS_PX), "d1_percent"]
         return {
-            "epe_px": error / _STEPS_PER_PX / valid,
+            "epe_px": error / STEPS_PER_PX / valid,
+            "rmse_px": math.sqrt(squared / _SQUARED_STEPS_PER_PX2 / valid),
             **{name: 100 * count / valid for name, count in zip(names, bad, strict=True)},
         }
 
@@ -57,9 +68,26 @@ def disparity_errors(
     Geiger, "Object scene flow for autonomous vehicles", CVPR 2015, section 5). Exactly on a threshold is not bad.
     """
     valid = valid_mask(true_disparity_px)
-    truth_px = torch.where(valid, true_disparity_px.float(), 0.0)
-    error_px = torch.where(valid, (disparity_px.float() - truth_px).abs(), 0.0)
-    steps = (error_px.clamp(max=_LARGEST_PX) * _STEPS_PER_PX).round().to(torch.int64)
-    d1 = error_px > (truth_px * _D1_SHARE).clamp(min=_D1_PX)  # above both
+    error_px = absolute_error(disparity_px, true_disparity_px)
+    squared_px2 = error_px.square().clamp(max=_LARGEST_SQUARED_PX2)
+    sums = [whole_steps(error_px).sum(), (squared_px2 * _SQUARED_STEPS_PER_PX2).round().to(torch.int64).sum()]
+    d1 = error_px > (true_disparity_px.float() * _D1_SHARE).clamp(min=_D1_PX)  # above both; where unknown it is 0
     bad = [error_px > threshold for threshold in BAD_THRESHOLDS_PX]
-    return DisparityErrors(torch.stack([valid.sum(), steps.sum(), *(mask.count_nonzero() for mask in [*bad, d1])]))
+    return DisparityErrors(torch.stack([valid.sum(), *sums, *(mask.count_nonzero() for mask in [*bad, d1])]))
+
+
+def absolute_error(
+    disparity_px: Float[Tensor, "B 1 H W"], true_disparity_px: Float[Tensor, "B 1 H W"]
+) -> Float[Tensor, "B 1 H W"]:
+    """The absolute error in px, float32; 0 where the truth is unknown, the largest where the prediction is no number.
+
+    At most 2^15 px, so that sums of it cannot overflow.
+    """
+    valid = valid_mask(true_disparity_px)
+    error_px = (disparity_px.float() - torch.where(valid, true_disparity_px.float(), 0.0)).abs()
+    return torch.where(valid, error_px.nan_to_num(nan=_LARGEST_PX).clamp(max=_LARGEST_PX), 0.0)
+
+
+def whole_steps(error_px: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """Errors as whole multiples of 2^-20 px."""
+    return (error_px * STEPS_PER_PX).round().to(torch.int64)

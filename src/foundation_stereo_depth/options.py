@@ -223,3 +223,63 @@ class CacheOptions:
     """All knobs of `foundation-stereo-cache`."""
 
     cache: CacheBuildOptions = CacheBuildOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions(Group):
+    """evaluation"""
+
+    run_id: str | None = knob(None, "MLflow run whose network is evaluated, and which gets the results")
+    weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
+    checkpoint: Path | None = knob(None, "a best.pt or last.pt to evaluate, instead of a run's")
+    mlflow_tracking_uri: str | None = knob(
+        None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    baseline: Literal["none", "sgbm"] = knob(
+        "none",
+        "sgbm: OpenCV's semi-global matcher beside the network, or alone where no network is named; its holes are "
+        "filled, and its density is the share of pixels that it answers itself",
+    )
+    dataset: Literal[
+        "fsd",
+        "middlebury2014",
+        "eth3d",
+        "kitti2012",
+        "kitti2015",
+        "sceneflow",
+        "sintel",
+        "fallingthings",
+        "instereo2k",
+        "crestereo",
+        "carla",
+    ] = knob(
+        "fsd",
+        "what to evaluate on: the training scenes of a benchmark, whose truth is public; of sceneflow FlyingThings3D's "
+        "TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes",
+    )
+    dataset_root: Path | None = knob(
+        None,
+        "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes, else "
+        "$FOUNDATION_STEREO_ROOT",
+    )
+    download: bool = knob(False, "fetch middlebury2014, the only one that can be, to --dataset-root")
+    max_samples: int | None = knob(None, "evaluate at most so many scenes, evenly spread", minimum=1)
+    height: int | None = knob(None, "height the network runs at, px; else the checkpoint's", minimum=32, maximum=4096)
+    width: int | None = knob(None, "width the network runs at, px; else the checkpoint's", minimum=32, maximum=4096)
+    at_native_size: bool = knob(
+        False,
+        "score at each picture's own size: the network runs at its size as ever, and its disparity and uncertainty are "
+        "stretched back, their values with the width; sgbm runs at the picture's size",
+    )
+    json: bool = knob(False, "print one JSON object instead of a table")
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto takes cuda, else mps, else cpu")
+    precision: Literal["auto", "fp32", "bf16"] = knob(
+        "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """All knobs of `foundation-stereo-evaluate`."""
+
+    evaluation: BenchmarkOptions = BenchmarkOptions()

@@ -141,25 +141,50 @@ def tracking_uri(named: str | None) -> str:
     return named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
-def checkpoint_of_run(uri: str | None, run_id: str, download_to: Path) -> Path:
-    """The newest checkpoint of a run: `last.pt` in its local folder if that is here, else a copy of the artifact.
+def checkpoint_of_run(
+    uri: str | None, run_id: str, download_to: Path, *, name: str = "last.pt", flag: str = "--resume"
+) -> Path:
+    """A checkpoint of a run: the newest in its local folder if that is here, else a copy of the artifact.
+
+    Args:
+        uri: a database or server; None leaves it to `tracking_uri`.
+        run_id: the run.
+        download_to: where a copy would go.
+        name: last.pt or best.pt.
+        flag: what the user named the run by, for messages.
 
     Raises:
-        UserError: no such run, or it has no checkpoint.
+        UserError: no such run, or it has no such checkpoint.
     """
     uri = tracking_uri(uri)
     try:
         client = _client(uri)
         run = client.get_run(run_id)
-        local = Path(run.data.tags.get(CHECKPOINT_FOLDER_TAG, "")) / "last.pt"
+        local = Path(run.data.tags.get(CHECKPOINT_FOLDER_TAG, "")) / name
         if local.is_file():
             return local
         download_to.mkdir(parents=True, exist_ok=True)
-        return Path(client.download_artifacts(run_id, "checkpoints/last.pt", str(download_to)))
+        return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
     except _UNREACHABLE as error:
         raise UserError(
-            f"--resume {run_id}: neither a file, nor a run with a checkpoint at {uri} ({_reason(error)})"
+            f"{flag} {run_id}: neither a file, nor a run with a checkpoint at {uri} ({_reason(error)})"
         ) from error
+
+
+def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
+    """Adds metrics and the files of a local folder to a run, whatever its state; the run's status stays as it is.
+
+    Raises:
+        UserError: the store cannot be reached, or has no such run.
+    """
+    now_ms = int(time.time() * 1000)
+    uri = tracking_uri(uri)
+    try:
+        client = _client(uri)
+        client.log_batch(run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in metrics.items()])
+        client.log_artifacts(run_id, str(files), folder)
+    except _UNREACHABLE as error:
+        raise UserError(f"--run-id {run_id}: cannot be added to at {uri} ({_reason(error)})") from error
 
 
 def _client(uri: str) -> MlflowClient:

@@ -1,0 +1,116 @@
+"""Disparity <-> depth of a rectified pair: pure arithmetic, for numbers, NumPy arrays and tensors alike.
+
+    Z = f B / (d - (cx_left - cx_right))        sigma_Z = Z^2 sigma_d / (f B)
+
+with d the disparity, f the horizontal focal length and cx the columns of the principal points, all in px of one
+picture size, and B the baseline in metres.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from foundation_stereo_depth.errors import UserError
+
+Numbers = TypeVar("Numbers", bound=Any)
+"""A number, a NumPy array or a tensor; what comes back is of the same kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoCalibration:
+    """What depth needs to know of a rectified rig, at one picture size.
+
+    Attributes:
+        width, height: size of the pictures that the rest refers to, px.
+        focal_px: horizontal focal length, of both eyes.
+        focal_y_px: vertical focal length; unequal where pictures were stretched.
+        cx_left_px, cx_right_px: columns of the principal points; equal unless the eyes converge.
+        cy_px: row of the principal points.
+        baseline_m: distance of the eyes.
+    """
+
+    width: int
+    height: int
+    focal_px: float
+    focal_y_px: float
+    cx_left_px: float
+    cx_right_px: float
+    cy_px: float
+    baseline_m: float
+
+    def __post_init__(self) -> None:
+        for name in ("width", "height", "focal_px", "focal_y_px", "baseline_m"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise UserError(f"a calibration's {name} is {value}, but has to be above 0 and finite")
+        for name in ("cx_left_px", "cx_right_px", "cy_px"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"a calibration's {name} is {getattr(self, name)}, but has to be a finite number")
+
+    @property
+    def offset_px(self) -> float:
+        """The disparity of a point at infinity: cx_left - cx_right."""
+        return self.cx_left_px - self.cx_right_px
+
+    def resized(self, height: int, width: int) -> "StereoCalibration":
+        """The same rig for pictures stretched to another size: columns follow the width, rows the height.
+
+        >>> rig = StereoCalibration(width=640, height=480, focal_px=500.0, focal_y_px=500.0, cx_left_px=320.0,
+        ...     cx_right_px=310.0, cy_px=240.0, baseline_m=0.1)
+        >>> small = rig.resized(120, 320)
+        >>> small.focal_px, small.focal_y_px, small.offset_px
+        (250.0, 125.0, 5.0)
+        """
+        across, down = width / self.width, height / self.height
+        return dataclasses.replace(
+            self,
+            width=width,
+            height=height,
+            focal_px=self.focal_px * across,
+            focal_y_px=self.focal_y_px * down,
+            cx_left_px=self.cx_left_px * across,
+            cx_right_px=self.cx_right_px * across,
+            cy_px=self.cy_px * down,
+        )
+
+
+def depth_from_disparity(disparity_px: Numbers, calibration: StereoCalibration) -> Numbers:
+    """Depth along the optical axis in metres; NaN where the disparity is unknown, not above 0, or not finite.
+
+    A point whose disparity is not above `offset_px` would lie at infinity or behind the rig: NaN too, never a far
+    wall.
+    """
+    shift_px = disparity_px - calibration.offset_px
+    known = (disparity_px > 0) & (disparity_px < math.inf) & (shift_px > 0)
+    return calibration.focal_px * calibration.baseline_m / _nan_unless(known, shift_px)
+
+
+def depth_std_from_disparity(disparity_px: Numbers, std_px: Numbers, calibration: StereoCalibration) -> Numbers:
+    """The standard deviation of the depth in metres, to first order; NaN where the depth is.
+
+    Args:
+        disparity_px: px of the calibration's size.
+        std_px: its standard deviation.
+        calibration: of the pictures that both are in px of.
+    """
+    depth_m = depth_from_disparity(disparity_px, calibration)
+    return depth_m * depth_m * std_px / (calibration.focal_px * calibration.baseline_m)
+
+
+def disparity_from_depth(depth_m: Numbers, calibration: StereoCalibration) -> Numbers:
+    """The disparity in px of the calibration's size; NaN where the depth is unknown, not above 0, or not finite."""
+    known = (depth_m > 0) & (depth_m < math.inf)
+    shift_px: Any = calibration.focal_px * calibration.baseline_m / _nan_unless(known, depth_m)
+    return shift_px + calibration.offset_px
+
+
+def _nan_unless(known: Any, values: Numbers) -> Numbers:
+    """The values where `known`, NaN elsewhere. Torch is not imported: a tensor brings its own way."""
+    if hasattr(values, "masked_fill"):
+        return (values + 0.0).masked_fill(~known, math.nan)
+    if isinstance(values, int | float):
+        return values if known else math.nan  # pyright: ignore[reportReturnType] (an int is a number too)
+    return np.where(known, values, math.nan)  # pyright: ignore[reportReturnType]

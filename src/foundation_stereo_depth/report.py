@@ -1,0 +1,177 @@
+"""What an evaluation says: plain values for programs, a table for people, pictures for the run's record."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from foundation_stereo_depth.metrics import DisparityErrors
+from foundation_stereo_depth.uncertainty import RELIABLE_WITHIN_PX, UncertaintyCounts
+
+Plain = dict[str, Any]
+"""Names to plain values, fit for JSON."""
+
+
+class Score(NamedTuple):
+    """Sums and counts of one contender over any number of scenes; those of two stretches merge exactly.
+
+    Attributes:
+        errors: over all pixels with known truth.
+        visible, occluded: over those of them that both eyes see, or the left alone; of no pixel where the benchmark
+            does not say.
+        matched: over those that the contender answered itself rather than filled.
+        uncertainty: None for a contender that predicts none.
+        latencies_ms: one per scene.
+    """
+
+    errors: DisparityErrors
+    visible: DisparityErrors
+    occluded: DisparityErrors
+    matched: DisparityErrors
+    uncertainty: UncertaintyCounts | None
+    latencies_ms: tuple[float, ...]
+
+    def plus(self, other: "Score") -> "Score":
+        """The sums of both."""
+        return Score(
+            self.errors + other.errors,
+            self.visible + other.visible,
+            self.occluded + other.occluded,
+            self.matched + other.matched,
+            None if self.uncertainty is None or other.uncertainty is None else self.uncertainty + other.uncertainty,
+            self.latencies_ms + other.latencies_ms,
+        )
+
+    def to_plain(self) -> Plain:
+        """All figures; names end in their units. What was not measured is left out."""
+        parts = {"non_occluded": self.visible, "occluded": self.occluded}
+        plain: Plain = {"pixels": self.errors.valid, **self.errors.figures()}
+        plain |= {name: {"pixels": part.valid, **part.figures()} for name, part in parts.items() if part.valid}
+        if self.uncertainty is not None:
+            plain |= self.uncertainty.figures()
+        elif self.errors.valid:
+            plain["density_percent"] = 100 * self.matched.valid / self.errors.valid
+            plain["where_matched"] = self.matched.figures()
+        plain["latency_ms"] = float(np.median(self.latencies_ms))
+        return plain
+
+
+def curves(counts: UncertaintyCounts) -> Plain:
+    """The reliability and sparsification curves behind the figures, as lists."""
+    reliability = counts.reliability_curve()
+    plain: Plain = {"reliability": {name: values.tolist() for name, values in reliability._asdict().items()}}
+    for name, curve in _sparsifications(counts).items():
+        plain[name] = {key: np.asarray(value).tolist() for key, value in curve._asdict().items()}
+    return plain
+
+
+def flat_metrics(results: Mapping[str, Plain], prefix: str) -> dict[str, float]:
+    """`<prefix>/<contender>/<figure>` -> value, for the run's record."""
+    flat: dict[str, float] = {}
+    for contender, figures in results.items():
+        for name, value in figures.items():
+            if isinstance(value, dict):
+                if name != "curves":
+                    flat |= {f"{prefix}/{contender}/{name}/{key}": float(inner) for key, inner in value.items()}
+            else:
+                flat[f"{prefix}/{contender}/{name}"] = float(value)
+    return flat
+
+
+_COLUMNS = {
+    "EPE": "epe_px", "RMSE": "rmse_px", "bad-0.5": "bad_0.5_percent", "bad-1": "bad_1_percent",
+    "bad-2": "bad_2_percent", "bad-3": "bad_3_percent", "D1": "d1_percent", "NLL": "nll_nat",
+    "AUSE": "ause_epe_px", "(random)": "ause_epe_random_px", "68 %": "coverage_68_percent",
+    "density": "density_percent", "ms": "latency_ms",
+}  # fmt: skip
+
+
+def table(report: Plain) -> str:
+    """Lines for a person: one per scene and contender, then the whole, then how honest the uncertainty is."""
+    rows: list[list[str]] = []
+    for scene in report["scenes"]:
+        rows += [_row(scene["name"], contender, scene["results"][contender]) for contender in scene["results"]]
+    for contender, figures in report["overall"].items():
+        rows.append(_row("ALL", contender, figures))
+        for part in ("non_occluded", "occluded"):
+            if part in figures:
+                rows.append(_row("ALL " + part.replace("_", "-"), contender, figures[part]))
+    header = ["scene", "by", *_COLUMNS]
+    used = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in used]
+    lines = [
+        "  ".join(row[i].ljust(w) if i < 2 else row[i].rjust(w) for i, w in zip(used, widths, strict=True)).rstrip()
+        for row in [header, *rows]
+    ]
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    lines.insert(len(lines) - sum(row[0].startswith("ALL") for row in rows), lines[1])
+    return "\n".join([*lines, "", *_notes(report)])
+
+
+def _row(name: str, contender: str, figures: Plain) -> list[str]:
+    values = (figures.get(key) for key in _COLUMNS.values())
+    return [name, contender, *("" if value is None else f"{value:.2f}" for value in values)]
+
+
+def _notes(report: Plain) -> list[str]:
+    settings, lines = report["settings"], list[str]()
+    for contender, figures in report["overall"].items():
+        if "nll_nat" in figures:
+            covered = ", ".join(f"{n} % hold {figures[f'coverage_{n}_percent']:.1f} %" for n in (50, 68, 90, 95))
+            lines.append(
+                f"{contender}: intervals of {covered}; P(|error| < {RELIABLE_WITHIN_PX:g} px) is off by "
+                f"{figures['calibration_error_percent']:.1f} % (ECE); AUSE of bad-1 "
+                f"{figures['ause_bad_1_percent']:.2f} % (random {figures['ause_bad_1_random_percent']:.2f} %)"
+            )
+    size = "native size" if settings["at_native_size"] else f"{settings['width']}x{settings['height']}"
+    name, precision = report["device"]["name"], report["device"]["precision"]
+    where = f"network in {precision} on {name}" if "network" in report["overall"] else "on the CPU"
+    lines.append(
+        f"{settings['dataset']}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
+        f"in nats, ms per pair (median), the rest in %; {where}"
+    )
+    return lines
+
+
+def reliability_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> Figure:
+    """Predicted P(|error| < 1 px) against what came true; on the diagonal it is honest."""
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", label="honest")
+    for contender, each in counts.items():
+        curve = each.reliability_curve()
+        axis.plot(curve.predicted, curve.observed, marker="o", label=contender)
+        axis.bar(curve.predicted, curve.pixels / curve.pixels.sum(), width=0.03, alpha=0.3, label="share of pixels")
+    axis.set(
+        title=title,
+        xlabel=f"predicted P(|error| < {RELIABLE_WITHIN_PX:g} px)",
+        ylabel="observed share",
+        xlim=(0, 1),
+        ylim=(0, 1),
+    )
+    axis.legend()
+    return figure
+
+
+def sparsification_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> Figure:
+    """Error of what remains after the most doubtful pixels are taken away, beside the best and a random order."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(title)
+    axes: Sequence[Any] = figure.subplots(1, 2)
+    names = {"sparsification_epe": "EPE, px", "sparsification_bad_1": "bad-1, %"}
+    for contender, each in counts.items():
+        for axis, (kind, curve) in zip(axes, _sparsifications(each).items(), strict=True):
+            axis.plot(curve.removed, curve.by_doubt, label=f"{contender} (AUSE {curve.ause:.3g})")
+            axis.plot(curve.removed, curve.by_oracle, linestyle=":", label="oracle")
+            axis.axhline(curve.at_random, color="grey", linestyle="--", label=f"random (AUSE {curve.ause_random:.3g})")
+            axis.set(xlabel="share of pixels removed", ylabel=names[kind] + " of the rest", xlim=(0, 1), ylim=(0, None))
+            axis.legend()
+    return figure
+
+
+def _sparsifications(counts: UncertaintyCounts) -> dict[str, Any]:
+    return {
+        "sparsification_epe": counts.sparsification_of_epe(),
+        "sparsification_bad_1": counts.sparsification_of_bad(),
+    }

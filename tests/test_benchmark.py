@@ -1,0 +1,228 @@
+import json
+import math
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from conftest import write_fsd_sample
+from test_benchmarks import eth3d
+
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.benchmark import benchmark, load_network
+from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from foundation_stereo_depth.cli import evaluate_command
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model.unet import FRESH_SHARE
+from foundation_stereo_depth.options import BenchmarkOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.train import train
+
+H, W = 48, 64
+
+
+def write_checkpoint(path: Path, *, bias: float = 0.0, scale: float = 1.0, distribution: str = "laplace") -> Path:
+    """A network that says the same disparity everywhere: its last layer has no weights, only biases."""
+    options = ModelOptions(base_channels=4, depth=1)
+    weights = create_network(options).state_dict()
+    weights["head.weight"] = torch.zeros_like(weights["head.weight"])
+    weights["head.bias"] = torch.cat([torch.full((4,), bias), torch.zeros(4)])
+    plain = arguments.to_plain(TrainOptions())
+    plain["data"] |= {"height": H, "width": W}
+    save_checkpoint(
+        path,
+        Checkpoint(
+            model={"model": "unet", "base_channels": 4, "depth": 1},
+            weights=weights,
+            uncertainty={"distribution": distribution, "scale": scale},
+            metrics={},
+            run_id="",
+            progress=Progress(),
+            options=plain,
+        ),
+    )
+    return path
+
+
+def constant_px(bias: float, width: int) -> float:
+    """What that network says at a width."""
+    return FRESH_SHARE * math.exp(2 * bias) * width
+
+
+def evaluated(**changes) -> dict:
+    settings = {"device": "cpu", "precision": "fp32", "json": True} | changes
+    return json.loads(benchmark(BenchmarkOptions(**settings)))
+
+
+def test_a_constant_network_scores_what_its_truth_says(tmp_path: Path) -> None:
+    truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
+    shift_px = float(np.nanmax(truth_px))
+    result = evaluated(checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd")
+    (scene,) = result["scenes"]
+    assert (scene["name"], scene["height"], scene["width"]) == ("s/0", H, W)
+    figures = scene["results"]["network"]
+    error_px = abs(constant_px(0.0, W) - shift_px)
+    assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
+    assert figures["rmse_px"] == pytest.approx(error_px, abs=1e-4)
+    assert figures["pixels"] == np.isfinite(truth_px).sum()
+    # log-variance is 2 log 4 where the last layer says nothing.
+    b = 4 / math.sqrt(2)
+    assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+    assert figures["ause_epe_px"] == pytest.approx(figures["ause_epe_random_px"], abs=1e-6)
+    assert figures["latency_ms"] > 0
+    assert result["settings"]["distribution"] == "laplace"
+    assert {"torch", "torchvision", "opencv", "foundation_stereo_depth"} <= set(result["versions"])
+    assert result["device"]["precision"] == "float32"
+
+
+def test_the_checkpoints_scale_widens_the_uncertainty(tmp_path: Path) -> None:
+    write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
+    plain, wide, gaussian = (
+        evaluated(checkpoint=write_checkpoint(tmp_path / f"{name}.pt", **settings), dataset_root=tmp_path / "fsd")[
+            "overall"
+        ]["network"]
+        for name, settings in [("a", {}), ("b", {"scale": 3.0}), ("c", {"distribution": "gaussian"})]
+    )
+    error_px = plain["epe_px"]
+    assert wide["epe_px"] == error_px
+    b = 12 / math.sqrt(2)
+    assert wide["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+    assert gaussian["nll_nat"] == pytest.approx(
+        0.5 * (error_px**2 / 16 + math.log(16) + math.log(2 * math.pi)), abs=1e-4
+    )
+
+
+def test_native_size_scales_disparity_and_uncertainty_with_the_width_alone(tmp_path: Path) -> None:
+    truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", 3 * H, 2 * W, seed=1)
+    result = evaluated(
+        checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd", at_native_size=True
+    )
+    (scene,) = result["scenes"]
+    assert (scene["height"], scene["width"]) == (3 * H, 2 * W)
+    figures = scene["results"]["network"]
+    error_px = abs(2 * constant_px(0.0, W) - float(np.nanmax(truth_px)))
+    assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
+    b = 2 * 4 / math.sqrt(2)
+    assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+
+
+def test_the_baseline_stands_alone_or_beside_a_network(fsd_tree: Path, tmp_path: Path) -> None:
+    alone = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W)
+    assert set(alone["overall"]) == {"sgbm"}
+    assert len(alone["scenes"]) == 6
+    figures = alone["overall"]["sgbm"]
+    assert 0 < figures["density_percent"] <= 100
+    assert "nll_nat" not in figures
+    both = evaluated(baseline="sgbm", dataset_root=fsd_tree, checkpoint=write_checkpoint(tmp_path / "x.pt"))
+    assert set(both["overall"]) == {"network", "sgbm"}
+    assert both["overall"]["sgbm"]["epe_px"] == figures["epe_px"]
+
+
+def test_the_whole_is_the_mean_over_pixels_not_over_scenes(fsd_tree: Path) -> None:
+    result = evaluated(baseline="sgbm", dataset_root=fsd_tree, at_native_size=True)
+    scenes = [scene["results"]["sgbm"] for scene in result["scenes"]]
+    pixels = sum(scene["pixels"] for scene in scenes)
+    assert result["overall"]["sgbm"]["pixels"] == pixels
+    expected = sum(scene["epe_px"] * scene["pixels"] for scene in scenes) / pixels
+    assert result["overall"]["sgbm"]["epe_px"] == pytest.approx(expected)
+
+
+def test_occluded_pixels_are_told_apart_where_the_benchmark_does(tmp_path: Path) -> None:
+    eth3d(tmp_path)
+    result = evaluated(
+        checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset="eth3d", dataset_root=tmp_path, at_native_size=True
+    )
+    figures = result["overall"]["network"]
+    parts = [figures["non_occluded"], figures["occluded"]]
+    assert [part["pixels"] for part in parts] == [2 * (6 * 8 - 1), 2 * 6]
+    assert figures["pixels"] == 2 * (6 * 9 - 1)
+    expected = sum(part["epe_px"] * part["pixels"] for part in parts) / figures["pixels"]
+    assert figures["epe_px"] == pytest.approx(expected)
+
+
+def test_at_most_so_many_scenes_are_evenly_spread(fsd_tree: Path) -> None:
+    result = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W, max_samples=2)
+    assert [scene["name"] for scene in result["scenes"]] == ["scene_0/0001", "scene_2/0000"]
+
+
+def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "x.pt")
+    flags = ["--baseline", "sgbm", "--checkpoint", str(path), "--dataset-root", str(fsd_tree), "--device", "cpu"]
+    assert evaluate_command(flags) == 0
+    out = capsys.readouterr().out
+    header = out.splitlines()[0].split()
+    assert header[:3] == ["scene", "by", "EPE"]
+    assert sum(line.startswith("scene_") for line in out.splitlines()) == 12
+    assert sum(line.startswith("ALL ") for line in out.splitlines()) == 2
+    assert "68 % hold" in out
+    assert "6 scenes at 64x48" in out
+    assert max(len(line) for line in out.splitlines()) < 250
+
+
+def test_json_is_one_object_and_nothing_else(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--baseline", "sgbm", "--dataset-root", str(fsd_tree), "--json", "--height", "48", "--width", "64"]
+    assert evaluate_command(flags) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"settings", "versions", "device", "scenes", "overall"}
+
+
+def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path) -> None:
+    train(tiny_options(epochs=1))
+    run_id = load_checkpoint(Path("out/best.pt")).run_id
+    for weights in ("best", "last"):
+        evaluated(
+            run_id=run_id, weights=weights, mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree, baseline="sgbm"
+        )
+    client = mlflow.MlflowClient(tracking_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert {"evaluate/fsd/network/epe_px", "evaluate/fsd/network/nll_nat", "evaluate/fsd/sgbm/epe_px"} <= set(
+        run.data.metrics
+    )
+    files = {Path(found.path).name for found in client.list_artifacts(run_id, "evaluate/fsd")}
+    assert files == {"results.json", "table.txt", "reliability.png", "sparsification.png"}
+
+
+def test_the_loaded_network_is_the_saved_one(tmp_path: Path) -> None:
+    network = load_network(load_checkpoint(write_checkpoint(tmp_path / "x.pt", bias=0.25)))
+    assert not network.training
+    prediction = network(torch.rand(1, 6, 37, 61))
+    torch.testing.assert_close(prediction.disparity_px, torch.full((1, 1, 37, 61), constant_px(0.25, 64)))
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path / "x.pt"))
+    checkpoint.weights.pop("head.bias")
+    with pytest.raises(CheckpointError, match="does not fit its own options"):
+        load_network(checkpoint)
+    with pytest.raises(CheckpointError, match="said to be cauchy"):
+        evaluated(checkpoint=write_checkpoint(tmp_path / "y.pt", distribution="cauchy"), dataset_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "nothing to evaluate"),
+        ({"run_id": "a", "checkpoint": Path("b")}, "name one of the two"),
+        ({"baseline": "sgbm"}, "--dataset fsd: needs --dataset-root or \\$FOUNDATION_STEREO_ROOT"),
+        ({"baseline": "sgbm", "dataset": "sintel"}, "--dataset sintel: needs --dataset-root, the folder"),
+        ({"baseline": "sgbm", "dataset": "sintel", "dataset_root": Path()}, "does not hold sintel"),
+        ({"checkpoint": Path("none.pt"), "dataset_root": Path()}, "none.pt: cannot be read"),
+    ],
+)
+def test_mistakes_are_told(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluated(**options)
+
+
+def test_an_unknown_run_is_told(tracking_uri: str, fsd_tree: Path) -> None:
+    with pytest.raises(UserError, match="--run-id 0123: neither"):
+        evaluated(run_id="0123", mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree)
+
+
+def test_a_real_baseline_is_as_good_as_measured(shared_data: Path) -> None:
+    figures = evaluated(baseline="sgbm", dataset_root=shared_data / "fsd-sample")["overall"]["sgbm"]
+    assert figures["epe_px"] == pytest.approx(1.12, abs=0.03)
+    assert figures["bad_1_percent"] == pytest.approx(15.2, abs=0.3)
+    assert figures["bad_2_percent"] == pytest.approx(11.1, abs=0.3)
+    assert figures["d1_percent"] == pytest.approx(9.3, abs=0.3)

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foundation_stereo_depth.block_matching import disparities_for, filled_from_background, match_blocks
+from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
+from foundation_stereo_depth.data.sample import resize_sample
+
+NAN = np.nan
+
+
+def filled(rows: list[list[float]]) -> list[list[float]]:
+    disparity_px = np.array(rows, np.float32)
+    return filled_from_background(disparity_px, ~np.isnan(disparity_px)).tolist()
+
+
+def test_holes_take_the_farther_neighbour_of_their_row() -> None:
+    assert filled([[NAN, 9, NAN, NAN, 4, NAN], [5, NAN, 7, 7, NAN, 6]]) == [[9, 9, 4, 4, 4, 4], [5, 5, 7, 7, 6, 6]]
+
+
+def test_a_row_without_any_match_takes_the_nearest_row_with_one() -> None:
+    assert filled([[NAN, NAN], [3, NAN], [NAN, NAN], [NAN, NAN], [NAN, 8]]) == [[3, 3], [3, 3], [3, 3], [8, 8], [8, 8]]
+
+
+def test_a_map_without_any_match_stays_unknown() -> None:
+    assert np.isnan(filled([[NAN, NAN]] * 2)).all()
+
+
+@pytest.mark.parametrize(("width", "expected"), [(80, 16), (81, 32), (320, 64), (321, 80), (1280, 256)])
+def test_a_fifth_of_the_width_is_searched(width: int, expected: int) -> None:
+    assert disparities_for(width) == expected
+
+
+@pytest.mark.parametrize("shift_px", [1, 7, 30])
+def test_a_shifted_picture_has_its_shift_as_disparity(shift_px: int) -> None:
+    left = np.random.default_rng(0).integers(0, 256, (61, 203, 3), dtype=np.uint8)
+    right = np.roll(left, -shift_px, axis=1)
+    found = match_blocks(left, right)
+    assert found.disparity_px.shape == found.matched.shape == (61, 203)
+    assert np.abs(found.disparity_px[:, shift_px:] - shift_px).mean() < 0.1
+    assert found.matched[:, shift_px:].mean() > 0.95
+    # Left and right exchanged there is nothing to find at the right place.
+    assert np.abs(match_blocks(right, left).disparity_px - shift_px).mean() > 2
+
+
+def test_a_picture_without_texture_is_answered_without_inventing_matches() -> None:
+    blank = np.full((48, 64, 3), 128, np.uint8)
+    found = match_blocks(blank, blank)
+    assert not found.matched.any()
+    assert np.isnan(found.disparity_px).all()
+
+
+MEASURED_EPE_PX = {
+    "aloe": 0.96, "art": 1.95, "books": 1.21, "cones": 0.77, "flowerpots": 0.90, "motorcycle": 0.89, "reindeer": 1.13,
+}  # fmt: skip
+
+
+def test_real_scenes_are_matched_as_well_as_measured(shared_data: Path) -> None:
+    index = find_samples(shared_data / "fsd-sample")
+    for i in range(len(index)):
+        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        found = match_blocks(sample.left, sample.right)
+        epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
+        assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)
