@@ -1,8 +1,8 @@
 """Predictor: pictures of any size in, disparity and its doubt at the same size out.
 
-    predictor = Predictor.from_checkpoint(Path("best.pt"))
-    prediction = predictor(left, right)       # uint8 RGB [H, W, 3]
-    prediction.disparity_px                   # float32 [H, W]
+predictor = Predictor.from_checkpoint(Path("best.pt"))
+prediction = predictor(left, right)       # uint8 RGB [H, W, 3]
+prediction.disparity_px                   # float32 [H, W]
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,8 @@ class Predictor:
             precision: auto takes bf16 where the device gains from it.
             backend: auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime.
             compile: compile the network by torch at its first call; every new batch size or picture size costs again.
-            height, width: the size at which the network works, px; None takes the size that it was trained at.
+            height: at which the network works, px; None takes the one that it was trained at.
+            width: the same.
 
         Raises:
             CheckpointError: the file cannot be used.
@@ -121,9 +122,7 @@ class Predictor:
         """
         return self.batch([(left, right)])[0]
 
-    def batch(
-        self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]
-    ) -> list[Prediction]:
+    def batch(self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]) -> list[Prediction]:
         """The predictions for several pairs, each of any size, in one go.
 
         Raises:
@@ -153,7 +152,11 @@ class Predictor:
         ]
 
     def _at_size(
-        self, disparity_px: Float32[np.ndarray, "h w"], log_variance: Float32[np.ndarray, "h w"], height: int, width: int
+        self,
+        disparity_px: Float32[np.ndarray, "h w"],
+        log_variance: Float32[np.ndarray, "h w"],
+        height: int,
+        width: int,
     ) -> Prediction:
         # Nearest samples: measured on seven Middlebury maps shrunk to 320x240, they bring back EPE 0.24 px and bad-1
         # 3.4 %, linear interpolation 0.27 px and 5.1 %, since it puts surfaces between foreground and background.

@@ -131,8 +131,17 @@ class Tracker:
         self._reachable = True
 
 
-def checkpoint_of_run(uri: str, run_id: str, download_to: Path) -> Path:
-    """The newest checkpoint of a run: `last.pt` in its local folder if that is here, else a copy of the artifact.
+def checkpoint_of_run(
+    uri: str, run_id: str, download_to: Path, *, name: str = "last.pt", flag: str = "--resume"
+) -> Path:
+    """A checkpoint of a run: the file in its local folder if that is here, else a copy of the artifact.
+
+    Args:
+        uri: where MLflow keeps its runs.
+        run_id: the run.
+        download_to: the folder for a copy.
+        name: `last.pt` is the newest, `best.pt` the best.
+        flag: what the user typed, for the message.
 
     Raises:
         UserError: no such run, or it has no checkpoint.
@@ -140,14 +149,14 @@ def checkpoint_of_run(uri: str, run_id: str, download_to: Path) -> Path:
     try:
         client = _client(uri)
         run = client.get_run(run_id)
-        local = Path(run.data.tags.get(CHECKPOINT_FOLDER_TAG, "")) / "last.pt"
+        local = Path(run.data.tags.get(CHECKPOINT_FOLDER_TAG, "")) / name
         if local.is_file():
             return local
         download_to.mkdir(parents=True, exist_ok=True)
-        return Path(client.download_artifacts(run_id, "checkpoints/last.pt", str(download_to)))
+        return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
     except _UNREACHABLE as error:
         raise UserError(
-            f"--resume {run_id}: neither a file, nor a run with a checkpoint at {uri} ({_reason(error)})"
+            f"{flag} {run_id}: neither a file, nor a run with a checkpoint at {uri} ({_reason(error)})"
         ) from error
 
 
