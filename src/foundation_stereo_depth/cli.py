@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def export_command(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _checkpoint(source: NetworkSourceOptions) -> Iterator[Path]:
+def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
     """The network's file: the one that was named, or the best of a run, which may have to be fetched first."""
     if source.checkpoint is not None:
         yield source.checkpoint
