@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ class RawPrediction(NamedTuple):
     log_variance: Float32[np.ndarray, "B H W"]
 
 
+@runtime_checkable
 class Backend(Protocol):
     """Runs one network.
 
@@ -181,7 +182,7 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
 def _metadata(model: Any) -> dict[str, str]:
     """The metadata of an ONNX file, which OpenVINO keeps among its runtime information."""
     info = model.get_rt_info()
-    framework: dict[str, Any] = info["framework"].value if "framework" in info else {}
+    framework: dict[str, Any] = info["framework"] if "framework" in info else {}
     return {key: str(value.value) for key, value in framework.items()}
 
 

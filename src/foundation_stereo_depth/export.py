@@ -25,7 +25,7 @@ from foundation_stereo_depth.trained import TrainedNetwork, read_trained
 TOLERANCE_OF_WIDTH = 1e-4
 """Largest difference of disparity from PyTorch's in float32, as a share of the width: 0.03 px at 320."""
 TOLERANCE_LOG_VARIANCE = 0.01
-HALF_TOLERANCE_FACTOR = 10
+HALF_TOLERANCE_FACTOR = 30
 """Sixteen bits carry three digits: both tolerances grow by this much under `--half` (assumption)."""
 
 _CHECKED_PAIRS = 2
