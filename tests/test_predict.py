@@ -137,7 +137,11 @@ def test_other_runtime_errors_keep_their_traceback(tiny_checkpoint: Path, monkey
 def test_a_network_is_compiled_where_that_is_asked_for(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # What torch.compile itself answers is its own business, and takes half a minute.
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))
+
+    def take_note(network: torch.nn.Module) -> None:
+        compiled.append(network)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", take_note)
     for asked in (False, True):
         Predictor.from_checkpoint(tiny_checkpoint, device="cpu", compile=asked)
         assert len(compiled) == asked

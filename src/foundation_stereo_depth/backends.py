@@ -182,7 +182,9 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
 def _metadata(model: Any) -> dict[str, str]:
     """The metadata of an ONNX file, which OpenVINO keeps among its runtime information."""
     info = model.get_rt_info()
-    framework: dict[str, Any] = info["framework"] if "framework" in info else {}
+    if "framework" not in info:
+        return {}
+    framework: dict[str, Any] = info["framework"]
     return {key: str(value.value) for key, value in framework.items()}
 
 
