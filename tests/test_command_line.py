@@ -25,7 +25,8 @@ def test_help_imports_nothing_heavy(function: str) -> None:
     code = (
         f"import sys\nfrom foundation_stereo_depth.cli import {function}\n"
         f"try: {function}(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'numpy', 'cv2', 'matplotlib', 'torchvision', 'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)\n"
+        "heavy = {'torch', 'mlflow', 'numpy', 'cv2', 'matplotlib', 'torchvision', 'onnx', 'onnxruntime', 'openvino'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     answer = run_python(code)

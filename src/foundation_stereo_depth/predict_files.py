@@ -86,7 +86,7 @@ def _watched(pairs: Iterator[NamedPair], predictor: Predictor, options: PredictO
         return
     if seem_exchanged(predictor, first.left, first.right):
         remedy = "leave --swap out" if options.output.swap else "--swap exchanges them"
-        print(
+        tqdm.write(
             f"warning: {first.name}: left and right seem to be exchanged, the pictures fit better the other way round; "
             f"{remedy}",
             file=sys.stderr,
