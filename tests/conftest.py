@@ -5,12 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.backends import TorchBackend
+from foundation_stereo_depth.checkpoint import Checkpoint, Progress, save_checkpoint
 from foundation_stereo_depth.data.formats import encode_fsd_disparity, write_rgb
-from foundation_stereo_depth.options import TrainOptions
+from foundation_stereo_depth.model import StereoPrediction, create_network
+from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.predict import Predictor
+from foundation_stereo_depth.trained import NetworkFacts
 
 torch.set_num_threads(2)
 
@@ -92,6 +99,67 @@ def tiny(tracking_uri: str) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def tiny_options(tiny: Callable[..., dict[str, Any]]) -> Callable[..., TrainOptions]:
     """The same as options."""
-    from foundation_stereo_depth import arguments
-
     return lambda **changes: arguments.build(TrainOptions, tiny(**changes))
+
+
+class MatchingNetwork(torch.nn.Module):
+    """Finds the shift from 0 to 15 px at which the eyes agree best: slow, but right, and without weights to learn."""
+
+    def forward(self, pair: torch.Tensor) -> StereoPrediction:
+        left, right = pair[:, :3], pair[:, 3:]
+        costs = []
+        for shift_px in range(16):
+            moved = torch.roll(right, shift_px, dims=3)
+            moved[..., :shift_px] = 5.0  # what lies outside the right picture agrees with nothing
+            cost = (left - moved).abs().mean(dim=1, keepdim=True)
+            costs.append(torch.nn.functional.avg_pool2d(cost, 5, stride=1, padding=2, count_include_pad=False))
+        disparity_px = torch.stack(costs).argmin(dim=0).float()
+        return StereoPrediction(disparity_px, torch.zeros_like(disparity_px))
+
+
+@pytest.fixture
+def matching_predictor() -> Callable[..., Predictor]:
+    """A predictor whose network matches; at any height and width."""
+
+    def predictor(height: int, width: int, *, sigma_scale: float = 1.0, distribution: str = "laplace") -> Predictor:
+        facts = NetworkFacts(
+            header={},
+            model=ModelOptions(),
+            height=height,
+            width=width,
+            distribution=distribution,
+            sigma_scale=sigma_scale,
+        )
+        backend = TorchBackend(MatchingNetwork(), device="cpu", precision="fp32", compile=False)
+        return Predictor(backend, facts)
+
+    return predictor
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint of a small network with fresh weights, made for 64x48; its safetensors lies beside it."""
+    torch.manual_seed(0)
+    model = ModelOptions(base_channels=8, depth=2)
+    path = tmp_path / "tiny/best.pt"
+    save_checkpoint(
+        path,
+        Checkpoint(
+            model={"model": "unet", "base_channels": 8, "depth": 2},
+            weights=create_network(model).state_dict(),
+            uncertainty={"distribution": "laplace", "scale": 1.5},
+            metrics={"validation/epe_px": 1.5},
+            run_id="abc",
+            progress=Progress(),
+            options=arguments.to_plain(TrainOptions(data=DataOptions(height=48, width=64))),
+        ),
+    )
+    return path
+
+
+def shifted_pair(height: int, width: int, shift_px: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two views of a smooth random picture, the right one moved to the left by a whole number of pixels."""
+    random = np.random.default_rng(seed)
+    coarse = random.integers(0, 256, ((height + 3) // 4, (width + shift_px + 3) // 4, 3), dtype=np.uint8)
+    scene = cv2.resize(coarse, (width + shift_px, height), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(scene[:, :width]), np.ascontiguousarray(scene[:, shift_px:])

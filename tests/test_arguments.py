@@ -5,7 +5,15 @@ import pytest
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import AugmentOptions, CacheOptions, DataOptions, TrainOptions
+from foundation_stereo_depth.options import (
+    AugmentOptions,
+    CacheOptions,
+    DataOptions,
+    ExportOptions,
+    PredictOptions,
+    TrainOptions,
+    words_of,
+)
 
 
 def parsed(*argv: str) -> arguments.Explicit:
@@ -29,7 +37,7 @@ def test_build_lays_typed_values_over_defaults_and_over_a_saved_run() -> None:
 
 
 def test_flags_are_unique_over_all_groups() -> None:
-    for options in (TrainOptions, CacheOptions):
+    for options in (TrainOptions, CacheOptions, PredictOptions, ExportOptions):
         names = [
             f.name for g in dataclasses.fields(options) for f in dataclasses.fields(type(getattr(options(), g.name)))
         ]
@@ -86,3 +94,16 @@ def test_a_mistyped_flag_gets_one_line(argv: list[str], said: str, capsys: pytes
     assert stopped.value.code == 2
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_inputs_stand_before_the_flags_and_only_the_first_is_needed() -> None:
+    parser = arguments.parser_for("test", PredictOptions, "A test.", inputs={"left": "one eye", "right": "the other"})
+    assert parser.format_usage() == "usage: test LEFT [RIGHT] [flags]\n"
+    assert arguments.parse_explicit(parser, ["a", "-o", "out"]) == {"left": "a", "right": None, "output": Path("out")}
+    explicit = arguments.parse_explicit(parser, ["a", "b", "--output", "out"])
+    assert explicit == {"left": "a", "right": "b", "output": Path("out")}
+    assert arguments.build(PredictOptions, explicit).output.output == Path("out")
+
+
+def test_words_are_taken_once_each_in_their_order() -> None:
+    assert words_of("picture, depth,,picture") == ("picture", "depth")

@@ -12,6 +12,8 @@ COMMANDS = {
     "foundation-stereo-depth": "train_command",
     "foundation-stereo-cache": "cache_command",
     "foundation-stereo-evaluate": "evaluate_command",
+    "foundation-stereo-predict": "predict_command",
+    "foundation-stereo-export": "export_command",
 }
 
 
@@ -24,7 +26,8 @@ def test_help_imports_nothing_heavy(function: str) -> None:
     code = (
         f"import sys\nfrom foundation_stereo_depth.cli import {function}\n"
         f"try: {function}(['--help'])\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'numpy', 'cv2', 'matplotlib', 'torchvision'} & set(sys.modules)\n"
+        "heavy = {'torch', 'mlflow', 'numpy', 'cv2', 'matplotlib', 'torchvision', 'onnx', 'onnxruntime', 'openvino'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     answer = run_python(code)

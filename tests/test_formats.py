@@ -8,9 +8,18 @@ from hypothesis import strategies as st
 
 from foundation_stereo_depth.data.formats import (
     FSD_LARGEST_PX,
+    KITTI_STEPS_PER_PX,
     decode_fsd_disparity,
+    decode_whole_steps,
     encode_fsd_disparity,
+    encode_npy,
+    encode_pfm,
+    encode_ply,
+    encode_png16,
+    encode_whole_steps,
     read_fsd_disparity,
+    read_pfm,
+    read_png16,
     read_rgb,
     write_rgb,
 )
@@ -113,3 +122,81 @@ def test_a_disparity_wider_than_the_picture_is_refused(tmp_path: Path) -> None:
     write_rgb(tmp_path / "d.png", encode_fsd_disparity(np.full((2, 60), 61.0, np.float32)))
     with pytest.raises(DataError, match=r"disparity of 61.0 px in a picture 60 px wide"):
         read_fsd_disparity(tmp_path / "d.png")
+
+
+def test_16_bit_pictures_are_scaled_to_8(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.array([[[0, 0x1234, 0xFFFF]]], np.uint16))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), [[[0xFF, 0x12, 0]]])
+    cv2.imwrite(str(tmp_path / "deep_grey.png"), np.array([[0x8000]], np.uint16))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "deep_grey.png"), [[[0x80] * 3]])
+
+
+# KITTI: 256 steps to a pixel, 0 unknown; what is known never becomes 0.
+KITTI_CODES = {np.nan: 0, 0.0: 0, -1.0: 0, 0.001: 1, 1 / 256: 1, 1.0: 256, 37.25: 9536, 255.99609375: 65535}
+
+
+def test_golden_kitti_codes(tmp_path: Path) -> None:
+    values = np.array([list(KITTI_CODES)], np.float32)
+    code = encode_whole_steps(values, KITTI_STEPS_PER_PX)
+    np.testing.assert_array_equal(code, [list(KITTI_CODES.values())])
+    (tmp_path / "d.png").write_bytes(encode_png16(code))
+    # As anybody else reads it.
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "d.png"), cv2.IMREAD_UNCHANGED), code)
+    back = decode_whole_steps(read_png16(tmp_path / "d.png"), KITTI_STEPS_PER_PX)
+    np.testing.assert_array_equal(back, [[np.nan] * 3 + [1 / 256, 1 / 256, 1.0, 37.25, 255.99609375]])
+
+
+def test_a_value_beyond_16_bits_is_refused() -> None:
+    with pytest.raises(DataError, match=r"holds values up to 255\.996 here, not 256\.000; write pfm or npy"):
+        encode_whole_steps(np.array([[256.0]], np.float32), KITTI_STEPS_PER_PX)
+
+
+def test_an_8_bit_png_is_no_map(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "d.png"), np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError, match="is not a 16-bit grey PNG"):
+        read_png16(tmp_path / "d.png")
+
+
+def test_golden_pfm(tmp_path: Path) -> None:
+    # Bottom row first; 1.0 is 0x3f800000, infinity 0x7f800000.
+    golden = b"Pf\n2 2\n-1\n" + bytes.fromhex("00004040 00008040 0000803f 0000807f")
+    values = np.array([[1.0, np.nan], [3.0, 4.0]], np.float32)
+    assert encode_pfm(values) == golden
+    (tmp_path / "d.pfm").write_bytes(golden)
+    np.testing.assert_array_equal(read_pfm(tmp_path / "d.pfm"), values)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "d.pfm"), cv2.IMREAD_UNCHANGED)[1], [3.0, 4.0])
+
+
+def test_a_big_endian_pfm_is_read(tmp_path: Path) -> None:
+    (tmp_path / "d.pfm").write_bytes(b"Pf\n3 1\n1.0\n" + np.array([1, 2, np.inf], ">f4").tobytes())
+    np.testing.assert_array_equal(read_pfm(tmp_path / "d.pfm"), [[1, 2, np.nan]])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PF\n1 1\n-1\n" + bytes(12), "does not begin as a grey PFM"),
+        (b"Pf\n2 2\n-1\n1234", "16 bytes of values, not 4"),
+    ],
+)
+def test_damaged_pfm_files_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "d.pfm").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        read_pfm(tmp_path / "d.pfm")
+
+
+def test_npy_keeps_everything(tmp_path: Path) -> None:
+    values = np.array([[1.5, np.nan]], np.float32)
+    (tmp_path / "d.npy").write_bytes(encode_npy(values))
+    np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), values)
+
+
+def test_golden_ply() -> None:
+    cloud = encode_ply(np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.uint8))
+    header = (
+        "ply\nformat binary_little_endian 1.0\n"
+        "comment metres; x right, y down, z forward from the left camera\nelement vertex 1\n"
+        "property float x\nproperty float y\nproperty float z\n"
+        "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
+    )
+    assert cloud == header.encode() + bytes.fromhex("0000803f 00000040 00004040 0a141e")

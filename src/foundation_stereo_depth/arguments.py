@@ -30,15 +30,27 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
 
 
-def parser_for(command: str, options: type[Any], description: str) -> argparse.ArgumentParser:
-    """The parser of a command whose knobs are the groups of `options`."""
+def parser_for(
+    command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a command whose knobs are the groups of `options`.
+
+    Args:
+        command: its name.
+        options: the dataclass of groups.
+        description: what it does.
+        inputs: what stands before the flags: names and their help; only the first has to be given.
+    """
+    names = [name.upper() for name in inputs or ()]
     parser = _Parser(
         prog=command,
-        usage=f"{command} [flags]",
+        usage=" ".join([command, *names[:1], *(f"[{name}]" for name in names[1:]), "[flags]"]),
         description=description,
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+    for position, (name, help_text) in enumerate((inputs or {}).items()):
+        parser.add_argument(name, metavar=name.upper(), nargs="?" if position else None, help=help_text)
     for group_type in _groups(options).values():
         group = parser.add_argument_group(_first_line(group_type))
         hints = get_type_hints(group_type)
@@ -131,7 +143,8 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)
-    group.add_argument(flag_of(field.name), **settings)
+    short: str | None = field.metadata["short"]
+    group.add_argument(*([] if short is None else [short]), flag_of(field.name), **settings)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -77,7 +77,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "format_version": CHECKPOINT_FORMAT,
         "progress": dataclasses.asdict(checkpoint.progress),
     }
-    header = {
+    save_safetensors(path.with_suffix(".safetensors"), checkpoint.weights, inference_header(checkpoint))
+    # The file that a run goes on from comes last: where it is new, everything beside it is.
+    write_whole(path, lambda file: torch.save(content, file), durable=True)
+
+
+def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What inference needs beside the weights, fit for JSON: it stands in the header of every exported file."""
+    return {
         "kind": CHECKPOINT_KIND,
         "format_version": CHECKPOINT_FORMAT,
         "model": checkpoint.model,
@@ -88,11 +95,13 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "height": checkpoint.options["data"]["height"],
         "width": checkpoint.options["data"]["width"],
     }
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
-    encoded = safetensors.torch.save(weights, metadata={SAFETENSORS_KEY: json.dumps(header)})
-    write_whole(path.with_suffix(".safetensors"), lambda file: file.write(encoded), durable=True)
-    # The file that a run goes on from comes last: where it is new, everything beside it is.
-    write_whole(path, lambda file: torch.save(content, file), durable=True)
+
+
+def save_safetensors(path: Path, weights: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Writes weights with their header, complete or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    encoded = safetensors.torch.save(plain, metadata={SAFETENSORS_KEY: json.dumps(header)})
+    write_whole(path, lambda file: file.write(encoded), durable=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -101,11 +110,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged, of another program or version, or holds anything but data.
     """
+    return checkpoint_from_plain(load_plain(path), path)
+
+
+def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
+    """The checkpoint that a `.pt` file's content makes; `path` is for messages.
+
+    Raises:
+        CheckpointError: it is of another program or version, or incomplete.
+    """
+    check_header(content, path)
+    missing = [name for name in _FIELDS if name not in content]
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
+    fields: dict[str, Any] = {name: content[name] for name in _FIELDS}
+    fields["progress"] = Progress(**content["progress"])
+    return Checkpoint(**fields)
+
+
+def load_plain(path: Path) -> Any:
+    """The tensors and plain values of a file that `torch.save` wrote, on the CPU, whichever program it was.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or holds anything but data.
+    """
     try:
         # Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
         encoded = io.BytesIO(path.read_bytes())
         with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
-            content = torch.load(encoded, map_location="cpu", weights_only=True)
+            content: Any = torch.load(encoded, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:
@@ -114,19 +147,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: is not a whole checkpoint; is the file truncated?") from error
-    if not isinstance(content, dict) or content.get("kind") != CHECKPOINT_KIND:
+    return content
+
+
+def check_header(header: Any, path: Path) -> None:
+    """Lets pass what is marked as ours and of the version that is read here.
+
+    Raises:
+        CheckpointError: it is of another program or version.
+    """
+    if not isinstance(header, dict) or header.get("kind") != CHECKPOINT_KIND:
         raise CheckpointError(f"{path}: is not a checkpoint of foundation-stereo-depth")
-    if (version := content.get("format_version")) != CHECKPOINT_FORMAT:
+    if (version := header.get("format_version")) != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}; use the version that "
             "wrote it"
         )
-    missing = [name for name in _FIELDS if name not in content]
-    if missing:
-        raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
-    fields: dict[str, Any] = {name: content[name] for name in _FIELDS}
-    fields["progress"] = Progress(**content["progress"])
-    return Checkpoint(**fields)
 
 
 _FIELDS = [item.name for item in dataclasses.fields(Checkpoint)]

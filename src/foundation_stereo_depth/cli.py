@@ -1,11 +1,21 @@
 """The commands. Each parses first and imports what is heavy afterwards, so that `--help` answers at once."""
 
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import CacheOptions, EvaluateOptions, TrainOptions
+from foundation_stereo_depth.options import (
+    CacheOptions,
+    EvaluateOptions,
+    ExportOptions,
+    NetworkSourceOptions,
+    PredictOptions,
+    TrainOptions,
+)
 
 
 def train_command(argv: Sequence[str] | None = None) -> int:
@@ -72,13 +82,77 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     explicit = arguments.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(EvaluateOptions, explicit).evaluation
+        options = arguments.build(EvaluateOptions, explicit)
         from foundation_stereo_depth.benchmark import benchmark
 
-        print(benchmark(options))
+        if options.network.checkpoint is None and options.network.run_id is None:
+            print(benchmark(None, options))
+        else:
+            with _checkpoint(options.network) as checkpoint:
+                print(benchmark(checkpoint, options))
         return 0
 
     return _answer(parser.prog, run)
+
+
+def predict_command(argv: Sequence[str] | None = None) -> int:
+    """`foundation-stereo-predict`: the exit status of predicting files."""
+    parser = arguments.parser_for(
+        "foundation-stereo-predict",
+        PredictOptions,
+        "Disparity, depth and their doubt for rectified pairs of pictures or videos, of any size, 8 or 16 bit, grey or "
+        "colour.",
+        inputs={
+            "left": "picture, folder, video, or glob in quotes, of the left eye; of both side by side without RIGHT",
+            "right": "the same for the right eye",
+        },
+    )
+    explicit = arguments.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = arguments.build(PredictOptions, explicit)
+        from foundation_stereo_depth.predict_files import predict_files
+
+        with _checkpoint(options.network) as checkpoint:
+            predict_files(explicit["left"], explicit.get("right"), checkpoint, options)
+        return 0
+
+    return _answer(parser.prog, run)
+
+
+def export_command(argv: Sequence[str] | None = None) -> int:
+    """`foundation-stereo-export`: the exit status of exporting a network."""
+    parser = arguments.parser_for(
+        "foundation-stereo-export",
+        ExportOptions,
+        "Write a trained network as ONNX, checked against PyTorch, or as safetensors. ONNX: `uv sync --extra onnx`.",
+    )
+    explicit = arguments.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = arguments.build(ExportOptions, explicit)
+        from foundation_stereo_depth.export import export_network
+
+        with _checkpoint(options.network) as checkpoint:
+            export_network(checkpoint, options)
+        return 0
+
+    return _answer(parser.prog, run)
+
+
+@contextmanager
+def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
+    """The network's file: the one that was named, or the best of a run, which may have to be fetched first."""
+    if source.checkpoint is not None:
+        yield source.checkpoint
+        return
+    if source.run_id is None:
+        raise UserError("needs --checkpoint, the network's file, or --run-id, the run that made one")
+    from foundation_stereo_depth.tracking import checkpoint_of_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        uri = source.mlflow_tracking_uri
+        yield checkpoint_of_run(uri, source.run_id, Path(folder), name=f"{source.weights}.pt", flag="--run-id")
 
 
 def _answer(command: str, run: Callable[[], int]) -> int:

@@ -40,3 +40,10 @@ def resize_disparity(disparity_px: Float[np.ndarray, "H W"], height: int, width:
     rows = nearest_indices(disparity_px.shape[0], height)
     columns = nearest_indices(disparity_px.shape[1], width)
     return disparity_px[rows[:, None], columns] * np.float32(width / disparity_px.shape[1])
+
+
+def resize_log_variance(log_variance: Float[np.ndarray, "H W"], height: int, width: int) -> Float[np.ndarray, "h w"]:
+    """The log-variance of a disparity at another size, of px^2 of that size: it gains 2 log(ratio of the widths)."""
+    rows = nearest_indices(log_variance.shape[0], height)
+    columns = nearest_indices(log_variance.shape[1], width)
+    return log_variance[rows[:, None], columns] + np.float32(2 * math.log(width / log_variance.shape[1]))

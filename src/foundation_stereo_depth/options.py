@@ -14,7 +14,13 @@ from foundation_stereo_depth.errors import UserError
 
 
 def knob(
-    default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None, fixed: bool = False
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    fixed: bool = False,
+    short: str | None = None,
 ) -> Any:
     """A dataclass field that is also a command-line flag.
 
@@ -24,9 +30,11 @@ def knob(
         minimum: the smallest sensible number.
         maximum: the largest sensible number.
         fixed: a resumed run may not change it, because it would no longer be the same run.
+        short: a second, one-letter flag such as `-o`.
     """
     return dataclasses.field(
-        default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed}
+        default=default,
+        metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed, "short": short},
     )
 
 
@@ -225,16 +233,129 @@ class CacheOptions:
     cache: CacheBuildOptions = CacheBuildOptions()
 
 
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated flag, each once, in the order given."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _checked_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
+    wrong = [word for word in words_of(text) if word not in allowed]
+    if wrong or not words_of(text):
+        raise UserError(f"{flag} {text}: has to be one or more of {', '.join(allowed)}, with commas between")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSourceOptions(Group):
+    """network: a file, or a run"""
+
+    checkpoint: Path | None = knob(None, "file that holds it: .pt, .safetensors or .onnx")
+    run_id: str | None = knob(None, "MLflow run whose network to use, in place of --checkpoint")
+    weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
+    mlflow_tracking_uri: str | None = knob(
+        None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    height: int | None = knob(
+        None, "height that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
+    )
+    width: int | None = knob(
+        None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.checkpoint is not None and self.run_id is not None:
+            raise UserError("--checkpoint and --run-id both name a network; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions(Group):
+    """machine"""
+
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = knob(
+        "auto", "auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto takes cuda, else mps, else cpu")
+    precision: Literal["auto", "fp32", "bf16"] = knob(
+        "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
+    )
+    compile: bool = knob(False, "compile the network with torch.compile: slow at first, faster for many pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchedInferenceOptions(InferenceOptions):
+    """machine"""
+
+    batch_size: int = knob(1, "pairs that go through the network together", minimum=1)
+
+
+MAPS = ("disparity", "depth", "sigma", "confidence")
+"""What can be written as a map of numbers."""
+PICTURES = ("picture", "cloud")
+"""What else can be written."""
+MAP_FORMATS = ("png", "pfm", "npy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(Group):
+    """results: files <name>_<what>.<format> in a folder"""
+
+    output: Path | None = knob(None, "folder to write to; made where it does not exist", short="-o")
+    write: str = knob("disparity,picture", f"what to write, with commas between: {', '.join(MAPS + PICTURES)}")
+    map_format: str = knob(
+        "png",
+        "formats of the maps, with commas between: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
+        "confidence in 1/65535; 0 unknown), pfm, npy (px, metres; NaN unknown)",
+    )
+    overwrite: bool = knob(False, "replace files that are there")
+    focal_px: float | None = knob(None, "focal length in px of the input pictures; depth needs it", minimum=1e-3)
+    baseline_m: float | None = knob(None, "distance of the two cameras, metres; depth needs it", minimum=1e-6)
+    min_confidence: float = knob(
+        0.0, "leave points out of the cloud whose P(|error| < 1 px) is lower", minimum=0.0, maximum=1.0
+    )
+    max_depth_m: float = knob(50.0, "leave points out of the cloud that are farther away, metres", minimum=0.0)
+    swap: bool = knob(False, "exchange the eyes: LEFT is what the right camera saw")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _checked_words("--write", self.write, MAPS + PICTURES)
+        _checked_words("--map-format", self.map_format, MAP_FORMATS)
+        needing = [word for word in ("depth", "cloud") if word in words_of(self.write)]
+        if needing and (self.focal_px is None or self.baseline_m is None):
+            raise UserError(f"--write {needing[0]}: needs --focal-px and --baseline-m")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """All knobs of `foundation-stereo-predict`."""
+
+    network: NetworkSourceOptions = NetworkSourceOptions()
+    output: OutputOptions = OutputOptions()
+    inference: BatchedInferenceOptions = BatchedInferenceOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFileOptions(Group):
+    """file"""
+
+    output: Path | None = knob(None, "file to write; .onnx or .safetensors decides what it is", short="-o")
+    overwrite: bool = knob(False, "replace the file if it is there")
+    dynamic_size: bool = knob(True, "ONNX: any height and width from 32 px up; else the network's alone")
+    half: bool = knob(False, "weights of 16 bits; an ONNX computes in them too")
+    opset: int = knob(20, "ONNX: version of the operators", minimum=18, maximum=23)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """All knobs of `foundation-stereo-export`."""
+
+    network: NetworkSourceOptions = NetworkSourceOptions()
+    file: ExportFileOptions = ExportFileOptions()
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(Group):
     """evaluation"""
 
-    run_id: str | None = knob(None, "MLflow run whose network is evaluated, and which gets the results")
-    weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
-    checkpoint: Path | None = knob(None, "a best.pt or last.pt to evaluate, instead of a run's")
-    mlflow_tracking_uri: str | None = knob(
-        None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
-    )
     baseline: Literal["none", "sgbm"] = knob(
         "none",
         "sgbm: OpenCV's semi-global matcher beside the network, or alone where no network is named; its holes are "
@@ -264,22 +385,18 @@ class BenchmarkOptions(Group):
     )
     download: bool = knob(False, "fetch middlebury2014, the only one that can be, to --dataset-root")
     max_samples: int | None = knob(None, "evaluate at most so many scenes, evenly spread", minimum=1)
-    height: int | None = knob(None, "height the network runs at, px; else the checkpoint's", minimum=32, maximum=4096)
-    width: int | None = knob(None, "width the network runs at, px; else the checkpoint's", minimum=32, maximum=4096)
     at_native_size: bool = knob(
         False,
         "score at each picture's own size: the network runs at its size as ever, and its disparity and uncertainty are "
         "stretched back, their values with the width; sgbm runs at the picture's size",
     )
     json: bool = knob(False, "print one JSON object instead of a table")
-    device: Literal["auto", "cpu", "cuda", "mps"] = knob("auto", "auto takes cuda, else mps, else cpu")
-    precision: Literal["auto", "fp32", "bf16"] = knob(
-        "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """All knobs of `foundation-stereo-evaluate`."""
 
+    network: NetworkSourceOptions = NetworkSourceOptions()
     evaluation: BenchmarkOptions = BenchmarkOptions()
+    inference: InferenceOptions = InferenceOptions()

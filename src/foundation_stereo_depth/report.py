@@ -125,8 +125,7 @@ def _notes(report: Plain) -> list[str]:
                 f"{figures['ause_bad_1_percent']:.2f} % (random {figures['ause_bad_1_random_percent']:.2f} %)"
             )
     size = "native size" if settings["at_native_size"] else f"{settings['width']}x{settings['height']}"
-    name, precision = report["device"]["name"], report["device"]["precision"]
-    where = f"network in {precision} on {name}" if "network" in report["overall"] else "on the CPU"
+    where = report["device"]["network"] or "on the CPU"
     lines.append(
         f"{settings['dataset']}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
         f"in nats, ms per pair (median), the rest in %; {where}"

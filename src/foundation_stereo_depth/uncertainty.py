@@ -70,6 +70,13 @@ DISTRIBUTIONS = {
 }
 
 
+def probability_within(
+    threshold_px: float, sigma_px: Float[Tensor, "*shape"], distribution: str
+) -> Float[Tensor, "*shape"]:
+    """P(|error| < threshold), 0 to 1, of an error with this standard deviation and distribution."""
+    return DISTRIBUTIONS[distribution].within(threshold_px / sigma_px)
+
+
 class ReliabilityCurve(NamedTuple):
     """Where pixels said P(|error| < 1 px) was p, what share of them were that good; one entry per bin in use."""
 

@@ -1,10 +1,12 @@
 """File encodings: bytes <-> RGB pictures, bytes <-> disparity in px. Every order of channels is settled here."""
 
+import io
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.errors import DataError
 
@@ -14,6 +16,10 @@ FSD_STEP_PX = 0.001
 """One step of the FSD code."""
 FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
 """The largest disparity that three digits hold: 16581.374 px."""
+
+KITTI_STEPS_PER_PX = 256
+"""KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
+_LARGEST_CODE = 2**16 - 1
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -80,13 +86,114 @@ def write_rgb(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
+def encode_whole_steps(values: Float[np.ndarray, "H W"], steps_per_unit: float) -> UInt16[np.ndarray, "H W"]:
+    """Values as 16-bit whole numbers of 1/steps_per_unit; 0 is what is unknown (NaN) or not above 0.
+
+    A value that is known never becomes 0, as in KITTI's own tools: the smallest code is 1.
+
+    Raises:
+        DataError: a value is beyond what 16 bits hold.
+    """
+    known = values > 0  # NaN compares false
+    steps = np.rint(np.where(known, values, 0).astype(np.float64) * steps_per_unit)
+    if (largest := steps.max(initial=0)) > _LARGEST_CODE:
+        raise DataError(
+            f"a 16-bit PNG holds values up to {_LARGEST_CODE / steps_per_unit:.3f} here, not "
+            f"{largest / steps_per_unit:.3f}; write pfm or npy instead"
+        )
+    return np.where(known, np.maximum(steps, 1), 0).astype(np.uint16)
+
+
+def decode_whole_steps(code: UInt16[np.ndarray, "H W"], steps_per_unit: float) -> Float[np.ndarray, "H W"]:
+    """The values of 16-bit whole numbers of 1/steps_per_unit, float32; 0 is unknown and becomes NaN."""
+    return np.where(code > 0, code.astype(np.float32) / np.float32(steps_per_unit), np.float32(np.nan))
+
+
+def encode_png16(code: UInt16[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a 16-bit grey PNG."""
+    return cv2.imencode(".png", code)[1].tobytes()
+
+
+def read_png16(path: Path) -> UInt16[np.ndarray, "H W"]:
+    """The codes in a 16-bit grey PNG.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is of another kind.
+    """
+    code = _decode(path, cv2.IMREAD_UNCHANGED)
+    if code.ndim != 2 or code.dtype != np.uint16:
+        raise DataError(f"{path}: is not a 16-bit grey PNG, but has shape {code.shape} and type {code.dtype}")
+    return code.astype(np.uint16, copy=False)
+
+
+def encode_pfm(values: Float[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a grey PFM: rows from the bottom up, float32, little endian (scale -1); unknown is infinity.
+
+    Source: the format of the Middlebury stereo benchmark, whose files mark unknown disparity so.
+    """
+    height, width = values.shape
+    known = np.where(np.isfinite(values), values, np.inf)
+    return f"Pf\n{width} {height}\n-1\n".encode() + np.ascontiguousarray(known[::-1], "<f4").tobytes()
+
+
+def read_pfm(path: Path) -> Float[np.ndarray, "H W"]:
+    """The values of a grey PFM, float32, top row first; infinity is unknown and becomes NaN.
+
+    Raises:
+        DataError: the file is missing, not a grey PFM, or not whole.
+    """
+    encoded = _bytes(path)
+    header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s", encoded)
+    if header is None:
+        raise DataError(f"{path}: does not begin as a grey PFM does (Pf, width, height, scale)")
+    width, height, scale = int(header[1]), int(header[2]), float(header[3])
+    body = encoded[header.end() :]
+    if len(body) != 4 * width * height:
+        raise DataError(f"{path}: {width}x{height} needs {4 * width * height} bytes of values, not {len(body)}")
+    values = np.frombuffer(body, "<f4" if scale < 0 else ">f4").reshape(height, width)[::-1].astype(np.float32)
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def encode_npy(values: Float[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a NumPy file, float32; unknown is NaN."""
+    file = io.BytesIO()
+    np.save(file, values.astype(np.float32, copy=False), allow_pickle=False)
+    return file.getvalue()
+
+
+def encode_ply(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N 3"]) -> bytes:
+    """The bytes of a point cloud: binary little-endian PLY, float x y z in metres, uchar red green blue."""
+    vertices = np.empty(len(points_m), _PLY_VERTEX)
+    for column, name in enumerate("xyz"):
+        vertices[name] = points_m[:, column]
+    for column, name in enumerate(("red", "green", "blue")):
+        vertices[name] = colours[:, column]
+    words = {"<f4": "float", "u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres; x right, y down, z forward from the left camera",
+        f"element vertex {len(vertices)}",
+        *(f"property {words[kind]} {name}" for name, kind in _PLY_VERTEX),
+        "end_header\n",
+    ]
+    return "\n".join(header).encode() + vertices.tobytes()
+
+
+_PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
+
+
 def _decode(path: Path, mode: int) -> np.ndarray:
     # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
-    try:
-        encoded = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    encoded = _bytes(path)
     picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
     if picture is None:
         raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
     return picture
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

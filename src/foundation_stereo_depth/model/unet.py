@@ -54,8 +54,10 @@ class UNet(nn.Module):
         """The prediction for a pair of any size from 32x32 up."""
         H, W = pair.shape[-2:]
         x = (pair - 0.5) * 4  # about unit variance
-        below, right = -H % self.multiple, -W % self.multiple
-        if below or right:
+        # Rounded up in the one way that torch.export and ONNX follow for any size: no remainder, no negative number
+        # divided, no branch on the size.
+        below, right = ((size + self.multiple - 1) // self.multiple * self.multiple - size for size in (H, W))
+        if torch.compiler.is_exporting() or below or right:
             x = F.pad(x, (0, right, 0, below), mode="replicate")
         x = self.stem(x)
         skips: list[Tensor] = []

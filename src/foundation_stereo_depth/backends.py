@@ -1,0 +1,225 @@
+"""What runs a network: torch, onnxruntime or OpenVINO, all behind one call on batches at the network's size."""
+
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+from torch import nn
+
+from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
+from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.options import RuntimeOptions
+from foundation_stereo_depth.trained import NetworkFacts, read_trained
+
+BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+ONNX_INPUT = "pair"
+ONNX_OUTPUTS = ("disparity_px", "log_variance")
+
+
+class RawPrediction(NamedTuple):
+    """What a network says, at its own size: px of that size, and the natural logarithm of px^2."""
+
+    disparity_px: Float32[np.ndarray, "B H W"]
+    log_variance: Float32[np.ndarray, "B H W"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Runs one network.
+
+    Attributes:
+        description: what runs where, for people.
+        fixed_size: the only height and width it takes, px; None where it takes any.
+    """
+
+    description: str
+    fixed_size: tuple[int, int] | None
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
+        """The prediction for left RGB and right RGB bytes, channels last."""
+        ...
+
+
+def open_backend(
+    path: Path, *, backend: BackendName, device: DeviceName, precision: PrecisionName, compile: bool
+) -> tuple[Backend, NetworkFacts]:
+    """What runs the network in a `.pt`, `.safetensors` or `.onnx` file, and what the file says about it.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        UserError: the backend does not run such a file, is not installed, or lacks the device or precision.
+    """
+    if path.suffix != ".onnx":
+        if backend not in ("auto", "torch"):
+            raise UserError(
+                f"--backend {backend}: runs .onnx files, not {path}; foundation-stereo-export makes one of it"
+            )
+        trained = read_trained(path)
+        return TorchBackend(trained.network(), device=device, precision=precision, compile=compile), trained.facts
+    if backend == "torch" or compile:
+        asked = "--compile" if compile else "--backend torch"
+        raise UserError(f"{asked}: needs a .pt or .safetensors file, not {path}")
+    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _suits_openvino()):
+        return _with_facts(OpenVinoBackend(path, device=device, precision=precision), path)
+    return _with_facts(OnnxRuntimeBackend(path, device=device, precision=precision), path)
+
+
+class TorchBackend:
+    """Runs a network by PyTorch.
+
+    Args:
+        network: in evaluation mode.
+        device: auto takes cuda, else mps, else cpu.
+        precision: auto takes bf16 where the device gains from it.
+        compile: compile the network at its first call.
+    """
+
+    fixed_size: tuple[int, int] | None = None
+
+    def __init__(self, network: nn.Module, *, device: DeviceName, precision: PrecisionName, compile: bool) -> None:
+        options = RuntimeOptions(device=device, precision=precision)
+        self.device = pick_device(options, Processes(rank=0, local_rank=0, world_size=1))
+        self._precision = pick_precision(options, self.device)
+        self._network = network.to(self.device)
+        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if compile:
+            self._network.compile()
+        self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
+
+    @torch.inference_mode()
+    def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
+        """The prediction for left RGB and right RGB bytes, channels last."""
+        # Bytes travel to the device; the view [B 6 H W] of what lies channels last is what convolutions want.
+        pair = torch.from_numpy(pairs).to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 255
+        with autocast(self.device, self._precision):
+            disparity_px, log_variance = self._network(pair)
+        return RawPrediction(disparity_px[:, 0].float().cpu().numpy(), log_variance[:, 0].float().cpu().numpy())
+
+
+class OnnxRuntimeBackend:
+    """Runs an exported network by onnxruntime, on CUDA where its GPU build is installed."""
+
+    def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+        runtime = _optional("onnxruntime", "onnx")
+        if precision == "bf16":
+            raise UserError("--precision bf16: onnxruntime computes in what was exported; export with --half instead")
+        has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
+        if device == "mps" or (device == "cuda" and not has_cuda):
+            raise UserError(f"--device {device}: this onnxruntime has only {runtime.get_available_providers()}")
+        on_cuda = has_cuda and device != "cpu"
+        settings = runtime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        encoded = _read(path)
+        try:
+            self._session: Any = runtime.InferenceSession(
+                encoded,
+                settings,
+                providers=[*(["CUDAExecutionProvider"] if on_cuda else []), "CPUExecutionProvider"],
+            )
+        except Exception as error:
+            # Its exceptions have no common base that can be imported.
+            if type(error).__module__.startswith("onnxruntime"):
+                raise CheckpointError(f"{path}: is not a whole ONNX file that onnxruntime runs ({error})") from error
+            raise
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        self.fixed_size = _fixed(self._session.get_inputs()[0].shape)
+        self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
+        """The prediction for left RGB and right RGB bytes, channels last."""
+        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), {ONNX_INPUT: _as_planes(pairs)})
+        return RawPrediction(disparity_px[:, 0], log_variance[:, 0])
+
+
+class OpenVinoBackend:
+    """Runs an exported network by OpenVINO on the CPU, in bf16 where the CPU has instructions for it."""
+
+    def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+        openvino = _optional("openvino", "openvino")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device {device}: OpenVINO runs on the CPU here")
+        core = openvino.Core()
+        encoded = _read(path)
+        hints = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
+        hint = hints.get(precision, {}) | {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        try:
+            model = core.read_model(encoded)
+            self.metadata = _metadata(model)
+            self._compiled: Any = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"} | hint)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
+        shape = self._compiled.input(0).get_partial_shape()
+        self.fixed_size = _fixed([size.get_length() if size.is_static else None for size in shape])
+        computed_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.description = f"OpenVINO, {computed_in} on cpu"
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
+        """The prediction for left RGB and right RGB bytes, channels last."""
+        answer = self._compiled(_as_planes(pairs))
+        disparity_px, log_variance = (np.array(answer[name][:, 0]) for name in ONNX_OUTPUTS)
+        return RawPrediction(disparity_px, log_variance)
+
+
+def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tuple[Backend, NetworkFacts]:
+    text = backend.metadata.get(SAFETENSORS_KEY)
+    if text is None:
+        raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
+    try:
+        return backend, NetworkFacts.from_header(json.loads(text), path)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """The metadata of an ONNX file, which OpenVINO keeps among its runtime information."""
+    info = model.get_rt_info()
+    if "framework" not in info:
+        return {}
+    framework: dict[str, Any] = info["framework"]
+    return {key: str(value.value) for key, value in framework.items()}
+
+
+def _as_planes(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 6 H W"]:
+    return np.ascontiguousarray(pairs.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+
+
+def _fixed(shape: Any) -> tuple[int, int] | None:
+    """Height and width of an input [B 6 H W], where they are numbers."""
+    height, width = shape[2:]
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _suits_openvino() -> bool:
+    """True where OpenVINO is installed and the CPU is one of Intel's, which it is made for."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    name: str = importlib.import_module("openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return "intel" in name.lower()
+
+
+def _optional(module: str, extra: str) -> Any:
+    """A module that not everybody has installed.
+
+    Raises:
+        UserError: it is not; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{module} is not installed; `uv sync --extra {extra}` adds it") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,168 @@
+"""Pairs of pictures without truth: two files, two folders, two globs, two videos, or both eyes side by side."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from foundation_stereo_depth.data.formats import read_rgb
+from foundation_stereo_depth.errors import DataError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedPair:
+    """A rectified pair, RGB, and the name under which its results are written."""
+
+    name: str
+    left: UInt8[np.ndarray, "H W 3"]
+    right: UInt8[np.ndarray, "H W 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Pairs in order, read when they are asked for.
+
+    Attributes:
+        left, right: what the user named; `right` is None where both eyes stand side by side in `left`.
+        count: how many pairs; None where only reading will tell, as with videos.
+        files: the files of each pair under its name; empty for videos.
+    """
+
+    left: str
+    right: str | None
+    count: int | None
+    files: dict[str, tuple[Path, ...]]
+
+    def __iter__(self) -> Iterator[NamedPair]:
+        if self.files:
+            for name, paths in self.files.items():
+                yield _pair(name, [read_rgb(path) for path in paths], str(paths[0]))
+            return
+        paths = [Path(video) for video in (self.left, self.right) if video is not None]
+        for number, frames in enumerate(zip_longest(*(_frames(path) for path in paths))):
+            present = [frame for frame in frames if frame is not None]
+            if len(present) < len(paths):
+                longer = paths[0] if frames[0] is not None else paths[1]
+                raise DataError(
+                    f"{longer}: goes on after the other video ends at frame {number}; cut it to that length"
+                )
+            yield _pair(f"{paths[0].stem}_{number:06d}", present, str(paths[0]))
+
+
+def find_pairs(left: str, right: str | None) -> Pairs:
+    """The pairs that two arguments name: files, folders, globs or videos; one argument means eyes side by side.
+
+    Folders pair files of the same name (without suffix). Globs pair what their wildcards stand for: `a/*/im0.png` and
+    `a/*/im1.png` pair scene by scene, `left*.jpg` and `right*.jpg` number by number.
+
+    Raises:
+        DataError: nothing is there, or an eye lacks its partner.
+    """
+    found = [_matches(text) for text in (left, right) if text is not None]
+    videos = [_is_video(text) for text in (left, right) if text is not None]
+    if all(videos):
+        return Pairs(left=left, right=right, count=None, files={})
+    if any(videos):
+        raise DataError(f"{left} and {right}: one is a video, the other is not")
+    if right is not None and len(found[0]) == len(found[1]) == 1 and not (_is_many(left) or _is_many(right)):
+        found[1] = {
+            next(iter(found[0])): next(iter(found[1].values()))
+        }  # two single files pair whatever they are called
+    partnerless = sorted(set(found[0]) ^ set(found[-1]))
+    if partnerless:
+        lonely = partnerless[0]
+        path = found[0].get(lonely) or found[-1][lonely]
+        raise DataError(
+            f"{path}: has no partner in {right if lonely in found[0] else left} ({len(partnerless)} such files); "
+            "folders pair equal names, globs in quotes pair what their * stand for"
+        )
+    files = {name: tuple(side[name] for side in found) for name in sorted(found[0])}
+    return Pairs(left=left, right=right, count=len(files), files=files)
+
+
+def _matches(text: str) -> dict[str, Path]:
+    """Name of the pair -> file, for a file, a folder or a glob."""
+    path = Path(text)
+    if path.is_file():
+        return {path.stem: path}
+    if path.is_dir():
+        named: dict[str, Path] = {}
+        for file in sorted(path.iterdir()):
+            if file.suffix.lower() in PICTURE_SUFFIXES:
+                _add(named, file.stem, file)
+        if not named:
+            raise DataError(f"{text}: a folder without pictures ({', '.join(PICTURE_SUFFIXES)})")
+        return named
+    if not re.search(r"[*?]", text):
+        raise DataError(f"{text}: no such file or folder")
+    pattern = re.compile("".join(_as_regex(part) for part in re.split(r"(\*\*/|\*|\?)", path.as_posix())))
+    anchor = Path(path.anchor)
+    relative = path.relative_to(anchor) if path.anchor else path
+    named = {}
+    for file in sorted((anchor if path.anchor else Path()).glob(relative.as_posix())):
+        match = pattern.fullmatch(file.as_posix())
+        if match is not None and file.is_file():
+            _add(named, "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part), file)
+    if not named:
+        raise DataError(f"{text}: matches no file")
+    return named
+
+
+def _add(named: dict[str, Path], name: str, file: Path) -> None:
+    if name in named:
+        raise DataError(f"{file}: would have the same name as {named[name]}, {name}; which of the two is meant?")
+    named[name] = file
+
+
+def _as_regex(part: str) -> str:
+    return {"**/": "((?:.*/)?)", "*": "([^/]*)", "?": "([^/])"}.get(part, re.escape(part))
+
+
+def _is_many(text: str) -> bool:
+    return not Path(text).is_file()
+
+
+def _is_video(text: str) -> bool:
+    return Path(text).is_file() and Path(text).suffix.lower() in VIDEO_SUFFIXES
+
+
+def _frames(path: Path) -> Iterator[Picture]:
+    capture = cv2.VideoCapture(str(path))
+    try:
+        number = 0
+        while capture.grab():
+            retrieved, bgr = capture.retrieve()
+            if not retrieved:
+                raise DataError(f"{path}: frame {number} cannot be decoded")
+            yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+            number += 1
+        if number == 0:
+            raise DataError(f"{path}: is not a video that can be decoded")
+    finally:
+        capture.release()
+
+
+def _pair(name: str, pictures: list[Picture], source: str) -> NamedPair:
+    if len(pictures) == 2:
+        left, right = pictures
+    else:
+        width = pictures[0].shape[1]
+        if width % 2:
+            raise DataError(f"{source}: is {width} px wide, so it does not hold two eyes of one width side by side")
+        left, right = pictures[0][:, : width // 2], pictures[0][:, width // 2 :]
+    if left.shape != right.shape:
+        raise DataError(
+            f"{source}: is {left.shape[1]}x{left.shape[0]}, but its right eye is {right.shape[1]}x{right.shape[0]}; a "
+            "rectified pair has one size"
+        )
+    return NamedPair(name=name, left=left, right=right)

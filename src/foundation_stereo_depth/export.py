@@ -1,0 +1,164 @@
+"""Networks for other programs: ONNX that has been checked against PyTorch, or plain safetensors."""
+
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+
+from foundation_stereo_depth.backends import ONNX_INPUT, ONNX_OUTPUTS, OnnxRuntimeBackend, RawPrediction, TorchBackend
+from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, save_safetensors
+from foundation_stereo_depth.data.draws import sample_keys
+from foundation_stereo_depth.data.procedural import ProceduralSource, render_scenes
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.model import StereoPrediction
+from foundation_stereo_depth.options import ExportFileOptions, ExportOptions
+from foundation_stereo_depth.trained import TrainedNetwork, read_trained
+
+TOLERANCE_OF_WIDTH = 1e-4
+"""Largest difference of disparity from PyTorch's in float32, as a share of the width: 0.03 px at 320."""
+TOLERANCE_LOG_VARIANCE = 0.01
+HALF_TOLERANCE_FACTOR = 30
+"""Sixteen bits carry three digits: both tolerances grow by this much under `--half` (assumption)."""
+
+_CHECKED_PAIRS = 2
+_ODD_SIZE = (61, 87)  # the second size at which a network of any size is checked, px
+
+
+def export_network(checkpoint: Path, options: ExportOptions) -> Path:
+    """Writes the network in a checkpoint as the suffix of `--output` says; returns the file.
+
+    Raises:
+        UserError: the output or the checkpoint cannot be used, or the exported network answers differently.
+    """
+    output = options.file.output
+    if output is None or output.suffix not in (".onnx", ".safetensors"):
+        raise UserError("needs --output (-o), a file that ends in .onnx or .safetensors")
+    if output.exists() and not options.file.overwrite:
+        raise UserError(f"{output}: is there already; --overwrite replaces it")
+    trained = read_trained(checkpoint)
+    height = options.network.height or trained.facts.height
+    width = options.network.width or trained.facts.width
+    header = trained.facts.header | {"height": height, "width": width}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".safetensors":
+        network = trained.network().half() if options.file.half else trained.network()
+        save_safetensors(output, network.state_dict(), header)
+        print(f"{output}: {_size(output)}, weights and header")
+        return output
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"{module} is not installed; `uv sync --extra onnx` adds it")
+    encoded = _onnx(_exported(trained, options.file), header, height, width, options.file)
+    found = write_checked(output, encoded, trained, (height, width), options.file)
+    print(f"{output}: {_size(output)}, opset {options.file.opset}; {found}")
+    return output
+
+
+def write_checked(
+    output: Path, encoded: bytes, trained: TrainedNetwork, size: tuple[int, int], options: ExportFileOptions
+) -> str:
+    """Writes the bytes of an ONNX file if they answer as PyTorch does at (height, width); returns how well they do.
+
+    The pairs are made-up scenes, through onnxruntime and through PyTorch in float32.
+
+    Raises:
+        UserError: the answers differ by more than the tolerance; nothing is written then.
+    """
+    reference = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
+    trial = output.with_name(f".checking-{output.name}")
+    try:
+        trial.write_bytes(encoded)
+        exported = OnnxRuntimeBackend(trial, device="cpu")
+    finally:
+        trial.unlink(missing_ok=True)
+    factor = HALF_TOLERANCE_FACTOR if options.half else 1
+    lines: list[str] = []
+    for rows, columns in [size, *([_ODD_SIZE] if options.dynamic_size else [])]:
+        pairs = scene_pairs(rows, columns)
+        apart_px, apart_log = largest_differences(reference(pairs), exported(pairs))
+        allowed_px = factor * TOLERANCE_OF_WIDTH * columns
+        said = (
+            f"{columns}x{rows}: within {apart_px:.2g} px and {apart_log:.2g} of log-variance of PyTorch (allowed "
+            f"{allowed_px:.2g} px, {factor * TOLERANCE_LOG_VARIANCE:.2g})"
+        )
+        # Written so that NaN fails.
+        if not (apart_px <= allowed_px and apart_log <= factor * TOLERANCE_LOG_VARIANCE):
+            remedy = "leave --half out" if options.half else "try another --opset"
+            raise UserError(f"{output}: not written, since the exported network is not {said}; {remedy}")
+        lines.append(said)
+    write_whole(output, lambda file: file.write(encoded), durable=True)
+    return "; ".join(lines)
+
+
+def scene_pairs(height: int, width: int) -> UInt8[np.ndarray, "B H W 6"]:
+    """Left and right of a few made-up scenes, the same every time."""
+    indices = torch.arange(_CHECKED_PAIRS)
+    scenes = render_scenes(sample_keys(ProceduralSource.VALIDATION_SEED, 0, indices), indices, height, width)
+    return torch.cat([scenes.left, scenes.right], dim=1).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def largest_differences(first: RawPrediction, second: RawPrediction) -> tuple[float, float]:
+    """The largest absolute difference of disparity, px, and of log-variance."""
+    apart_px, apart_log = (np.abs(a - b).max() for a, b in zip(first, second, strict=True))
+    return float(apart_px), float(apart_log)
+
+
+class _Half(nn.Module):
+    """A network of 16-bit weights that takes and gives 32 bits."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.half()
+
+    def forward(self, pair: Tensor) -> StereoPrediction:
+        disparity_px, log_variance = self.network(pair.half())
+        return StereoPrediction(disparity_px.float(), log_variance.float())
+
+
+def _exported(trained: TrainedNetwork, options: ExportFileOptions) -> nn.Module:
+    return _Half(trained.network()).eval() if options.half else trained.network()
+
+
+def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, options: ExportFileOptions) -> bytes:
+    """The bytes of the ONNX file."""
+    free = torch.export.Dim.DYNAMIC
+    # The example is of another size than the check's; and no side of it is 1 or a multiple that could be taken as law.
+    example = (height + 3, width + 5) if options.dynamic_size else (height, width)
+    sizes = {0: free} | ({2: free, 3: free} if options.dynamic_size else {})
+    pair = torch.rand(2, 6, *example)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):  # of the exporter's own use of its libraries
+        program: Any = torch.onnx.export(
+            network,
+            (pair,),
+            input_names=[ONNX_INPUT],
+            output_names=list(ONNX_OUTPUTS),
+            dynamic_shapes=(sizes,),
+            opset_version=options.opset,
+            dynamo=True,
+            verbose=False,
+            verify=False,
+        )
+    program.model.metadata_props[SAFETENSORS_KEY] = json.dumps(header)
+    _name_sizes(program.model, options.dynamic_size)
+    return program.model_proto.SerializeToString()
+
+
+def _name_sizes(model: Any, dynamic_size: bool) -> None:
+    """Calls the sizes that may vary by their names in the field, where the exporter numbers them."""
+    names = {0: "B"} | ({2: "H", 3: "W"} if dynamic_size else {})
+    for value in [*model.graph.inputs, *model.graph.outputs]:
+        for axis, name in names.items():
+            value.shape[axis] = name
+
+
+def _size(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

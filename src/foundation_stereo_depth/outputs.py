@@ -1,0 +1,197 @@
+"""What a prediction is written as: maps of numbers, a picture for people, a point cloud in metres."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from foundation_stereo_depth.data.formats import (
+    KITTI_STEPS_PER_PX,
+    encode_npy,
+    encode_pfm,
+    encode_ply,
+    encode_png16,
+    encode_whole_steps,
+)
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity
+from foundation_stereo_depth.options import PICTURES, OutputOptions, words_of
+from foundation_stereo_depth.predict import Prediction
+
+_PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}
+"""Steps per px, per metre and per 1 in 16-bit PNGs."""
+_PNG_LARGEST_DEPTH_M = (2**16 - 1) / _PNG_STEPS["depth"]
+_PICTURE_SUFFIXES = {"picture": ".png", "cloud": ".ply"}
+
+
+def centred_calibration(height: int, width: int, focal_px: float, baseline_m: float) -> StereoCalibration:
+    """A rig whose optical axes pass through the middle of its pictures."""
+    return StereoCalibration(
+        width=width,
+        height=height,
+        focal_px=focal_px,
+        focal_y_px=focal_px,
+        cx_left_px=(width - 1) / 2,
+        cx_right_px=(width - 1) / 2,
+        cy_px=(height - 1) / 2,
+        baseline_m=baseline_m,
+    )
+
+
+class Writer:
+    """Writes what was asked for, under `<folder>/<name>_<what>.<format>`; each file is complete or absent.
+
+    The colour scale of pictures is set by the first one, so that colours of one sequence mean one thing.
+
+    Args:
+        options: what to write, where, and the rig's geometry.
+    """
+
+    def __init__(self, options: OutputOptions) -> None:
+        assert options.output is not None
+        self._options = options
+        self._folder = options.output
+        self._wanted = words_of(options.write)
+        self._largest: float | None = None
+
+    def paths(self, name: str) -> dict[tuple[str, str], Path]:
+        """(what, format) -> the file that it is written to."""
+        formats = words_of(self._options.map_format)
+        maps = [(what, "." + each) for what in self._wanted if what not in PICTURES for each in formats]
+        drawn = [(what, _PICTURE_SUFFIXES[what]) for what in self._wanted if what in PICTURES]
+        return {(what, suffix): self._folder / f"{name}_{what}{suffix}" for what, suffix in maps + drawn}
+
+    def check_free(self, name: str) -> None:
+        """Lets pass a name under which nothing is there yet.
+
+        Raises:
+            UserError: something is, and `--overwrite` is off.
+        """
+        there = [path for path in self.paths(name).values() if path.exists()]
+        if there and not self._options.overwrite:
+            raise UserError(f"{there[0]}: is there already; --overwrite replaces it, another --output leaves it")
+
+    def write(self, name: str, left: UInt8[np.ndarray, "H W 3"], prediction: Prediction) -> list[Path]:
+        """Writes everything that was asked for; returns the files.
+
+        Raises:
+            UserError: a file is there already, or its format does not hold the values.
+        """
+        self.check_free(name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        written: list[Path] = []
+        for path, encoded in self._encoded(name, left, prediction):
+            write_whole(path, lambda file, encoded=encoded: file.write(encoded), durable=False)
+            written.append(path)
+        return written
+
+    def _encoded(
+        self, name: str, left: UInt8[np.ndarray, "H W 3"], prediction: Prediction
+    ) -> Iterator[tuple[Path, bytes]]:
+        options = self._options
+        depth_m = None
+        if options.focal_px is not None and options.baseline_m is not None:
+            height, width = prediction.disparity_px.shape
+            rig = centred_calibration(height, width, options.focal_px, options.baseline_m)
+            depth_m = depth_from_disparity(prediction.disparity_px, rig)
+        maps = {
+            "disparity": prediction.disparity_px,
+            "sigma": prediction.sigma_px,
+            "confidence": prediction.confidence,
+            "depth": depth_m,
+        }
+        for (what, suffix), path in self.paths(name).items():
+            if what == "picture":
+                yield path, self._picture(name, left, prediction, depth_m)
+            elif what == "cloud":
+                assert depth_m is not None
+                assert options.focal_px is not None
+                keep = (depth_m < options.max_depth_m) & (prediction.confidence >= options.min_confidence)
+                yield path, encode_ply(*point_cloud(depth_m, left, keep, options.focal_px))
+            else:
+                values = maps[what]
+                assert values is not None
+                yield path, _encode_map(what, suffix, values)
+
+    def _picture(
+        self,
+        name: str,
+        left: UInt8[np.ndarray, "H W 3"],
+        prediction: Prediction,
+        depth_m: Float[np.ndarray, "H W"] | None,
+    ) -> bytes:
+        if self._largest is None:
+            shown = prediction.disparity_px if depth_m is None else depth_m
+            valid = shown[np.isfinite(shown)]
+            self._largest = float(np.percentile(valid, 99 if depth_m is None else 90)) if valid.size else 1.0
+        return result_picture(name, left, prediction, depth_m, self._largest)
+
+
+def point_cloud(
+    depth_m: Float[np.ndarray, "H W"],
+    left: UInt8[np.ndarray, "H W 3"],
+    keep: Bool[np.ndarray, "H W"],
+    focal_px: float,
+) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
+    """Points in metres, x right, y down, z forward from the left camera, and their colours.
+
+    The optical axis is taken to pass through the middle of the picture.
+    """
+    height, width = depth_m.shape
+    rows, columns = np.nonzero(keep & np.isfinite(depth_m))
+    z = depth_m[rows, columns]
+    x = (columns - (width - 1) / 2) * z / focal_px
+    y = (rows - (height - 1) / 2) * z / focal_px
+    return np.stack([x, y, z], axis=-1).astype(np.float32), left[rows, columns]
+
+
+def result_picture(
+    name: str,
+    left: UInt8[np.ndarray, "H W 3"],
+    prediction: Prediction,
+    depth_m: Float[np.ndarray, "H W"] | None,
+    largest: float,
+) -> bytes:
+    """A PNG: the left view, disparity in px (or depth in metres) with its bar, confidence with its bar."""
+    aspect = left.shape[0] / left.shape[1]
+    figure = Figure(figsize=(18, 5.4 * aspect + 0.6), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 3)
+    title, values, colours = (
+        ("disparity, px", prediction.disparity_px, "turbo") if depth_m is None else ("depth, m", depth_m, "turbo_r")
+    )
+    panels = [
+        (name, left, None, 0.0),
+        (title, values, colours, largest),
+        ("confidence, P(|error| < 1 px)", prediction.confidence, "viridis", 1.0),
+    ]
+    for axis, (heading, shown, colour_map, top) in zip(axes, panels, strict=True):
+        axis.set_axis_off()
+        axis.set_title(heading, fontsize=11)
+        if colour_map is None:
+            axis.imshow(shown)
+            continue
+        drawn = axis.imshow(
+            shown, cmap=mpl.colormaps[colour_map].with_extremes(bad="black"), vmin=0, vmax=top, interpolation="nearest"
+        )
+        figure.colorbar(drawn, ax=axis, shrink=0.85, extend="neither" if top == 1 else "max")
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()
+
+
+def _encode_map(what: str, suffix: str, values: Float[np.ndarray, "H W"]) -> bytes:
+    if suffix == ".pfm":
+        return encode_pfm(values)
+    if suffix == ".npy":
+        return encode_npy(values)
+    if what == "depth":
+        # Depth has no largest value, as disparity nears 0: beyond what the code holds it counts as unknown.
+        values = np.where(values <= _PNG_LARGEST_DEPTH_M, values, np.float32(np.nan))
+    return encode_png16(encode_whole_steps(values, _PNG_STEPS[what]))
