@@ -97,7 +97,7 @@ def test_a_cloud_is_metric_coloured_and_leaves_doubt_and_distance_out() -> None:
 def test_unknown_depth_is_no_point() -> None:
     depth_m = np.full((H, W), np.nan, np.float32)
     depth_m[3, 4] = 2.0
-    points_m, colours = point_cloud(depth_m, LEFT, np.ones((H, W), bool), 100.0)
+    points_m, colours = point_cloud(depth_m, LEFT, np.ones((H, W), bool), centred_calibration(H, W, 100.0, 0.1))
     assert points_m.shape == (1, 3)
     np.testing.assert_array_equal(colours[0], LEFT[3, 4])
 
@@ -116,7 +116,7 @@ def test_the_picture_is_a_picture_also_of_nothing_valid(geometry: dict) -> None:
         ({"write": "disparity,dept"}, "--write disparity,dept: has to be one or more of disparity, depth"),
         ({"write": ""}, "--write : has to be"),
         ({"map_format": "exr"}, "--map-format exr: has to be one or more of png, pfm, npy"),
-        ({"write": "depth"}, "--write depth: needs --focal-px and --baseline-m"),
+        ({"write": "depth"}, "--write depth: needs --calibration, or --focal-px and --baseline-m"),
         ({"write": "cloud", "focal_px": 3.0}, "--write cloud: needs"),
         ({"min_confidence": 1.5}, "--min-confidence is 1.5"),
     ],

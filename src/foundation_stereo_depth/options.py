@@ -307,8 +307,16 @@ class OutputOptions(Group):
         "confidence in 1/65535; 0 unknown), pfm, npy (px, metres; NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
-    focal_px: float | None = knob(None, "focal length in px of the input pictures; depth needs it", minimum=1e-3)
-    baseline_m: float | None = knob(None, "distance of the two cameras, metres; depth needs it", minimum=1e-6)
+    calibration: Path | None = knob(
+        None,
+        "rig calibration, an NPZ with P1, P2 (metres) and image_size, of pictures that are rectified by it already",
+    )
+    focal_px: float | None = knob(
+        None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3
+    )
+    baseline_m: float | None = knob(
+        None, "distance of the two cameras, metres, in place of --calibration", minimum=1e-6
+    )
     min_confidence: float = knob(
         0.0, "leave points out of the cloud whose P(|error| < 1 px) is lower", minimum=0.0, maximum=1.0
     )
@@ -320,8 +328,11 @@ class OutputOptions(Group):
         _checked_words("--write", self.write, MAPS + PICTURES)
         _checked_words("--map-format", self.map_format, MAP_FORMATS)
         needing = [word for word in ("depth", "cloud") if word in words_of(self.write)]
-        if needing and (self.focal_px is None or self.baseline_m is None):
-            raise UserError(f"--write {needing[0]}: needs --focal-px and --baseline-m")
+        numbers = self.focal_px is not None and self.baseline_m is not None
+        if needing and self.calibration is None and not numbers:
+            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
+        if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):
+            raise UserError("--calibration says what --focal-px and --baseline-m say; give one or the other")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from foundation_stereo_depth.data.formats import (
     encode_ply,
     encode_png16,
     encode_whole_steps,
+    read_calibration,
 )
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
@@ -51,6 +52,9 @@ class Writer:
 
     Args:
         options: what to write, where, and the rig's geometry.
+
+    Raises:
+        UserError: the rig's calibration cannot be read.
     """
 
     def __init__(self, options: OutputOptions) -> None:
@@ -59,6 +63,7 @@ class Writer:
         self._folder = options.output
         self._wanted = words_of(options.write)
         self._largest: float | None = None
+        self._calibration = None if options.calibration is None else read_calibration(options.calibration)
 
     def paths(self, name: str) -> dict[tuple[str, str], Path]:
         """(what, format) -> the file that it is written to."""
@@ -96,9 +101,8 @@ class Writer:
     ) -> Iterator[tuple[Path, bytes]]:
         options = self._options
         depth_m = None
-        if options.focal_px is not None and options.baseline_m is not None:
-            height, width = prediction.disparity_px.shape
-            rig = centred_calibration(height, width, options.focal_px, options.baseline_m)
+        rig = self._rig(*prediction.disparity_px.shape)
+        if rig is not None:
             depth_m = depth_from_disparity(prediction.disparity_px, rig)
         maps = {
             "disparity": prediction.disparity_px,
@@ -111,13 +115,21 @@ class Writer:
                 yield path, self._picture(name, left, prediction, depth_m)
             elif what == "cloud":
                 assert depth_m is not None
-                assert options.focal_px is not None
+                assert rig is not None
                 keep = (depth_m < options.max_depth_m) & (prediction.confidence >= options.min_confidence)
-                yield path, encode_ply(*point_cloud(depth_m, left, keep, options.focal_px))
+                yield path, encode_ply(*point_cloud(depth_m, left, keep, rig))
             else:
                 values = maps[what]
                 assert values is not None
                 yield path, _encode_map(what, suffix, values)
+
+    def _rig(self, height: int, width: int) -> StereoCalibration | None:
+        """The rig for pictures of this size, if one is known."""
+        if self._calibration is not None:
+            return self._calibration.resized(height, width)
+        if self._options.focal_px is None or self._options.baseline_m is None:
+            return None
+        return centred_calibration(height, width, self._options.focal_px, self._options.baseline_m)
 
     def _picture(
         self,
@@ -137,17 +149,13 @@ def point_cloud(
     depth_m: Float[np.ndarray, "H W"],
     left: UInt8[np.ndarray, "H W 3"],
     keep: Bool[np.ndarray, "H W"],
-    focal_px: float,
+    rig: StereoCalibration,
 ) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
-    """Points in metres, x right, y down, z forward from the left camera, and their colours.
-
-    The optical axis is taken to pass through the middle of the picture.
-    """
-    height, width = depth_m.shape
+    """Points in metres, x right, y down, z forward from the left camera, and their colours."""
     rows, columns = np.nonzero(keep & np.isfinite(depth_m))
     z = depth_m[rows, columns]
-    x = (columns - (width - 1) / 2) * z / focal_px
-    y = (rows - (height - 1) / 2) * z / focal_px
+    x = (columns - rig.cx_left_px) * z / rig.focal_px
+    y = (rows - rig.cy_px) * z / rig.focal_y_px
     return np.stack([x, y, z], axis=-1).astype(np.float32), left[rows, columns]
 
 
