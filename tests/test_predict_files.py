@@ -110,7 +110,10 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
         (["left", "right", "--checkpoint", "x.pt"], "needs --output (-o)"),
         (["left", "right", "-o", "out", "--checkpoint", "x.pt"], "x.pt: cannot be read (No such file"),
         (["left", "nowhere", "-o", "out", "--checkpoint", "x.pt"], "nowhere: no such file or folder"),
-        (["left", "right", "-o", "out", "--checkpoint", "x.pt", "--write", "depth"], "needs --calibration, or --focal-px"),
+        (
+            ["left", "right", "-o", "out", "--checkpoint", "x.pt", "--write", "depth"],
+            "needs --calibration, or --focal-px",
+        ),
         (["left", "right", "-o", "out", "--run-id", "0123"], "--run-id 0123: neither a file, nor a run"),
     ],
 )
