@@ -106,7 +106,7 @@ def test_a_network_learns_one_pair_by_heart(tiny_options) -> None:
 @pytest.mark.slow
 def test_training_on_real_pairs_learns_them_by_heart(shared_data: Path, tiny_options) -> None:
     root = shared_data / "fsd-sample"
-    flags = {"height": 96, "width": 128, "epochs": 50, "batch_size": 7, "val_fraction": 0.0, "augment": False}
+    flags = {"height": 96, "width": 128, "epochs": 100, "batch_size": 7, "val_fraction": 0.0, "augment": False}
     train(
         tiny_options(
             **flags, dataset_root=root, cache_root=Path("cache"), base_channels=16, depth=4, learning_rate=4e-3
