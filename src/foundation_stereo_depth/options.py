@@ -265,7 +265,11 @@ def _checked_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
 class NetworkSourceOptions(Group):
     """network: a file, or a run"""
 
-    checkpoint: Path | None = knob(None, "file that holds it: .pt, .safetensors or .onnx")
+    checkpoint: Path | None = knob(
+        None,
+        "file that holds it: .pt, .safetensors or .onnx; default, as where none is named: the one that is installed "
+        "with the program",
+    )
     run_id: str | None = knob(None, "MLflow run whose network to use, in place of --checkpoint")
     weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
     mlflow_tracking_uri: str | None = knob(
@@ -386,7 +390,7 @@ class BenchmarkOptions(Group):
 
     baseline: Literal["none", "sgbm"] = knob(
         "none",
-        "sgbm: OpenCV's semi-global matcher beside the network, or alone where no network is named; its holes are "
+        "sgbm: OpenCV's semi-global matcher beside the network, or alone with --checkpoint none; its holes are "
         "filled, and its density is the share of pixels that it answers itself",
     )
     dataset: Literal[

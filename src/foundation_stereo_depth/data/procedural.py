@@ -280,7 +280,8 @@ def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> U
     device, (B, h, w) = winner.device, winner.shape
     x, y = _points(width, SAMPLES, device), _points(height, SAMPLES, device)[:, None]
     scene = torch.arange(B, device=device)[:, None, None] * pieces.d0.shape[1]
-    surface = F.embedding((scene + winner).flatten(), pieces.surface.flatten(0, 1)).T.contiguous()
+    # One row per property: what follows then runs through memory in order.
+    surface = pieces.surface.flatten(0, 1).T.contiguous().index_select(1, (scene + winner).flatten())
     u = (x + disparity_px if from_right else x.expand(B, h, w)).flatten() - surface[0]
     v = y.expand(B, h, w).flatten() - surface[1]
     texel_x = surface[2] * u + surface[3] * v + surface[6]

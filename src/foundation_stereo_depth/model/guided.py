@@ -129,9 +129,7 @@ class GuidedNetwork(nn.Module):
 
         Channel i holds d = D - 1 - i.
         """
-        both = self.features((torch.cat([left, right]) - 0.5) * 4)
-        both = both * torch.rsqrt(both.float().square().mean(dim=1, keepdim=True) + 1e-4).to(both.dtype)
-        ours, theirs = both.chunk(2)
+        ours, theirs = (self._unit_features(eye) for eye in (left, right))
         width = ours.shape[-1]
         # All products of a row with its partner at once, one multiplication of matrices.
         products = ours.permute(0, 2, 3, 1) @ theirs.permute(0, 2, 1, 3) / _FEATURES  # [B, h, x, x']
@@ -140,6 +138,11 @@ class GuidedNetwork(nn.Module):
         flat = F.pad(products, (DISPARITIES - 1, 0)).flatten(2)
         band = F.pad(flat, (0, width)).unflatten(2, (width, width + DISPARITIES))[..., :DISPARITIES].permute(0, 3, 1, 2)
         return (band - band.mean(dim=1, keepdim=True)) * 4
+
+    def _unit_features(self, view: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C h w"]:
+        """Features of one eye whose mean square over the channels is 1."""
+        features = self.features((view - 0.5) * 4)
+        return features * torch.rsqrt(features.float().square().mean(dim=1, keepdim=True) + 1e-4).to(features.dtype)
 
 
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
