@@ -9,6 +9,9 @@ from jaxtyping import Float, Int64, UInt8, UInt32
 
 from foundation_stereo_depth.disparity import resize_disparity
 
+SourceStamp = Int64[np.ndarray, "3 2"]
+"""Size in bytes and time of the last change in ns of the left picture, the right one, and the disparity map."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StereoSample:
