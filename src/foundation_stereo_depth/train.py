@@ -390,5 +390,5 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
     return (
         f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
         f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
-        + (f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else "")
+        + (f"; {unwritten:.0f} samples read could not be kept in the cache" if unwritten else "")
     )

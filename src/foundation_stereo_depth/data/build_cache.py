@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -219,14 +220,22 @@ def _run(
 ) -> None:
     """Does something to each sample, in parallel, and adds up what becomes of them in `report`."""
     began_s = time.perf_counter()
+    lock = threading.Lock()
+
+    def counted(i: int) -> Outcome:
+        # Counted where it happens: when one sample ends the build, others may be done that nobody will ask for.
+        outcome = do(i)
+        with lock:
+            report.counts[outcome.kind] += 1
+            report.size += outcome.size
+        return outcome
+
     bar = tqdm(
         total=len(taken), unit="entry", desc=verb, dynamic_ncols=True, disable=part.number > 1 and part.by_torchrun
     )
     try:
         with bar:
-            for outcome in read_ahead(taken.tolist(), do, report.workers):
-                report.counts[outcome.kind] += 1
-                report.size += outcome.size
+            for outcome in read_ahead(taken.tolist(), counted, report.workers):
                 if outcome.fault:
                     fault(outcome)
                 bar.set_postfix_str(_words(report.size), refresh=False)
@@ -243,7 +252,8 @@ class _FaultList:
 
     def clear(self) -> None:
         """Forgets those of an earlier build."""
-        self._path.unlink(missing_ok=True)
+        if os.path.lexists(self._path):
+            self._path.unlink()
 
     def add(self, outcome: Outcome) -> None:
         """One more; what was damaged or changed has been made anew."""
