@@ -107,8 +107,8 @@ class SampleCache:
             OSError: the disk is full, read-only, forbidden; `filename` names the entry.
         """
         path = self.path(scene, stem)
-        for part in (scene, path.name):
-            if Path(part).name != part or part in (os.curdir, os.pardir, MANIFEST):
+        for part in (scene, stem + ENTRY_SUFFIX):
+            if Path(part).name != part or part in ("", os.curdir, os.pardir, MANIFEST):
                 raise RefusedEntryError(f"{self.root}: no entry can be written for {scene}/{stem}; rename its folder")
         self._make_folder(path.parent)
         rounded = as_cached(sample)
