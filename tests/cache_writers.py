@@ -126,7 +126,7 @@ def kill(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
         # Entries are made for the first time, or in place of older ones.
         overwrite = who == "build" and chance.random() < 0.5
         there = sorted(root.rglob("*.npz"))
-        for path in [] if overwrite else chance.sample(there, k=min(len(there), samples // 3)):
+        for path in [] if overwrite else chance.sample(there, k=min(len(there), chance.randint(1, samples // 3))):
             path.unlink()
         if who == "build":
             child = forked(lambda overwrite=overwrite: build(dataset, root, overwrite=overwrite))
@@ -138,7 +138,7 @@ def kill(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
         kills += died
         torn += bool(temporaries(root) - before)
         watch.look()
-        if kills % 10 == 0 or not died:  # the build goes on from whatever was left
+        if kills % 5 == 0 or not died:  # the build goes on from whatever was left
             assert status_of(forked(lambda: build(dataset, root))) == 0
             assert not temporaries(root)
             assert watch.look() == samples

@@ -120,7 +120,10 @@ def test_verification_names_every_damaged_entry_and_writes_nothing(
     build_cache(options_for(fsd_tree))
     flags = ["--verify", "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0
-    assert "cache: 6 of 6 entries are whole, 0 damaged, 0 older than their files; 154kB read" in capsys.readouterr().out
+    assert (
+        "cache: 6 of 6 entries are whole, 0 damaged, 0 made of files that have changed; 154kB read"
+        in capsys.readouterr().out
+    )
     Path("cache/scene_0/0000.npz").write_bytes(b"")
     bits = bytearray(Path("cache/scene_2/0001.npz").read_bytes())
     bits[1000] ^= 128

@@ -233,6 +233,34 @@ def test_training_says_once_and_counts_what_it_could_not_write(
     assert not list(Path("cache").rglob("*.npz"))
 
 
+def test_training_says_that_files_have_changed_since_they_were_cached(tmp_path: Path, fsd_tree: Path) -> None:
+    root = tmp_path / "cache"
+    build(fsd_tree, root)
+    assert epoch(fsd_tree, root)[2] == []
+    write_fsd_sample(fsd_tree, "scene_1", "0001", 48, 64, seed=5)
+    batch, met, told = epoch(fsd_tree, root)
+    assert met.cache_hits == 6
+    assert told == [
+        "1 of 6 cache entries that were looked at were made of files that have changed, and are used as they are; "
+        "foundation-stereo-cache makes all such entries anew"
+    ]
+    build(fsd_tree, root)
+    again, _, told = epoch(fsd_tree, root)
+    assert told == []
+    assert not same_pixels(again, batch)
+
+
+def test_damaged_entries_that_training_makes_anew_are_named(fsd_tree: Path, tiny_options, capsys) -> None:
+    build(fsd_tree, Path("cache"))
+    for name in ("scene_0/0001", "scene_1/0000"):  # of which one trains, or both
+        Path(f"cache/{name}.npz").write_bytes(b"damaged")
+    train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34))
+    named = sorted(Path("out/rebuilt_entries.txt").read_text().split())
+    assert named == ["cache/scene_0/0001.npz", "cache/scene_1/0000.npz"]
+    assert capsys.readouterr().out.count("cache entries were damaged and made anew, listed in out/rebuilt_entries") == 1
+    assert build(fsd_tree, Path("cache")) == {"found": 6}
+
+
 # ---------------------------------------------------------------------------------------------- hostile names
 
 HOSTILE = [

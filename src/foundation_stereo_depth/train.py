@@ -146,9 +146,13 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes)
             metrics["data/cache_unwritten"] = sum(processes.gathered(state.counts.unwritten + seen.counts.unwritten))
             bad = sorted({line for lines in processes.gathered(state.counts.bad + seen.counts.bad) for line in lines})
+            rebuilt = [
+                path for paths in processes.gathered(state.counts.rebuilt + seen.counts.rebuilt) for path in paths
+            ]
             is_best = state.finish_epoch(metrics)
             record.finish_epoch(state, is_best, seen.example)
             record.bad_samples(bad)
+            record.rebuilt_entries(rebuilt)
             tell(_epoch_line(epoch, options, metrics))
         tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
     processes.leave()

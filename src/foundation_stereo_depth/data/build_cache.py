@@ -160,7 +160,8 @@ def verify_cache(options: CacheBuildOptions) -> CacheReport:
         counts = report.counts
         print(
             f"{part.name}{cache.root}: {counts['found']:,} of {len(taken):,} entries are whole, {counts['damaged']:,} "
-            f"damaged, {counts['changed']:,} older than their files; {_words(report.size)} read, {report.speed}"
+            f"damaged, {counts['changed']:,} made of files that have changed; {_words(report.size)} read, "
+            f"{report.speed}"
         )
     return report
 

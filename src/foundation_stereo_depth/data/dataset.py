@@ -39,6 +39,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Positions = Int64[np.ndarray, " _"]
 
+_LOOKED_AT = 32
+"""Cache entries whose files are looked at when training starts: a second at worst, on a disk that has to seek."""
 VALIDATION_EPOCH = -1
 """The epoch whose draws validation uses, always the same."""
 
@@ -250,6 +252,23 @@ class FileReader:
         return resize_sample(read_fsd_sample(paths), self.height, self.width), source
 
 
+def _outdated(reader: FileReader, taken: Positions) -> int:
+    """How many of a few entries, other ones at each start, were made of other files than there are now.
+
+    Looking at the files of every entry would cost what the cache is there to save.
+    """
+    assert reader.cache is not None
+    assert reader.index is not None
+    outdated = 0
+    for i in np.random.default_rng().choice(taken, min(_LOOKED_AT, len(taken)), replace=False).tolist():
+        # What is damaged or missing is met, and told, when it is read.
+        with contextlib.suppress(DataError):
+            made_of = reader.cache.source(reader.names.scene(i), reader.names.stem(i))
+            now = source_stamp(reader.index.paths(i))
+            outdated += made_of is not None and not np.array_equal(made_of, now)
+    return outdated
+
+
 @dataclass(frozen=True, kw_only=True)
 class FileSource:
     """Batches of some of a reader's samples."""
@@ -321,7 +340,7 @@ def open_files(
         options: where it is, and how much of it is wanted.
         dataset_root: the FoundationStereo folder; None reads a cache alone.
         pin_memory: put batches into page-locked memory.
-        tell: says to the user, once, that the cache cannot be written.
+        tell: says to the user that the cache is out of date, or, once, that it cannot be written.
 
     Raises:
         DataError: nothing usable is there.
@@ -349,6 +368,11 @@ def open_files(
         width=options.width,
         warn=Once(tell),
     )
+    if cache is not None and index is not None and (outdated := _outdated(reader, taken)):
+        tell(
+            f"{outdated} of {min(_LOOKED_AT, len(taken))} cache entries that were looked at were made of files that "
+            "have changed, and are used as they are; foundation-stereo-cache makes all such entries anew"
+        )
     # One core is left to the trainer; more than 8 threads only wait for Python's lock.
     workers = min(8, max(1, available_cores() - 1)) if options.num_workers == "auto" else options.num_workers
 
