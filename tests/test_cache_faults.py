@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from conftest import write_fsd_sample
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data.build_cache import build_cache
-from foundation_stereo_depth.data.cache import RefusedEntryError, open_cache
+from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, open_cache
 from foundation_stereo_depth.data.dataset import ReadCounts, StereoBatch, open_files, validation_plan
 from foundation_stereo_depth.data.fsd import find_samples
 from foundation_stereo_depth.data.sample import StereoSample
@@ -248,6 +251,52 @@ def test_training_says_that_files_have_changed_since_they_were_cached(tmp_path: 
     again, _, told = epoch(fsd_tree, root)
     assert told == []
     assert not same_pixels(again, batch)
+
+
+def test_a_thousand_damaged_entries_with_stamps_are_told_apart_from_whole_ones(tmp_path: Path) -> None:
+    """Bytes changed, cut, moved, added at random: an entry is damaged, says nothing of its files, or says the truth."""
+    cache = open_cache(tmp_path, 48, 64)
+    stamp = np.arange(6, dtype=np.int64).reshape(3, 2) * 10**9
+    cache.write("s", "0", sample_of(), stamp)
+    path = cache.path("s", "0")
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    directory = whole.index(b"source.npy") - 30  # from here on is what `source` looks at
+    met = Counter[str]()
+    for trial in range(1000):
+        damaged = bytearray(whole)
+        at = int(random.integers(directory, len(whole)))
+        if trial % 4 == 0:
+            damaged[at] ^= 1 << int(random.integers(8))
+        elif trial % 4 == 1:
+            del damaged[at:]
+        elif trial % 4 == 2:
+            damaged[at : at + int(random.integers(9))] = random.bytes(int(random.integers(9)))
+        else:
+            damaged[at:at] = damaged[-int(random.integers(1, 99)) :]
+        path.write_bytes(damaged)
+        try:
+            found = cache.source("s", "0")
+        except DamagedEntryError as error:
+            met["damaged" if str(path) in str(error) else "damaged and unnamed"] += 1
+        else:
+            met["silent" if found is None else "true"] += 1
+            assert found is None or np.array_equal(found, stamp)
+    assert set(met) == {"damaged", "silent", "true"}
+    assert min(met.values()) > 10, met
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2), (2, 3), (6,), ()])
+def test_another_programs_source_is_left_alone(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    cache = open_cache(tmp_path, 48, 64)
+    cache.write("s", "0", sample_of())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(cache.path("s", "0"), "a") as archive:
+        archive.writestr("source.npy", header.getvalue() + bytes(48))
+    assert cache.source("s", "0") is None
+    with zipfile.ZipFile(cache.path("s", "0"), "a", zipfile.ZIP_DEFLATED) as archive, pytest.warns(match="Duplicate"):
+        archive.writestr("source.npy", bytes(2**24))  # a bomb
+    assert cache.source("s", "0") is None
 
 
 def test_damaged_entries_that_training_makes_anew_are_named(fsd_tree: Path, tiny_options, capsys) -> None:

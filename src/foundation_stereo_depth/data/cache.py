@@ -7,6 +7,7 @@
 A folder of such entries without `cache.json`, made by another program, is read as it is.
 """
 
+import io
 import json
 import os
 import unicodedata
@@ -26,7 +27,18 @@ ENTRY_SUFFIX = ".npz"
 
 _KEYS = ("left", "right", "disparity")
 _SOURCE_KEY = "source"
+_SOURCE_BYTES = 3 * 2 * 8
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
+
+
+def _npy_header() -> bytes:
+    """What NumPy writes before the six numbers of a SourceStamp."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (3, 2)})
+    return file.getvalue()
+
+
+_SOURCE_HEADER = _npy_header()
 
 
 class DamagedEntryError(DataError):
@@ -82,14 +94,21 @@ class SampleCache:
         """
         path = self.path(scene, stem)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-                stamp = entry.get(_SOURCE_KEY)
+            with zipfile.ZipFile(path) as entry:
+                members = {member.filename: member for member in entry.infolist()}
+                member = members.get(f"{_SOURCE_KEY}.npy")
+                # Whatever else another program keeps under this key is not read, however large it says it is.
+                if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                    return None
+                with entry.open(member) as file:
+                    array = file.read(len(_SOURCE_HEADER) + _SOURCE_BYTES + 1)
         except FileNotFoundError:
             return None
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
             raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it made anew") from error
-        # Another program may use the key for something of its own.
-        return stamp if stamp is not None and stamp.dtype == np.int64 and stamp.shape == (3, 2) else None
+        if not array.startswith(_SOURCE_HEADER) or len(array) != len(_SOURCE_HEADER) + _SOURCE_BYTES:
+            return None
+        return np.frombuffer(array, "<i8", offset=len(_SOURCE_HEADER)).reshape(3, 2).astype(np.int64)
 
     def write(self, scene: str, stem: str, sample: StereoSample, source: SourceStamp | None = None) -> StereoSample:
         """Makes or replaces an entry; returns the sample as a later `read` will.
@@ -114,7 +133,7 @@ class SampleCache:
         rounded = as_cached(sample)
         arrays = {"left": rounded.left, "right": rounded.right, "disparity": rounded.disparity_px}
         if source is not None:
-            arrays[_SOURCE_KEY] = source
+            arrays[_SOURCE_KEY] = source.astype("<i8")
         # Not forced to the disk: an entry torn by a power cut fails its checksum and is made anew.
         write_whole(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
         return rounded
