@@ -149,7 +149,7 @@ def test_a_full_disk_ends_the_build_and_not_the_training(
             flags = ["--dataset-root", str(fsd_tree), "--cache-root", str(disk / "cache"), "--height", "48"]
             assert cache_command([*flags, "--width", "64"]) == 2
             error = capsys.readouterr().err.splitlines()[-1]
-            assert f"{disk / 'cache'}: the disk is full: up to " in error
+            assert f"{disk / 'cache'}: the disk is full (No space left on device): up to " in error
             assert " are still to be written and need " in error
             entries = list(disk.rglob("*.npz"))
             assert 0 < len(entries) < 6

@@ -229,7 +229,9 @@ class CacheBuildOptions(Group):
         None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
     )
     verify: bool = knob(
-        False, "read every entry of the cache, whatever made it, name the damaged ones, and write nothing"
+        False,
+        "read every entry of the cache, whatever made it, name the damaged ones (with --dataset-root also those whose "
+        "files have changed), and write nothing; exit status 1 where there are any",
     )
 
     def __post_init__(self) -> None:
