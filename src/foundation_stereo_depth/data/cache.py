@@ -7,9 +7,11 @@
 A folder of such entries without `cache.json`, made by another program, is read as it is.
 """
 
+import errno
 import io
 import json
 import os
+import shutil
 import unicodedata
 import zipfile
 from dataclasses import dataclass
@@ -110,7 +112,15 @@ class SampleCache:
             return None
         return np.frombuffer(array, "<i8", offset=len(_SOURCE_HEADER)).reshape(3, 2).astype(np.int64)
 
-    def write(self, scene: str, stem: str, sample: StereoSample, source: SourceStamp | None = None) -> StereoSample:
+    def write(
+        self,
+        scene: str,
+        stem: str,
+        sample: StereoSample,
+        source: SourceStamp | None = None,
+        *,
+        leave_free: float = 0.0,
+    ) -> StereoSample:
         """Makes or replaces an entry; returns the sample as a later `read` will.
 
         Disparity is rounded to float16, a relative error of at most 0.05 %.
@@ -120,6 +130,7 @@ class SampleCache:
             stem: the other half.
             sample: at the cache's size.
             source: what it was made of, kept with it, so that `foundation-stereo-cache` notices when that changes.
+            leave_free: the disk counts as full when no more than this share of it is free.
 
         Raises:
             RefusedEntryError: it would have to be written outside the cache.
@@ -130,6 +141,9 @@ class SampleCache:
             if Path(part).name != part or part in ("", os.curdir, os.pardir, MANIFEST):
                 raise RefusedEntryError(f"{self.root}: no entry can be written for {scene}/{stem}; rename its folder")
         self._make_folder(path.parent)
+        disk = shutil.disk_usage(path.parent)
+        if disk.free < leave_free * disk.total:
+            raise OSError(errno.ENOSPC, f"less than {leave_free:.0%} of the disk is free", str(path))
         rounded = as_cached(sample)
         arrays = {"left": rounded.left, "right": rounded.right, "disparity": rounded.disparity_px}
         if source is not None:
