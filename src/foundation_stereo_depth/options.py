@@ -235,6 +235,9 @@ class CacheBuildOptions(Group):
     dataset_root: Path | None = knob(
         None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
     )
+    procedural_samples: int | None = knob(
+        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+    )
     cache_root: Path | None = knob(None, "folder to fill, one <scene>/<stem>.npz per sample")
     height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
@@ -255,6 +258,8 @@ class CacheBuildOptions(Group):
         super().__post_init__()
         if self.verify and self.overwrite:
             raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        if self.dataset_root is not None and self.procedural_samples is not None:
+            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
         self.part()
 
     def part(self) -> tuple[int, int] | None:
