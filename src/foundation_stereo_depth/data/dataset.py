@@ -164,6 +164,16 @@ def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: i
         pool.shutdown(cancel_futures=True)
 
 
+def one_ahead(items: Iterable[Result]) -> Iterator[Result]:
+    """The same items, each made by a thread while the one before it is in use."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
