@@ -92,7 +92,7 @@ def test_a_network_learns_one_pair_by_heart(tiny_options) -> None:
     network = create_network(options.model)
     state = TrainingState.fresh(network, options.optimizer)
     errors_px = []
-    for _ in range(150):
+    for _ in range(250):
         prediction = network(as_pair(batch))
         loss = heteroscedastic_loss(prediction, batch.disparity_px, options.loss)
         (loss.total / loss.valid).backward()
