@@ -32,6 +32,8 @@ _NPY_HEADER = re.compile(
     re.DOTALL,
 )
 """The NPY format, versions 1 to 3; matched rather than evaluated, since a header is a Python expression."""
+_OPEN = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""Not waiting for whoever fills a pipe: a pipe is no entry."""
 _LAYOUTS_KEPT = 4
 """Different layouts in one folder: one for each program that wrote there."""
 
@@ -109,50 +111,86 @@ class NpzReader:
             FileNotFoundError: there is no such file.
             NpzError: it is damaged or holds something else; what `into` holds then has no meaning.
         """
-        flat = {key: into[key].reshape(-1).view(np.uint8).data for key in self._wanted}
         try:
-            # A raw file: its readinto is one system call, without the lock.
-            with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (a Path for each entry costs what reading it does)
-                size = os.fstat(file.fileno()).st_size
+            file = os.open(path, _OPEN)
+            try:
+                size = os.fstat(file).st_size
                 for layout in self._layouts:
-                    if layout.size == size and _read_known(file, layout, flat):
+                    if layout.size == size and _read_known(file, layout, into):
                         return
-                    file.seek(0)
-                self._read_unknown(file, size, into, flat)
+                    os.lseek(file, 0, os.SEEK_SET)
+                if size > self._largest_file:
+                    raise NpzError(f"is damaged ({size} bytes, where such arrays never need {self._largest_file})")
+                encoded = os.read(file, size)
+            finally:
+                os.close(file)
         except FileNotFoundError:
             raise
         except OSError as error:
             raise NpzError(f"cannot be read ({error.strerror or error})") from error
+        self._read_unknown(encoded, into)
 
-    def _read_unknown(
-        self, file: io.FileIO, size: int, into: Mapping[str, np.ndarray], flat: Mapping[str, memoryview]
-    ) -> None:
+    def _read_unknown(self, encoded: bytes, into: Mapping[str, np.ndarray]) -> None:
         """Takes the file apart, and keeps its layout where it is a usual one."""
-        if size > self._largest_file:
-            raise NpzError(f"is damaged ({size} bytes, where such arrays never need {self._largest_file})")
-        encoded = file.read(size)
         layout = _layout_of(encoded, self._headers)
-        if layout is None or not _read_known(io.BytesIO(encoded), layout, flat):
+        if layout is None or not _copy_known(encoded, layout, into):
             for key, array in _slowly_read(encoded, self._wanted).items():
                 into[key][...] = array
         elif layout not in self._layouts and len(self._layouts) < _LAYOUTS_KEPT:
             self._layouts = (*self._layouts, layout)
 
 
-def _read_known(file: io.FileIO | io.BytesIO, layout: _Layout, flat: Mapping[str, memoryview]) -> bool:
+def _read_known(file: int, layout: _Layout, into: Mapping[str, np.ndarray]) -> bool:
     """Fills the arrays and says whether the file is whole and of this layout."""
     rest = bytearray(len(layout.rest))
+    return _read_to(file, _pieces(layout, into, rest)) == layout.size and _is_right(layout, into, rest)
+
+
+def _copy_known(encoded: bytes, layout: _Layout, into: Mapping[str, np.ndarray]) -> bool:
+    """The same from memory."""
+    rest = bytearray(len(layout.rest))
+    position = 0
+    for piece in _pieces(layout, into, rest):
+        stop = position + piece.nbytes
+        piece.cast("B")[:] = encoded[position:stop]
+        position = stop
+    return _is_right(layout, into, rest)
+
+
+def _pieces(layout: _Layout, into: Mapping[str, np.ndarray], rest: bytearray) -> list[memoryview]:
+    """The places for the bytes of a file, one stretch after the other."""
+    pieces: list[memoryview] = []
     unread = memoryview(rest)
     position = 0
     for span in layout.spans:
         gap = span.start - position
-        if file.readinto(unread[:gap]) != gap or file.readinto(flat[span.key]) != span.length:
-            return False
+        pieces += (unread[:gap], into[span.key].data)
         unread, position = unread[gap:], span.start + span.length
-    if file.readinto(unread) != len(unread):
-        return False
+    return [*pieces, unread]
+
+
+if hasattr(os, "readv"):
+
+    def _read_to(file: int, pieces: list[memoryview]) -> int:
+        """Fills the pieces, and returns how many bytes there were: one system call, without Python's lock."""
+        return os.readv(file, pieces)
+
+else:
+
+    def _read_to(file: int, pieces: list[memoryview]) -> int:
+        """Fills the pieces, and returns how many bytes there were."""
+        count = 0
+        for piece in pieces:
+            part = os.read(file, piece.nbytes)
+            piece.cast("B")[: len(part)] = part
+            count += len(part)
+        return count
+
+
+def _is_right(layout: _Layout, into: Mapping[str, np.ndarray], rest: bytearray) -> bool:
+    """True where the checksums are the arrays', and all else is as in the layout."""
     for span in layout.spans:
-        crc = zlib_ng.crc32(flat[span.key], span.header_crc).to_bytes(4, "little")
+        crc = zlib_ng.crc32(into[span.key].data, span.header_crc).to_bytes(4, "little")
         if not all(rest.startswith(crc, at) for at in span.crc_at):
             return False
     for free in layout.free:
