@@ -8,7 +8,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -27,6 +27,7 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
+from foundation_stereo_depth.data.memory import BatchMemory
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_sample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
@@ -63,7 +64,8 @@ class StereoBatch:
 
     Attributes:
         left, right: RGB.
-        disparity_px: of the left view, at this size; NaN or 0 where unknown.
+        disparity_px: of the left view, at this size; NaN or 0 where unknown. float16 where it came from a cache, and
+            float32 on the device.
         indices: the sample's position in its source, from which its random draws follow.
         counts: what reading it met.
     """
@@ -75,13 +77,11 @@ class StereoBatch:
     counts: ReadCounts = ReadCounts()
 
     def to(self, device: torch.device) -> "StereoBatch":
-        """The batch on a device, without waiting where the memory is pinned."""
-        if self.left.device == device:
-            return self
+        """The batch on a device, disparity in float32, without waiting where the memory is pinned."""
         left, right, disparity_px, indices = (
             tensor.to(device, non_blocking=True) for tensor in (self.left, self.right, self.disparity_px, self.indices)
         )
-        return replace(self, left=left, right=right, disparity_px=disparity_px, indices=indices)
+        return replace(self, left=left, right=right, disparity_px=disparity_px.float(), indices=indices)
 
     def pinned(self) -> "StereoBatch":
         """The batch in page-locked memory, from which a GPU copies without waiting."""
@@ -170,8 +170,8 @@ class FileReader:
     height: int
     width: int
 
-    def read(self, i: int) -> tuple[StereoSample, ReadCounts]:
-        """Sample i.
+    def read(self, i: int, place: StereoSample | None = None) -> tuple[StereoSample, ReadCounts]:
+        """Sample i; `place` itself where it was read from the cache straight into that.
 
         Raises:
             DataError: it cannot be had; the message names the file.
@@ -180,7 +180,7 @@ class FileReader:
         scene, stem = self.names.scene(i), self.names.stem(i)
         if self.cache is not None:
             try:
-                cached = self.cache.read(scene, stem)
+                cached = self.cache.read(scene, stem, place)
             except DamagedEntryError:
                 if self.require_cache or self.index is None:
                     raise
@@ -209,6 +209,7 @@ class FileSource:
     workers: int
     skip_bad: bool
     pin_memory: bool = False
+    memory: BatchMemory = field(default_factory=BatchMemory)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -222,30 +223,48 @@ class FileSource:
         return read_ahead(plan, self._read_batch, self.workers)
 
     def _read_batch(self, indices: Positions) -> StereoBatch:
-        shape = (len(indices), self.reader.height, self.reader.width)
-        left, right = np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 3), np.uint8)
-        disparity_px = np.full(shape, np.nan, np.float32)
+        room = self._room(len(indices))
         counts = ReadCounts()
         for row, index in enumerate(indices):
+            place = StereoSample(left=room.left[row], right=room.right[row], disparity_px=room.disparity_px[row])
             try:
-                sample, met = self.reader.read(int(self.positions[index]))
+                sample, met = self.reader.read(int(self.positions[index]), place)
             except DataError as error:
                 if not self.skip_bad:
                     raise
                 # All unknown: the sample keeps its place in the batch and adds nothing to loss or metrics.
-                counts = counts.plus(ReadCounts(bad=(str(error),)))
-                continue
-            left[row], right[row], disparity_px[row] = sample.left, sample.right, sample.disparity_px
+                sample, met = None, ReadCounts(bad=(str(error),))
+            if sample is not place:
+                place.left[...], place.right[...], place.disparity_px[...] = (
+                    (0, 0, np.nan) if sample is None else (sample.left, sample.right, sample.disparity_px)
+                )
             counts = counts.plus(met)
         # [B,H,W,3] seen as [B,3,H,W] is what torch calls channels_last: nothing is copied.
         batch = StereoBatch(
-            left=torch.from_numpy(left).permute(0, 3, 1, 2),
-            right=torch.from_numpy(right).permute(0, 3, 1, 2),
-            disparity_px=torch.from_numpy(disparity_px)[:, None],
+            left=torch.from_numpy(room.left).permute(0, 3, 1, 2),
+            right=torch.from_numpy(room.right).permute(0, 3, 1, 2),
+            disparity_px=torch.from_numpy(room.disparity_px)[:, None],
             indices=torch.from_numpy(np.asarray(indices, np.int64)),
             counts=counts,
         )
         return batch.pinned() if self.pin_memory else batch
+
+    def _room(self, B: int) -> "_Room":
+        H, W = self.reader.height, self.reader.width
+        # What a cache holds is float16, and so stays small until it is on the device.
+        disparity = np.dtype(np.float32 if self.reader.cache is None else np.float16)
+        picture_bytes, disparity_bytes = B * H * W * 3, B * H * W * disparity.itemsize
+        block = self.memory.take(2 * picture_bytes + disparity_bytes)
+        left, right, disparity_px = np.split(block, [picture_bytes, 2 * picture_bytes])
+        return _Room(left.reshape(B, H, W, 3), right.reshape(B, H, W, 3), disparity_px.view(disparity).reshape(B, H, W))
+
+
+class _Room(NamedTuple):
+    """Arrays for a batch, as samples are laid out."""
+
+    left: UInt8[np.ndarray, "B H W 3"]
+    right: UInt8[np.ndarray, "B H W 3"]
+    disparity_px: Float[np.ndarray, "B H W"]
 
 
 class FileData(NamedTuple):
