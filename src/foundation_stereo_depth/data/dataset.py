@@ -28,7 +28,7 @@ from foundation_stereo_depth.data.fsd import (
     take_spread,
 )
 from foundation_stereo_depth.data.memory import BatchMemory
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_sample
+from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
@@ -193,7 +193,7 @@ class FileReader:
                     "the cache with foundation-stereo-cache"
                 )
         assert self.index is not None, "a reader has a cache, files, or both"
-        sample = resize_sample(read_fsd_sample(self.index.paths(i)), self.height, self.width)
+        sample = read_fsd_sample(self.index.paths(i), (self.height, self.width))
         if self.cache is None:
             return sample, ReadCounts()
         # Rounded as a later hit will be: whether an epoch met a hit or a miss must not show in the losses.

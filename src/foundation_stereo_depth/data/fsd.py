@@ -14,10 +14,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
-from foundation_stereo_depth.data.formats import read_fsd_disparity, read_rgb
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample
+from foundation_stereo_depth.data.formats import (
+    decode_fsd_disparity,
+    plausible_fsd_disparity,
+    read_fsd_code,
+    read_rgb,
+)
+from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_image
+from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -124,17 +130,28 @@ def find_samples(root: Path) -> FsdIndex:
     )
 
 
-def read_fsd_sample(paths: SamplePaths) -> StereoSample:
-    """One sample at its native size.
+def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> StereoSample:
+    """One sample at its native size, or at another height and width.
+
+    The result at another size is `resize_sample`'s, but no more of the disparity is decoded than is kept.
 
     Raises:
         DataError: a file cannot be decoded, or the three do not have one size.
     """
-    left, right, disparity_px = read_rgb(paths.left), read_rgb(paths.right), read_fsd_disparity(paths.disparity)
-    for path, array in ((paths.right, right), (paths.disparity, disparity_px)):
+    left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity)
+    for path, array in ((paths.right, right), (paths.disparity, code)):
         if array.shape[:2] != left.shape[:2]:
             raise DataError(f"{path}: is {_size(array)}, but {paths.left} is {_size(left)}; the eyes must match")
-    return StereoSample(left=left, right=right, disparity_px=disparity_px)
+
+    def decode(sampled: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+        return plausible_fsd_disparity(paths.disparity, decode_fsd_disparity(sampled), code.shape[1])
+
+    height, width = left.shape[:2] if size is None else size
+    return StereoSample(
+        left=resize_image(left, height, width),
+        right=resize_image(right, height, width),
+        disparity_px=resize_disparity(code, height, width, decode),
+    )
 
 
 class Split(NamedTuple):
