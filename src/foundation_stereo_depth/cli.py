@@ -52,21 +52,24 @@ def train_command(argv: Sequence[str] | None = None) -> int:
 
 
 def cache_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-cache`: the exit status of filling a cache."""
+    """`foundation-stereo-cache`: the exit status of filling a cache, or of verifying one: 1 where it is not whole."""
     parser = arguments.parser_for(
         "foundation-stereo-cache",
         CacheOptions,
         "Fill a cache of NPZ files from a FoundationStereo folder; what is there already is kept, so an interrupted "
-        "build goes on where it was.",
+        "build goes on where it was; what is damaged, or whose files have changed, is made anew.",
     )
     explicit = arguments.parse_explicit(parser, argv)
 
     def run() -> int:
         options = arguments.build(CacheOptions, explicit).cache
-        from foundation_stereo_depth.data.build_cache import build_cache
+        from foundation_stereo_depth.data.build_cache import build_cache, verify_cache
 
-        build_cache(options)
-        return 0
+        if not options.verify:
+            build_cache(options)
+            return 0
+        report = verify_cache(options)
+        return 1 if report.counts["damaged"] or report.counts["changed"] else 0
 
     return _answer(parser.prog, run)
 

@@ -223,7 +223,30 @@ class CacheBuildOptions(Group):
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
     max_samples: int | None = knob(None, "cache at most so many samples, the ones that training would use", minimum=1)
     workers: int | Literal["auto"] = knob("auto", "threads; auto takes one per core", minimum=1)
-    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
+    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them in a file")
+    overwrite: bool = knob(False, "make every entry anew, also those that are whole and of the present files")
+    shard: str | None = knob(
+        None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
+    )
+    verify: bool = knob(
+        False, "read every entry of the cache, whatever made it, name the damaged ones, and write nothing"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.verify and self.overwrite:
+            raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        self.part()
+
+    def part(self) -> tuple[int, int] | None:
+        """What `--shard` says: which part, from 1, of how many; None where it says nothing."""
+        if self.shard is None:
+            return None
+        words = self.shard.split("/")
+        numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
+        if len(words) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+            raise UserError(f"--shard {self.shard}: has to be I/N with I from 1 to N, such as 1/4")
+        return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True, kw_only=True)

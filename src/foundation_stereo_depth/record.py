@@ -131,6 +131,18 @@ class Record:
         self._tracker.tag({"bad_samples": len(bad)})
         self._tell(f"{len(bad)} samples could not be read and were left out, listed in {listing}; the first: {bad[0]}")
 
+    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
+        """Lists the cache entries that this epoch found damaged and made anew, if any, after those of earlier ones."""
+        if not rebuilt:
+            return
+        listing = self.folder / "rebuilt_entries.txt"
+        with listing.open("a") as file:
+            file.writelines(f"{path}\n" for path in rebuilt)
+        self._tracker.file(listing, "data")
+        self._tell(
+            f"{len(rebuilt)} cache entries were damaged and made anew, listed in {listing}; the first: {rebuilt[0]}"
+        )
+
 
 class _NoRecord(Record):
     """Keeps nothing: in a data-parallel run only the first process writes."""
@@ -154,6 +166,8 @@ class _NoRecord(Record):
     ) -> None: ...
 
     def bad_samples(self, bad: Sequence[str]) -> None: ...
+
+    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None: ...
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error: somebody asked for it)

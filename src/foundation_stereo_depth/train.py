@@ -144,10 +144,15 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                 after_batch=stop_between_batches,
             )
             metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes)
+            metrics["data/cache_unwritten"] = sum(processes.gathered(state.counts.unwritten + seen.counts.unwritten))
             bad = sorted({line for lines in processes.gathered(state.counts.bad + seen.counts.bad) for line in lines})
+            rebuilt = [
+                path for paths in processes.gathered(state.counts.rebuilt + seen.counts.rebuilt) for path in paths
+            ]
             is_best = state.finish_epoch(metrics)
             record.finish_epoch(state, is_best, seen.example)
             record.bad_samples(bad)
+            record.rebuilt_entries(rebuilt)
             tell(_epoch_line(epoch, options, metrics))
         tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
     processes.leave()
@@ -222,7 +227,7 @@ def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str],
                 "split_by": "seed",
             },
         )
-    files = open_files(asked, root, pin_memory=device.type == "cuda")
+    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
     if files.incomplete:
         tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
     tell(f"{files.facts['dataset']}: split by {files.split.by}; reading with {files.facts['reading_threads']} threads")
@@ -385,7 +390,9 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
             f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
         )
 
+    unwritten = metrics["data/cache_unwritten"]
     return (
         f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
         f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
+        + (f"; {unwritten:.0f} samples read could not be kept in the cache" if unwritten else "")
     )

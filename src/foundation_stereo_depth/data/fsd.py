@@ -22,7 +22,7 @@ from foundation_stereo_depth.data.formats import (
     read_fsd_code,
     read_rgb,
 )
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_image
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, resize_image
 from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
 
@@ -152,6 +152,19 @@ def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> 
         right=resize_image(right, height, width),
         disparity_px=resize_disparity(code, height, width, decode),
     )
+
+
+def source_stamp(paths: SamplePaths) -> SourceStamp:
+    """Sizes and times of the last change of a sample's files, to be taken before they are read.
+
+    Raises:
+        DataError: one is missing or forbidden.
+    """
+    try:
+        facts = [path.stat() for path in paths]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+    return np.array([(fact.st_size, fact.st_mtime_ns) for fact in facts], np.int64)
 
 
 class Split(NamedTuple):
