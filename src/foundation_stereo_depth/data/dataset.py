@@ -365,7 +365,9 @@ def open_files(
         DataError: nothing usable is there.
     """
     cache = None if options.cache_root is None else open_cache(options.cache_root, options.height, options.width)
-    index = None if dataset_root is None else find_samples(dataset_root)
+    # A folder that the user takes for a whole cache, and that is not there, is not made.
+    keep_in = options.cache_root if cache is None or cache.root.is_dir() or not options.require_cache else None
+    index = None if dataset_root is None else find_samples(dataset_root, keep_in, tell)
     if index is not None:
         names, incomplete = index.names, tuple(str(frame) for frame in index.incomplete)
     else:
@@ -402,7 +404,7 @@ def open_files(
 
     facts: dict[str, str | int] = {
         "dataset": str(dataset_root or options.cache_root),
-        "dataset_fingerprint": fingerprint(names.name(int(i)) for i in taken),
+        "dataset_fingerprint": fingerprint(names.some(taken)),
         "train_samples": len(split.train),
         "validation_samples": len(split.validation),
         "split_by": split.by,
