@@ -244,10 +244,8 @@ def test_a_full_disk_stops_the_build_with_one_line(
         patch.setattr(np, "savez", full)
         assert cache_command(flags_for(fsd_tree, "--workers", "1")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert re.search(
-        r"cache: the disk is full: up to 4 entries are still to be written and need 104kB, but [\d.]+\wB are free",
-        error,
-    )
+    assert "cache: the disk is full (" in error
+    assert re.search(r"up to 4 entries are still to be written and need 104kB, but [\d.]+\wB are free", error)
     assert len(contents()) == 2
     assert not list(Path("cache").rglob(f"{TEMPORARY_PREFIX}*"))
     assert counts(build_cache(options_for(fsd_tree))) == (2, 4, 0, 0, 0)
@@ -262,6 +260,23 @@ def test_what_a_killed_writer_left_is_removed_and_told(fsd_tree: Path, capsys: p
     build_cache(options_for(fsd_tree))
     assert not left.exists()
     assert "cache: removed 1 temporary files whose writers are gone" in capsys.readouterr().out
+
+
+def test_a_second_builder_may_list_faults_in_the_same_file(fsd_tree: Path, monkeypatch) -> None:
+    build_cache(options_for(fsd_tree))
+    Path("cache/scene_0/0000.npz").write_bytes(b"")
+    write = SampleCache.write
+
+    def beside_another(*arguments):
+        Path("cache/cache_faults.txt").write_text("bad: somebody else's\n")
+        return write(*arguments)
+
+    monkeypatch.setattr(SampleCache, "write", beside_another)
+    assert counts(build_cache(options_for(fsd_tree))) == (5, 0, 1, 0, 0)
+    assert [line.split(":")[0] for line in Path("cache/cache_faults.txt").read_text().splitlines()] == [
+        "bad",
+        "damaged, made anew",
+    ]
 
 
 def test_another_format_version_is_refused_with_the_way_out(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -88,7 +88,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         options = arguments.build(EvaluateOptions, explicit)
         from foundation_stereo_depth.benchmark import benchmark
 
-        if options.network.checkpoint is None and options.network.run_id is None:
+        if options.network.checkpoint == Path("none"):
             print(benchmark(None, options))
         else:
             with _checkpoint(options.network) as checkpoint:
@@ -146,11 +146,9 @@ def export_command(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
     """The network's file: the one that was named, or the best of a run, which may have to be fetched first."""
-    if source.checkpoint is not None:
-        yield source.checkpoint
-        return
     if source.run_id is None:
-        raise UserError("needs --checkpoint, the network's file, or --run-id, the run that made one")
+        yield source.checkpoint or Path("default")
+        return
     from foundation_stereo_depth.tracking import checkpoint_of_run
 
     with tempfile.TemporaryDirectory() as folder:

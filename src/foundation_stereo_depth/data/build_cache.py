@@ -102,7 +102,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
             part.say(f"{cache.root}: removed {removed} temporary files whose writers are gone")
         part.say(
             f"{cache.root}: {len(taken):,} samples of {cache.width}x{cache.height} take {_room_for(len(taken), cache)}"
-            f" when all are there; {_words(shutil.disk_usage(cache.root).free)} are free"
+            f" when all are there; {_free(cache.root)} are free"
         )
         try:
             _run(report, taken, _filler(cache, index, options), faults.add, part=part, verb="caching")
@@ -113,9 +113,9 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
             raise
         left = len(taken) - report.counts.total()
         raise UserError(
-            f"{cache.root}: the disk is full: up to {left:,} entries are still to be written and need "
-            f"{_room_for(left, cache)}, but {_words(shutil.disk_usage(cache.root).free)} are free; make room and start "
-            "again, what is written is kept; or take fewer by --max-samples"
+            f"{cache.root}: the disk is full ({error.strerror}): up to {left:,} entries are still to be written and "
+            f"need {_room_for(left, cache)}, but {_free(cache.root)} are free; make room and start again, what is "
+            "written is kept; or take fewer by --max-samples"
         ) from error
     return report
 
@@ -260,7 +260,7 @@ class _FaultList:
         """One more; what was damaged or changed has been made anew."""
         done = "" if outcome.kind == "bad" else ", made anew"
         # Opened for each line: faults are rare, and a build that is killed leaves the list whole.
-        with self._path.open("a" if self._lines else "x", encoding="utf-8", errors="backslashreplace") as file:
+        with open(self._path, "a", encoding="utf-8", opener=_not_through_links) as file:
             file.write(f"{outcome.kind}{done}: {' '.join(outcome.fault.split())}\n")
         self._lines += 1
 
@@ -268,6 +268,10 @@ class _FaultList:
     def words(self) -> str:
         """Where they are to be found."""
         return f"; {self._path} names the damaged, changed and bad ones" if self._lines else ""
+
+
+def _not_through_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,6 +330,11 @@ def _built(cache: SampleCache, report: CacheReport) -> str:
 
 def _room_for(entries: int, cache: SampleCache) -> str:
     return _words(entries * (8 * cache.height * cache.width + _HEADERS_BYTES))
+
+
+def _free(folder: Path) -> str:
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return _words(shutil.disk_usage(there).free)
 
 
 def _words(size: int) -> str:

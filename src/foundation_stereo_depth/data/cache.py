@@ -7,9 +7,12 @@
 A folder of such entries without `cache.json`, made by another program, is read as it is.
 """
 
+import errno
 import functools
+import io
 import json
 import os
+import shutil
 import unicodedata
 import zipfile
 from dataclasses import dataclass
@@ -27,7 +30,18 @@ MANIFEST = "cache.json"
 ENTRY_SUFFIX = ".npz"
 
 _SOURCE_KEY = "source"
+_SOURCE_BYTES = 3 * 2 * 8
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
+
+
+def _npy_header() -> bytes:
+    """What NumPy writes before the six numbers of a SourceStamp."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (3, 2)})
+    return file.getvalue()
+
+
+_SOURCE_HEADER = _npy_header()
 
 
 class DamagedEntryError(DataError):
@@ -96,16 +110,31 @@ class SampleCache:
         """
         path = self.path(scene, stem)
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-                stamp = entry.get(_SOURCE_KEY)
+            with zipfile.ZipFile(path) as entry:
+                members = {member.filename: member for member in entry.infolist()}
+                member = members.get(f"{_SOURCE_KEY}.npy")
+                # Whatever else another program keeps under this key is not read, however large it says it is.
+                if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                    return None
+                with entry.open(member) as file:
+                    array = file.read(len(_SOURCE_HEADER) + _SOURCE_BYTES + 1)
         except FileNotFoundError:
             return None
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
             raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it made anew") from error
-        # Another program may use the key for something of its own.
-        return stamp if stamp is not None and stamp.dtype == np.int64 and stamp.shape == (3, 2) else None
+        if not array.startswith(_SOURCE_HEADER) or len(array) != len(_SOURCE_HEADER) + _SOURCE_BYTES:
+            return None
+        return np.frombuffer(array, "<i8", offset=len(_SOURCE_HEADER)).reshape(3, 2).astype(np.int64)
 
-    def write(self, scene: str, stem: str, sample: StereoSample, source: SourceStamp | None = None) -> StereoSample:
+    def write(
+        self,
+        scene: str,
+        stem: str,
+        sample: StereoSample,
+        source: SourceStamp | None = None,
+        *,
+        leave_free: float = 0.0,
+    ) -> StereoSample:
         """Makes or replaces an entry; returns the sample as a later `read` will.
 
         Disparity is rounded to float16, a relative error of at most 0.05 %.
@@ -115,6 +144,7 @@ class SampleCache:
             stem: the other half.
             sample: at the cache's size.
             source: what it was made of, kept with it, so that `foundation-stereo-cache` notices when that changes.
+            leave_free: the disk counts as full when no more than this share of it is free.
 
         Raises:
             RefusedEntryError: it would have to be written outside the cache.
@@ -125,10 +155,13 @@ class SampleCache:
             if Path(part).name != part or part in ("", os.curdir, os.pardir, MANIFEST):
                 raise RefusedEntryError(f"{self.root}: no entry can be written for {scene}/{stem}; rename its folder")
         self._make_folder(path.parent)
+        disk = shutil.disk_usage(path.parent)
+        if disk.free < leave_free * disk.total:
+            raise OSError(errno.ENOSPC, f"less than {leave_free:.0%} of the disk is free", str(path))
         rounded = as_cached(sample)
         arrays = {"left": rounded.left, "right": rounded.right, "disparity": rounded.disparity_px}
         if source is not None:
-            arrays[_SOURCE_KEY] = source
+            arrays[_SOURCE_KEY] = source.astype("<i8")
         # Not forced to the disk: an entry torn by a power cut fails its checksum and is made anew.
         write_whole(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
         return rounded

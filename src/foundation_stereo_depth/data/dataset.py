@@ -42,6 +42,8 @@ Positions = Int64[np.ndarray, " _"]
 
 _LOOKED_AT = 32
 """Cache entries whose files are looked at when training starts: a second at worst, on a disk that has to seek."""
+_LEFT_FREE = 0.01
+"""Share of the cache's disk that training leaves free: checkpoints may have to go to the same one."""
 VALIDATION_EPOCH = -1
 """The epoch whose draws validation uses, always the same."""
 
@@ -162,6 +164,16 @@ def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: i
         pool.shutdown(cancel_futures=True)
 
 
+def one_ahead(items: Iterable[Result]) -> Iterator[Result]:
+    """The same items, each made by a thread while the one before it is in use."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -230,7 +242,7 @@ class FileReader:
         if self.cache is None:
             return sample, ReadCounts()
         try:
-            return self.cache.write(scene, stem, sample, source), ReadCounts(cache_misses=1, rebuilt=rebuilt)
+            written = self.cache.write(scene, stem, sample, source, leave_free=_LEFT_FREE)
         except (OSError, RefusedEntryError) as error:
             # Full, read-only, forbidden: the epoch does not need the entry, only later ones would gain from it.
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
@@ -239,6 +251,7 @@ class FileReader:
                 "data/cache_unwritten counts such samples"
             )
             return as_cached(sample), ReadCounts(cache_misses=1, unwritten=1)
+        return written, ReadCounts(cache_misses=1, rebuilt=rebuilt)
 
     def from_files(self, i: int) -> tuple[StereoSample, SourceStamp]:
         """Sample i from its own files, and what they were.
