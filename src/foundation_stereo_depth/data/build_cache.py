@@ -15,8 +15,9 @@ import numpy as np
 from tqdm import tqdm
 
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import FileReader, Positions, available_cores, read_ahead
+from foundation_stereo_depth.data.dataset import FileReader, Positions
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
+from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
 from foundation_stereo_depth.data.sample import SourceStamp
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import DataError, UserError

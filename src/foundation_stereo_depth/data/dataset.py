@@ -1,19 +1,15 @@
-"""Samples -> batches: what an epoch visits in which order, and threads that read ahead of the trainer.
+"""Samples -> batches: what an epoch visits in which order, and what reading it meets.
 
-The order and every random draw follow from (seed, epoch, index) alone. Threads rather than processes: decoding and
-file reading release Python's lock, nothing is copied or pickled, and a worker cannot be left behind.
+The order and every random draw follow from (seed, epoch, index) alone, whatever the number of threads.
 """
 
 import contextlib
-import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,12 +28,11 @@ from foundation_stereo_depth.data.fsd import (
     take_spread,
 )
 from foundation_stereo_depth.data.memory import BatchMemory
+from foundation_stereo_depth.data.read_ahead import pick_workers, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 Positions = Int64[np.ndarray, " _"]
 
 _LOOKED_AT = 32
@@ -146,39 +141,6 @@ def validation_plan(length: int, batch_size: int, *, rank: int = 0, world_size: 
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
 
-def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: int) -> Iterator[Result]:
-    """read(task) for each task, in order; `workers` threads keep up to two results each in stock. 0 reads in place."""
-    if workers == 0:
-        yield from map(read, tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
-    stock: deque[Future[Result]] = deque()
-    try:
-        for task in tasks:
-            stock.append(pool.submit(read, task))
-            if len(stock) > 2 * workers:
-                yield stock.popleft().result()
-        while stock:
-            yield stock.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def one_ahead(items: Iterable[Result]) -> Iterator[Result]:
-    """The same items, each made by a thread while the one before it is in use."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, iterator, None)
-            yield item
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Once:
     """Tells the first line that it is given, whichever thread comes first, and no other."""
 
@@ -253,6 +215,15 @@ class FileReader:
             return as_cached(sample), ReadCounts(cache_misses=1, unwritten=1)
         return written, ReadCounts(cache_misses=1, rebuilt=rebuilt)
 
+    def rehearse(self, i: int) -> None:
+        """Does the work of reading sample i, changes nothing, and leaves complaints to whoever reads it in earnest."""
+        with contextlib.suppress(DataError):
+            cached = None
+            if self.cache is not None:
+                cached = self.cache.read(self.names.scene(i), self.names.stem(i))
+            if cached is None and self.index is not None:
+                self.from_files(i)
+
     def from_files(self, i: int) -> tuple[StereoSample, SourceStamp]:
         """Sample i from its own files, and what they were.
 
@@ -265,6 +236,11 @@ class FileReader:
         return read_fsd_sample(paths, (self.height, self.width)), source
 
 
+def _some_of(taken: Positions, at_most: int) -> list[int]:
+    """Positions in random order, others at each start."""
+    return np.random.default_rng().choice(taken, min(at_most, len(taken)), replace=False).tolist()
+
+
 def _outdated(reader: FileReader, taken: Positions) -> int:
     """How many of a few entries, other ones at each start, were made of other files than there are now.
 
@@ -273,7 +249,7 @@ def _outdated(reader: FileReader, taken: Positions) -> int:
     assert reader.cache is not None
     assert reader.index is not None
     outdated = 0
-    for i in np.random.default_rng().choice(taken, min(_LOOKED_AT, len(taken)), replace=False).tolist():
+    for i in _some_of(taken, _LOOKED_AT):
         # What is damaged or missing is met, and told, when it is read.
         with contextlib.suppress(DataError):
             made_of = reader.cache.source(reader.names.scene(i), reader.names.stem(i))
@@ -357,6 +333,7 @@ class FileData(NamedTuple):
     facts: dict[str, str | int]
     split: Split
     incomplete: tuple[str, ...]
+    reading: str
 
 
 def open_files(
@@ -407,8 +384,10 @@ def open_files(
             f"{outdated} of {min(_LOOKED_AT, len(taken))} cache entries that were looked at were made of files that "
             "have changed, and are used as they are; foundation-stereo-cache makes all such entries anew"
         )
-    # One core is left to the trainer; more than 8 threads only wait for Python's lock.
-    workers = min(8, max(1, available_cores() - 1)) if options.num_workers == "auto" else options.num_workers
+    if options.num_workers == "auto":
+        workers, why = pick_workers(reader.rehearse, _some_of(taken, 4096))
+    else:
+        workers, why = options.num_workers, "as --num-workers says"
 
     def source(positions: Positions) -> FileSource:
         return FileSource(
@@ -424,4 +403,5 @@ def open_files(
         "incomplete_samples": len(incomplete),
         "reading_threads": workers,
     }
-    return FileData(source(split.train), source(split.validation), facts, split, incomplete)
+    reading = f"reading with {workers} thread{'' if workers == 1 else 's'} ({why})"
+    return FileData(source(split.train), source(split.validation), facts, split, incomplete, reading)
