@@ -92,7 +92,7 @@ def test_the_coarse_stages_count_in_the_loss_where_truth_is_known(network: Guide
     answer = network(*inputs_of(1, 35, 45))
     truth = torch.full((1, 1, 35, 45), 9.0)
     truth[..., 20:] = float("nan")
-    plain = heteroscedastic_loss(answer, truth, LossOptions())
+    plain = heteroscedastic_loss(answer, truth, LossOptions(nll_beta=1))
     guided = training_loss(answer, truth, LossOptions(coarse_weight=0.25))
     error_px = (answer.coarse_px - 9).abs()[..., :10]
     expected = 0.25 * 4 * (10 * torch.log1p(error_px / 10)).sum()
@@ -146,8 +146,8 @@ def test_it_learns_to_mend_what_the_matcher_missed() -> None:
     prior_px[..., 20:44, 30:60] = 20.0
     prior = torch.cat([prior_px, torch.ones_like(prior_px), right.roll(8, dims=3)], dim=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(60):
-        loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions())
+    for _ in range(100):
+        loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions(nll_beta=1))
         (loss.total / loss.valid).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

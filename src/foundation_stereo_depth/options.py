@@ -1,62 +1,14 @@
 """Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once.
 
-A field `val_fraction` becomes `--val-fraction`; a boolean becomes `--x/--no-x`; the first docstring line of each
-class is the heading of its group in `--help`. Ranges are checked when an instance is made, wherever it comes from:
-the command line, a checkpoint, or Python.
+`knobs` says how a field becomes a flag.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
-
-
-def knob(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    fixed: bool = False,
-    short: str | None = None,
-) -> Any:
-    """A dataclass field that is also a command-line flag.
-
-    Args:
-        default: the value when nobody says anything.
-        help: what it does, with the unit.
-        minimum: the smallest sensible number.
-        maximum: the largest sensible number.
-        fixed: a resumed run may not change it, because it would no longer be the same run.
-        short: a second, one-letter flag such as `-o`.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed, "short": short},
-    )
-
-
-def flag_of(name: str) -> str:
-    """The command-line flag of a field: `val_fraction` -> `--val-fraction`."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """A group of knobs whose ranges are checked on construction."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            # Written so that NaN, which compares false with everything, is refused too.
-            if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
-                allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-                raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
+from foundation_stereo_depth.knobs import Group, knob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +189,9 @@ class CacheBuildOptions(Group):
     dataset_root: Path | None = knob(
         None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
     )
+    procedural_samples: int | None = knob(
+        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+    )
     cache_root: Path | None = knob(None, "folder to fill, one <scene>/<stem>.npz per sample")
     height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
@@ -257,6 +212,8 @@ class CacheBuildOptions(Group):
         super().__post_init__()
         if self.verify and self.overwrite:
             raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        if self.dataset_root is not None and self.procedural_samples is not None:
+            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
         self.part()
 
     def part(self) -> tuple[int, int] | None:
