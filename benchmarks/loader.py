@@ -9,8 +9,10 @@ All ways of one part take turns in one process on one thread; ratios are of each
 """
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +26,8 @@ import torch
 from PIL import Image
 from training_loop import commit, device_name, ratio, summary
 
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.data.augment import augmented_pair
 from foundation_stereo_depth.data.cache import open_cache
 from foundation_stereo_depth.data.dataset import FileSource, open_files
@@ -32,7 +36,8 @@ from foundation_stereo_depth.data.formats import encode_fsd_disparity
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.data.sample import StereoSample
-from foundation_stereo_depth.options import AugmentOptions, DataOptions
+from foundation_stereo_depth.options import AugmentOptions, DataOptions, TrainOptions
+from foundation_stereo_depth.train import train
 
 HEIGHT, WIDTH, BATCH = 240, 320, 8
 Ways = dict[str, Callable[[int], object]]
@@ -115,7 +120,16 @@ def measure_read(root: Path, rounds: int) -> dict[str, object]:
             for row, i in enumerate(indices):
                 room[row] = in_memory[i]
 
-    ways: Ways = {"np_load": np_load, "ours": ours, "ours_1_thread_ahead": lambda i: ours(i, 1)}
+    def np_load_alone(_: int) -> None:
+        for entry in entries:
+            reference.load(entry)
+
+    ways: Ways = {
+        "np_load": np_load,
+        "np_load_alone": np_load_alone,
+        "ours": ours,
+        "ours_1_thread_ahead": lambda i: ours(i, 1),
+    }
     ways |= {"ours_2_threads_ahead": lambda i: ours(i, 2), "bare_read": bare, "memcpy": memcpy}
     return compared(take_turns(ways, rounds, samples), "np_load") | {"entry_bytes": in_memory.shape[1]}
 
@@ -179,7 +193,25 @@ def measure_fill(root: Path, rounds: int) -> dict[str, object]:
     }
 
 
-PARTS = {"read": measure_read, "augment": measure_augment, "fill": measure_fill}
+def measure_wait(root: Path, rounds: int) -> dict[str, object]:
+    """What `train` itself reports of its epochs on a cache; every epoch but the first, which warms up."""
+    noise_cache(root / "cache", 160)
+    options = arguments.build(
+        TrainOptions,
+        {
+            "cache_root": root / "cache", "require_cache": True, "val_fraction": 0.05, "epochs": rounds + 1,
+            "model": "unet", "mlflow_tracking_uri": f"sqlite:///{root}/mlflow.db", "output_dir": root / "run",
+        },
+    )  # fmt: skip
+    with contextlib.redirect_stdout(sys.stderr):
+        train(options)
+    history = load_checkpoint(root / "run/last.pt").training["history"][1:]
+    return {
+        name: summary([epoch[f"speed/{name}"] for epoch in history]) for name in ("data_wait_percent", "samples_per_s")
+    }
+
+
+PARTS = {"read": measure_read, "augment": measure_augment, "fill": measure_fill, "wait": measure_wait}
 
 if __name__ == "__main__":
     main()
