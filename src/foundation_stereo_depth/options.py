@@ -36,7 +36,9 @@ class DataOptions(Group):
     procedural_val_samples: int = knob(
         64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
-    num_workers: int | Literal["auto"] = knob("auto", "threads that read samples; 0 reads in the trainer", minimum=0)
+    num_workers: int | Literal["auto"] = knob(
+        "auto", "threads that read samples; auto measures how many are of use; 0 reads in the trainer", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
