@@ -92,7 +92,7 @@ def test_the_coarse_stages_count_in_the_loss_where_truth_is_known(network: Guide
     answer = network(*inputs_of(1, 35, 45))
     truth = torch.full((1, 1, 35, 45), 9.0)
     truth[..., 20:] = float("nan")
-    plain = heteroscedastic_loss(answer, truth, LossOptions(nll_beta=1))
+    plain = heteroscedastic_loss(answer, truth, LossOptions())
     guided = training_loss(answer, truth, LossOptions(coarse_weight=0.25))
     error_px = (answer.coarse_px - 9).abs()[..., :10]
     expected = 0.25 * 4 * (10 * torch.log1p(error_px / 10)).sum()
