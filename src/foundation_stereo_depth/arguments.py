@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import flag_of
+from foundation_stereo_depth.knobs import flag_of
 
 Options = TypeVar("Options")
 Explicit = dict[str, Any]

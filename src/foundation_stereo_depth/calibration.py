@@ -25,6 +25,8 @@ _ROTATION_TOLERANCE = 1e-3
 _RECTIFICATION_TOLERANCE = 0.01
 """How far a given rectification may turn, rad, and its baseline differ, relatively, from what R and T say."""
 _ASPECT_TOLERANCE = 0.01
+_FAR_OFF, _OUTSIDE = 0.1, 0.5
+"""Shares of the picture by which a principal point is off its middle: unusual, and beyond its edge."""
 _COEFFICIENTS = {"radtan": (0, 4, 5, 8, 12, 14), "equidistant": (4,)}
 """How many distortion coefficients OpenCV's two models take."""
 
@@ -45,10 +47,20 @@ class Rectification:
     left_projection: Float[np.ndarray, "3 4"]
     right_projection: Float[np.ndarray, "3 4"]
 
+    def __post_init__(self) -> None:
+        for name, projection in (("P1", self.left_projection), ("P2", self.right_projection)):
+            if not (np.isfinite(projection).all() and min(projection[0, 0], projection[1, 1], projection[2, 2]) > 0):
+                raise CalibrationError(f"{name} is no projection: it has to be finite, with focal lengths above 0")
+
+    @property
+    def translation_m(self) -> Float[np.ndarray, "3"]:
+        """T between the rectified eyes: (-baseline, 0, 0) where they stand side by side."""
+        return np.linalg.solve(self.right_projection[:, :3], self.right_projection[:, 3])
+
     @property
     def baseline_m(self) -> float:
         """The distance of the eyes; below 0 where they are exchanged."""
-        return float(-self.right_projection[0, 3] / self.right_projection[0, 0])
+        return float(-self.translation_m[0])
 
     @property
     def disparity_to_depth(self) -> Float[np.ndarray, "4 4"]:
@@ -100,15 +112,11 @@ class RigCalibration:
         if self.rectification is not None:
             return self.rectification
         cameras = (self.left_matrix, self.left_distortion, self.right_matrix, self.right_distortion)
-        size = (self.width, self.height)
+        size, pose = (self.width, self.height), (self.rotation, self.translation_m[:, None])
         if self.distortion_model == "equidistant":
-            r1, r2, p1, p2, _ = cv2.fisheye.stereoRectify(
-                *cameras, size, self.rotation, self.translation_m, flags=cv2.CALIB_ZERO_DISPARITY
-            )
+            r1, r2, p1, p2, _ = cv2.fisheye.stereoRectify(*cameras, size, *pose, flags=cv2.CALIB_ZERO_DISPARITY)
         else:
-            r1, r2, p1, p2, _, _, _ = cv2.stereoRectify(
-                *cameras, size, self.rotation, self.translation_m, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0
-            )
+            r1, r2, p1, p2, _, _, _ = cv2.stereoRectify(*cameras, size, *pose, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0)
         return Rectification(left_rotation=r1, right_rotation=r2, left_projection=p1, right_projection=p2)
 
     @property
@@ -140,7 +148,12 @@ class RigCalibration:
 
 
 def rectified_already(
-    *, width: int, height: int, left: Float[np.ndarray, "3 3"], right: Float[np.ndarray, "3 3"], baseline_m: float
+    *,
+    width: int,
+    height: int,
+    left: Float[np.ndarray, "3 3"],
+    right: Float[np.ndarray, "3 3"],
+    translation_m: Float[np.ndarray, "3"],
 ) -> RigCalibration:
     """The rig of pictures that are rectified: no distortion, no turning, eyes side by side.
 
@@ -149,9 +162,8 @@ def rectified_already(
         height: of the pictures, px.
         left: camera matrix.
         right: camera matrix; only cx may differ from the left one's.
-        baseline_m: the distance of the eyes.
+        translation_m: T, (-baseline, 0, 0).
     """
-    shift = np.array([[-baseline_m * right[0, 0]], [0.0], [0.0]])
     return RigCalibration(
         width=width,
         height=height,
@@ -160,12 +172,12 @@ def rectified_already(
         right_matrix=right,
         right_distortion=np.zeros(0),
         rotation=np.eye(3),
-        translation_m=np.array([-baseline_m, 0.0, 0.0]),
+        translation_m=translation_m,
         rectification=Rectification(
             left_rotation=np.eye(3),
             right_rotation=np.eye(3),
-            left_projection=np.hstack([left, np.zeros((3, 1))]),
-            right_projection=np.hstack([right, shift]),
+            left_projection=np.column_stack([left, np.zeros(3)]),
+            right_projection=np.column_stack([right, right @ translation_m]),
         ),
     )
 
@@ -189,11 +201,17 @@ def _check_cameras(rig: RigCalibration) -> None:
                 f"focal lengths of {fx:.4g} and {fy:.4g} px in pictures {rig.width} px wide belong to no usual {eye} "
                 "camera; are they in px, and is the picture size the calibrated one?"
             )
-        if not (0 < cx < rig.width and 0 < cy < rig.height):
+        off = _off_centre(cx / rig.width, cy / rig.height)
+        if off >= _OUTSIDE or (off > _FAR_OFF and _off_centre(cx / rig.height, cy / rig.width) < off / 3):
             raise CalibrationError(
-                f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) lies outside its {rig.width}x{rig.height} "
-                "pictures; is the size the calibrated one, width before height?"
+                f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) does not lie in {rig.width}x{rig.height} "
+                "pictures as it would in those it was calibrated with; is the size right, width before height?"
             )
+
+
+def _off_centre(across: float, down: float) -> float:
+    """How far a point, in shares of width and height, is from the middle: 1/2 at the edges."""
+    return max(abs(across - 0.5), abs(down - 0.5))
 
 
 def _check_pose(rig: RigCalibration) -> None:
@@ -228,26 +246,15 @@ def _check_rectification(rig: RigCalibration, given: Rectification) -> None:
     left, right = given.left_projection, given.right_projection
     _check_rotation("R1", given.left_rotation)
     _check_rotation("R2", given.right_rotation)
-    if not (np.isfinite(left).all() and np.isfinite(right).all() and left[0, 0] > 0 and left[1, 1] > 0):
-        raise CalibrationError("P1 and P2 have to be finite, with focal lengths above 0")
-    if abs(right[1, 3]) > abs(right[0, 3]):
-        raise CalibrationError(
-            f"P2[1, 3] is {right[1, 3]:.4g} and P2[0, 3] {right[0, 3]:.4g}: a rig whose eyes are one above the other; "
-            "only rigs side by side work"
-        )
-    if not right[0, 3] < 0:
-        raise CalibrationError(
-            f"P2[0, 3] is {right[0, 3]:.4g}, but a right eye right of the left one has -f B, below 0: were the eyes "
-            "exchanged?"
-        )
     if np.abs(left[:, :3] - right[:, :3])[[0, 1, 1], [0, 1, 2]].max() > 1e-3 * left[0, 0]:
         raise CalibrationError(
             "P1 and P2 differ in focal length or row of the principal point: rows would not meet rows"
         )
     baseline_m = float(np.linalg.norm(rig.translation_m))
-    if abs(given.baseline_m / baseline_m - 1) > _RECTIFICATION_TOLERANCE:
+    if not abs(given.baseline_m / baseline_m - 1) <= _RECTIFICATION_TOLERANCE:
         raise CalibrationError(
-            f"P2 says a baseline of {given.baseline_m:.4g} m, T one of {baseline_m:.4g} m; are they in two units?"
+            f"P2 says a baseline of {given.baseline_m:.4g} m, T one of {baseline_m:.4g} m; are they in two units, "
+            "or of two calibrations?"
         )
     # Rectified axes are common ones: both cameras' rotations lead to them, and T lies along their rows.
     relative = given.right_rotation @ rig.rotation @ given.left_rotation.T

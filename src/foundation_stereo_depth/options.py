@@ -1,62 +1,15 @@
 """Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once.
 
-A field `val_fraction` becomes `--val-fraction`; a boolean becomes `--x/--no-x`; the first docstring line of each
-class is the heading of its group in `--help`. Ranges are checked when an instance is made, wherever it comes from:
-the command line, a checkpoint, or Python.
+`knobs` says how a field becomes a flag.
 """
 
-import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
-
-
-def knob(
-    default: Any,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    fixed: bool = False,
-    short: str | None = None,
-) -> Any:
-    """A dataclass field that is also a command-line flag.
-
-    Args:
-        default: the value when nobody says anything.
-        help: what it does, with the unit.
-        minimum: the smallest sensible number.
-        maximum: the largest sensible number.
-        fixed: a resumed run may not change it, because it would no longer be the same run.
-        short: a second, one-letter flag such as `-o`.
-    """
-    return dataclasses.field(
-        default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed, "short": short},
-    )
-
-
-def flag_of(name: str) -> str:
-    """The command-line flag of a field: `val_fraction` -> `--val-fraction`."""
-    return "--" + name.replace("_", "-")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Group:
-    """A group of knobs whose ranges are checked on construction."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                continue
-            # Written so that NaN, which compares false with everything, is refused too.
-            if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
-                allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-                raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
+from foundation_stereo_depth.knobs import Group, knob
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +241,36 @@ class BatchedInferenceOptions(InferenceOptions):
     batch_size: int = knob(1, "pairs that go through the network together", minimum=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFileOptions(Group):
+    """calibration: of the rig, in any format that docs/formats.md lists"""
+
+    calibration: Path | None = knob(
+        None, "the rig's calibration file; of one in two files the folder that holds them, or either of them"
+    )
+    calibration_unit: Literal["auto", "m", "cm", "mm"] = knob(
+        "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
+    )
+    calibration_size: str | None = knob(
+        None, "size of the pictures it was made for, 640x480 say, where it does not say, or holds several"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calibration_size is not None and re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.calibration_size) is None:
+            raise UserError(
+                f"--calibration-size {self.calibration_size}: has to be a width and a height, as in 640x480"
+            )
+
+    @property
+    def calibration_image_size(self) -> tuple[int, int] | None:
+        """Width and height that `--calibration-size` names, px."""
+        if self.calibration_size is None:
+            return None
+        width, height = self.calibration_size.split("x")
+        return int(width), int(height)
+
+
 MAPS = ("disparity", "depth", "sigma", "confidence")
 """What can be written as a map of numbers."""
 PICTURES = ("picture", "cloud")
@@ -296,7 +279,7 @@ MAP_FORMATS = ("png", "pfm", "npy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(Group):
+class OutputOptions(CalibrationFileOptions):
     """results: files <name>_<what>.<format> in a folder"""
 
     output: Path | None = knob(None, "folder to write to; made where it does not exist", short="-o")
@@ -309,7 +292,8 @@ class OutputOptions(Group):
     overwrite: bool = knob(False, "replace files that are there")
     calibration: Path | None = knob(
         None,
-        "rig calibration, an NPZ with P1, P2 (metres) and image_size, of pictures that are rectified by it already",
+        "calibration file of the rig whose rectified pictures these are, in any format that docs/formats.md lists; of "
+        "one in two files their folder, or either of them",
     )
     focal_px: float | None = knob(
         None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3

@@ -1,6 +1,7 @@
 """What a prediction is written as: maps of numbers, a picture for people, a point cloud in metres."""
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from foundation_stereo_depth.calibration import RigCalibration
+from foundation_stereo_depth.calibration_files import read_calibration
 from foundation_stereo_depth.data.formats import (
     KITTI_STEPS_PER_PX,
     encode_npy,
@@ -17,7 +20,6 @@ from foundation_stereo_depth.data.formats import (
     encode_ply,
     encode_png16,
     encode_whole_steps,
-    read_calibration,
 )
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
@@ -63,7 +65,7 @@ class Writer:
         self._folder = options.output
         self._wanted = words_of(options.write)
         self._largest: float | None = None
-        self._calibration = None if options.calibration is None else read_calibration(options.calibration)
+        self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
 
     def paths(self, name: str) -> dict[tuple[str, str], Path]:
         """(what, format) -> the file that it is written to."""
@@ -126,7 +128,8 @@ class Writer:
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """The rig for pictures of this size, if one is known."""
         if self._calibration is not None:
-            return self._calibration.resized(height, width)
+            self._calibration.check_size(height, width)
+            return self._calibration.stereo_calibration.resized(height, width)
         if self._options.focal_px is None or self._options.baseline_m is None:
             return None
         return centred_calibration(height, width, self._options.focal_px, self._options.baseline_m)
@@ -143,6 +146,17 @@ class Writer:
             valid = shown[np.isfinite(shown)]
             self._largest = float(np.percentile(valid, 99 if depth_m is None else 90)) if valid.size else 1.0
         return result_picture(name, left, prediction, depth_m, self._largest)
+
+
+def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
+    rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
+    if rig.rectification is None:
+        print(
+            f"warning: {path}: does not say how it rectifies; depth is right for pictures rectified by OpenCV's "
+            "stereoRectify with alpha=0, as foundation-stereo-live-view does it",
+            file=sys.stderr,
+        )
+    return rig
 
 
 def point_cloud(
