@@ -1,15 +1,22 @@
 """Raw eyes of the camera's size -> a rectified pair of the network's size, in one remap per eye."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.calibration import RigCalibration
+from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.geometry import StereoCalibration
 
 
 class Rectifier:
     """Rectifies pairs by a calibration and brings them to one size at once.
+
+    Where the size is smaller than the camera's, each pixel is the mean of as many samples as it covers raw ones, so
+    that nothing aliases; very large pictures shrink by a whole factor beforehand, which is four times as fast.
 
     Args:
         calibration: the rig's.
@@ -21,14 +28,12 @@ class Rectifier:
 
     def __init__(self, calibration: RigCalibration, *, height: int, width: int) -> None:
         self._calibration = calibration
-        self._height, self._width = height, width
-        self._raw_size: tuple[int, int] | None = None
-        self._maps: list[tuple[np.ndarray, np.ndarray]] = []
-        self._finer = 1
+        self._size = (width, height)
+        self._raw: _Raw | None = None
         self.stereo_calibration: StereoCalibration = calibration.stereo_calibration.resized(height, width)
 
     def __call__(
-        self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+        self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H2 W2 3"]
     ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
         """The rectified pair, RGB; black where a camera saw nothing.
 
@@ -37,27 +42,60 @@ class Rectifier:
             right: the same of the right eye, of one size with the left.
 
         Raises:
-            CalibrationError: the pictures' aspect is not the calibration's.
+            CalibrationError: the pictures' aspect is not the calibration's, or the eyes differ in size.
         """
-        if left.shape[:2] != self._raw_size:
-            self._prepare(*left.shape[:2])
-        return self._rectify(left, 0), self._rectify(right, 1)
+        height, width = left.shape[:2]
+        if right.shape != left.shape:
+            raise CalibrationError(
+                f"the left eye is {width}x{height}, the right one {right.shape[1]}x{right.shape[0]}; both have to "
+                "be as they were calibrated"
+            )
+        if self._raw is None or (height, width) != (self._raw.height, self._raw.width):
+            self._raw = self._prepared(height, width)
+        return self._rectified(left, self._raw, 0), self._rectified(right, self._raw, 1)
 
-    def _rectify(self, raw: UInt8[np.ndarray, "H W 3"], eye: int) -> UInt8[np.ndarray, "h w 3"]:
-        fine = cv2.remap(raw, *self._maps[eye], cv2.INTER_LINEAR)
-        if self._finer > 1:
-            fine = cv2.resize(fine, (self._width, self._height), interpolation=cv2.INTER_AREA)
+    def _rectified(self, picture: UInt8[np.ndarray, "H W 3"], raw: "_Raw", eye: int) -> UInt8[np.ndarray, "h w 3"]:
+        if raw.shrunk != (raw.width, raw.height):
+            picture = np.asarray(cv2.resize(picture, raw.shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+        fine = cv2.remap(picture, *raw.maps[eye], cv2.INTER_LINEAR)
+        if fine.shape[1::-1] != self._size:
+            fine = cv2.resize(fine, self._size, interpolation=cv2.INTER_AREA)
         return np.asarray(fine, np.uint8)
 
-    def _prepare(self, height: int, width: int) -> None:
+    def _prepared(self, height: int, width: int) -> "_Raw":
         self._calibration.check_size(height, width)
-        # Each pixel of the small picture is the mean of so many samples a side that none of the raw ones is left out.
-        self._finer = max(1, round(max(width / self._width, height / self._height)))
-        maps = rectification_maps(self._calibration, self._height * self._finer, self._width * self._finer)
-        across, down = width / self._calibration.width, height / self._calibration.height
-        scaled = [((x + 0.5) * across - 0.5, (y + 0.5) * down - 0.5) for x, y in maps]
-        self._maps = [cv2.convertMaps(x.astype(np.float32), y.astype(np.float32), cv2.CV_16SC2) for x, y in scaled]
-        self._raw_size = (height, width)
+        raw_size = np.array([width, height])
+        size = np.array(self._size)
+        covered = np.maximum(1, np.round(raw_size / size)).astype(int)
+        # Half of the factor at first: shrinking and then averaging two samples a side costs 45 dB of fidelity at most.
+        shrunk = raw_size // np.maximum(1, covered // 2)
+        samples = np.maximum(1, np.round(shrunk / size)).astype(int) * size
+        across, down = shrunk / [self._calibration.width, self._calibration.height]
+        maps = [
+            cv2.convertMaps(
+                ((x + 0.5) * across - 0.5).astype(np.float32),
+                ((y + 0.5) * down - 0.5).astype(np.float32),
+                cv2.CV_16SC2,
+            )
+            for x, y in rectification_maps(self._calibration, int(samples[1]), int(samples[0]))
+        ]
+        return _Raw(height=height, width=width, shrunk=(int(shrunk[0]), int(shrunk[1])), maps=maps)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Raw:
+    """How raw pictures of one size are read.
+
+    Attributes:
+        height, width: theirs, px.
+        shrunk: width and height that they are shrunk to at first, px.
+        maps: per eye, OpenCV's fixed-point maps into the shrunk picture.
+    """
+
+    height: int
+    width: int
+    shrunk: tuple[int, int]
+    maps: list[tuple[Any, Any]]
 
 
 def rectification_maps(
