@@ -3,6 +3,7 @@
     ValueError
     └── UserError            one line: what was asked, what was found, what to do next
         ├── DataError        a data set, a picture, a disparity map or a cache entry is not as it should be
+        ├── CameraError      a camera, a stream or a recording is not there, or not as it was asked for
         ├── CalibrationError a rig's calibration is missing, damaged, or describes no usable rig
         ├── CheckpointError  a checkpoint is missing, damaged, foreign, or does not fit the options
         └── NotFiniteError   training ran into NaN or infinity
@@ -20,6 +21,10 @@ class UserError(ValueError):
 
 class DataError(UserError):
     """A file or folder of the data set, or of its cache, is not as it should be; the message names it."""
+
+
+class CameraError(UserError):
+    """A camera, a stream or a recording cannot be used as asked; the message names it."""
 
 
 class CalibrationError(UserError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -23,7 +23,7 @@ from foundation_stereo_depth.data.formats import (
 )
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
-from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity
+from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity, point_cloud
 from foundation_stereo_depth.options import PICTURES, OutputOptions, words_of
 from foundation_stereo_depth.predict import Prediction
 
@@ -157,20 +157,6 @@ def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
             file=sys.stderr,
         )
     return rig
-
-
-def point_cloud(
-    depth_m: Float[np.ndarray, "H W"],
-    left: UInt8[np.ndarray, "H W 3"],
-    keep: Bool[np.ndarray, "H W"],
-    rig: StereoCalibration,
-) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
-    """Points in metres, x right, y down, z forward from the left camera, and their colours."""
-    rows, columns = np.nonzero(keep & np.isfinite(depth_m))
-    z = depth_m[rows, columns]
-    x = (columns - rig.cx_left_px) * z / rig.focal_px
-    y = (rows - rig.cy_px) * z / rig.focal_y_px
-    return np.stack([x, y, z], axis=-1).astype(np.float32), left[rows, columns]
 
 
 def result_picture(
