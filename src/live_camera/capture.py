@@ -15,7 +15,8 @@ from foundation_stereo_depth.data.pairs import VIDEO_SUFFIXES
 from foundation_stereo_depth.errors import CameraError
 from live_camera.options import CameraOptions
 
-Picture = UInt8[np.ndarray, "H W 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
+"""RGB; of any size, since two eyes may differ until that is found out."""
 
 _STABLE_PATHS = Path("/dev/v4l/by-path")
 """Linux keeps a link per port here. Its by-id has one name for two cameras of a kind."""

@@ -1,7 +1,7 @@
 """What pairs come from: two cameras, one camera with both eyes, or pictures. Grab both, then decode both."""
 
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,6 +34,7 @@ class DamagedError(LostError):
     """A picture came, but cannot be decoded."""
 
 
+@runtime_checkable
 class Eyes(Protocol):
     """Where pairs come from.
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
@@ -35,6 +35,7 @@ class Answer:
     doubtful: Bool[np.ndarray, "H W"] | None = None
 
 
+@runtime_checkable
 class Matcher(Protocol):
     """Disparity of pairs of one size.
 
@@ -69,6 +70,7 @@ class BlockMatcher:
         return Answer(disparity_px=found.disparity_px, doubtful=~found.matched)
 
 
+@runtime_checkable
 class Prediction(Protocol):
     """What `foundation_stereo_depth.predict.Predictor` answers; spelled out here, since that module needs torch."""
 
@@ -146,7 +148,7 @@ class WatchedMatcher:
         """What is running now."""
         return self._running.name
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "WatchedMatcher":
         self._thread.start()
         return self
 

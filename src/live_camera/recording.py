@@ -6,7 +6,6 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
 
 import cv2
 import numpy as np
@@ -126,7 +125,7 @@ class Snapshots:
         self._pool = ThreadPoolExecutor(1, "snapshots")
         self._waiting: list[Future[Path]] = []
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Snapshots":
         return self
 
     def __exit__(self, *_: object) -> None:

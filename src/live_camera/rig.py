@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import cv2
 import numpy as np
@@ -106,7 +105,7 @@ class Rig:
         with self._changed:
             return self._over and self._newest is None and self._failure is None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Rig":
         self._thread.start()
         return self
 

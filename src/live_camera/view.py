@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -245,7 +245,7 @@ class Windows:
         self._map_size = (1, 1)
         self._body_size = (1, 1)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Windows":
         return self
 
     def __exit__(self, *_: object) -> None:
