@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import CameraError, UserError, answer
+from live_camera.calibrate_options import CalibrateOptions
 from live_camera.options import DEFAULT_CALIBRATION, ListCamerasOptions, LiveViewOptions
 
 if TYPE_CHECKING:
@@ -60,6 +61,54 @@ def list_cameras_command(argv: Sequence[str] | None = None) -> int:
         return 0
 
     return answer(parser.prog, run)
+
+
+def calibrate_command(argv: Sequence[str] | None = None) -> int:
+    """`foundation-stereo-calibrate`: the exit status of calibrating a rig."""
+    parser = arguments.parser_for(
+        "foundation-stereo-calibrate",
+        CalibrateOptions,
+        "Calibrate two cameras from pictures of a chessboard or a ChArUco board, or live, and say how far to trust the "
+        "result.",
+    )
+    explicit = arguments.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = arguments.build(CalibrateOptions, explicit)
+        if options.views.images is None and not options.source.named:
+            raise UserError(
+                "needs --left and --right (or --side-by-side), the cameras, or --images, pictures of the board that "
+                "are there already: 'left*.jpg' 'right*.jpg'"
+            )
+        from live_camera.calibrate_files import calibrate_pictures
+
+        calibrate_pictures(*(options.views.images or _collected(options)), options)
+        return 0
+
+    return answer(parser.prog, run)
+
+
+def _collected(options: CalibrateOptions) -> tuple[str, str]:
+    """Globs of the pairs that were collected live, beside where the calibration goes."""
+    from live_camera.board import Board
+    from live_camera.calibrate_files import check_free
+    from live_camera.collect import collect
+    from live_camera.rig import open_rig
+    from live_camera.view import OneWindow
+
+    check_free(options)
+    folder = options.result.output.with_suffix("")
+    if folder.exists():
+        raise UserError(f"{folder}: holds the pairs of an earlier calibration; move it, or name another --output")
+    with ExitStack() as stack:
+        window = None if options.views.headless else stack.enter_context(OneWindow("Calibration"))
+        rig = open_rig(options.source, options.camera, tell=lambda line: print(line, file=sys.stderr))
+        frames = stack.enter_context(rig)
+        taken = collect(frames, Board(options.board), folder, options.views.views, window)
+    print(f"{folder}: {taken} pairs collected")
+    if taken == 0:
+        raise UserError("no pair was collected; the line below the picture says what was missing")
+    return f"{folder}/left_*.png", f"{folder}/right_*.png"
 
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:

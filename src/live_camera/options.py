@@ -37,13 +37,18 @@ class SourceOptions(Group):
             given, missing = ("--left", "--right") if self.right is None else ("--right", "--left")
             raise UserError(f"{given} without {missing}; one device with both eyes goes by --side-by-side")
 
+    @property
+    def named(self) -> bool:
+        """True where eyes are named at all."""
+        return self.left is not None or self.side_by_side is not None
+
     def needs_eyes(self) -> None:
         """Lets pass where eyes are named.
 
         Raises:
             UserError: none are.
         """
-        if self.left is None and self.side_by_side is None:
+        if not self.named:
             raise UserError(
                 "needs --left and --right, or --side-by-side; foundation-stereo-list-cameras shows what is there"
             )

@@ -31,7 +31,7 @@ KEYS = {
     "q  Esc": "end; so does closing a window",
 }
 
-_ESCAPE, _SPACE = 27, 32
+_ESCAPE = 27
 _EYE_WIDTH_PX = 480
 _RANGE_STEP = 1.2
 _FOLLOWING = 0.15
@@ -302,6 +302,31 @@ class Windows:
             return
         column %= body_width  # the right eye stands beside the left one
         self.state.cursor = (column * map_width // body_width, row * map_height // body_height)
+
+
+class OneWindow:
+    """A window for one RGB picture after the other; to be used in a `with`.
+
+    Raises:
+        UserError: there is no display.
+    """
+
+    def __init__(self, title: str) -> None:
+        check_display()
+        self._title = title
+        cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
+
+    def __enter__(self) -> "OneWindow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        cv2.destroyAllWindows()
+
+    def __call__(self, picture: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Shows it; False once the user has pressed q or Esc, or closed the window."""
+        cv2.imshow(self._title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        key = cv2.pollKey() & 0xFF
+        return key not in (_ESCAPE, ord("q")) and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
 
 def check_display() -> None:
