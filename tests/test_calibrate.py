@@ -224,8 +224,8 @@ def test_a_rig_is_calibrated_live(capsys: pytest.CaptureFixture[str]) -> None:
     for place, pair in enumerate(rendered("chessboard")[:6]):
         for still in range(9):
             for eye, picture in zip(("left", "right"), pair, strict=True):
-                write_rgb(Path(f"{eye}{place}{still}.png"), picture)
-    flags = ["--left", "left*.png", "--right", "right*.png", "--fps", "20", "--headless", "--square-mm", "30"]
+                write_rgb(Path(f"{eye}{place}{still}.jpg"), picture)
+    flags = ["--left", "left*.jpg", "--right", "right*.jpg", "--fps", "20", "--headless", "--square-mm", "30"]
     assert calibrate_command([*flags, "--views", "6", "-o", "rig.npz"]) == 0
     said = capsys.readouterr().out
     assert "rig: 6 pairs collected" in said
