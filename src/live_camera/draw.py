@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 Bgr = tuple[int, int, int]
-Canvas = UInt8[np.ndarray, "H W 3"]
+Canvas = UInt8[np.ndarray, "_ _ 3"]
 
 BACKGROUND: Bgr = (30, 28, 26)
 TEXT: Bgr = (225, 225, 225)

@@ -39,7 +39,7 @@ class FrameWatch:
             if few.mean() < _BLACK_BELOW:
                 found.append(f"the {eye} eye is black: is its lens covered?")
             elif frozen_s > _FROZEN_AFTER_S:
-                found.append(f"the {eye} eye has not changed for {frozen_s:.0f} s: plug it in again?")
+                found.append(f"the {eye} eye has not changed any more: plug it in again?")
         return found
 
 
