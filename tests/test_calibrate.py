@@ -219,6 +219,25 @@ def test_pairs_without_a_board_are_named(capsys: pytest.CaptureFixture[str]) -> 
     assert not Path("none.npz").exists()
 
 
+def test_a_rig_is_calibrated_live(capsys: pytest.CaptureFixture[str]) -> None:
+    # A recording in which the board stands still for nine frames, 0.45 s, at each place.
+    for place, pair in enumerate(rendered("chessboard")[:6]):
+        for still in range(9):
+            for eye, picture in zip(("left", "right"), pair, strict=True):
+                write_rgb(Path(f"{eye}{place}{still}.jpg"), picture)
+    flags = ["--left", "left*.jpg", "--right", "right*.jpg", "--fps", "20", "--headless", "--square-mm", "30"]
+    assert calibrate_command([*flags, "--views", "6", "-o", "rig.npz"]) == 0
+    said = capsys.readouterr().out
+    assert "rig: 6 pairs collected" in said
+    assert "6 of 6 pairs used" in said
+    assert read_calibration(Path("rig.npz")).stereo_calibration.baseline_m == pytest.approx(0.12, rel=0.01)
+    assert calibrate_command([*flags, "-o", "rig.npz"]) == 2
+    assert "rig.npz: is there already" in capsys.readouterr().err
+    Path("rig.npz").unlink()
+    assert calibrate_command([*flags, "-o", "rig.npz"]) == 2
+    assert "rig: holds the pairs of an earlier calibration" in capsys.readouterr().err
+
+
 def test_pictures_of_two_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     one, other = rendered("chessboard")[:2]
     small = (other[0][:240, :320], other[1][:240, :320])
@@ -231,7 +250,7 @@ def test_pictures_of_two_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ([], "needs --images"),
+        ([], "needs --left and --right (or --side-by-side), the cameras, or --images"),
         (["--images", "nothing*.png", "none*.png", "--square-mm", "30"], "nothing*.png: matches no file"),
         (["--images", "a", "b"], "needs --square-mm, the side of one square"),
         (["--corners", "9by6"], "--corners 9by6: has to be inner corners across and down"),

@@ -23,6 +23,7 @@ Measured on real pairs (docs/experiments.md): at 0.4 windows begin to hold the b
 move by pixels; smaller ones are noisier.
 """
 _SMALLEST_WINDOW_PX = 2
+_QUICK_WIDTH_PX = 640
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,14 +87,19 @@ class Board:
     def _found_chessboard(self, grey: UInt8[np.ndarray, "H W"], quickly: bool) -> BoardView | None:
         size = (self.columns, self.rows)
         flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
-        found, corners = cv2.findChessboardCorners(
-            grey, size, flags=flags | (cv2.CALIB_CB_FAST_CHECK if quickly else 0)
-        )
-        if not found and not quickly:  # each of OpenCV's two detectors finds boards that the other misses
-            found, corners = cv2.findChessboardCornersSB(grey, size, flags=cv2.CALIB_CB_EXHAUSTIVE)
+        scale = 1.0
+        if quickly:  # at 1920 px, looking for a board that is not there takes more than a second
+            scale = max(1.0, grey.shape[1] / _QUICK_WIDTH_PX)
+            small = cv2.resize(grey, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA)
+            found, corners = cv2.findChessboardCorners(small, size, flags=flags | cv2.CALIB_CB_FAST_CHECK)
+        else:
+            found, corners = cv2.findChessboardCorners(grey, size, flags=flags)
+            if not found:  # each of OpenCV's two detectors finds boards that the other misses
+                found, corners = cv2.findChessboardCornersSB(grey, size, flags=cv2.CALIB_CB_EXHAUSTIVE)
         if not found:
             return None
-        grid = np.asarray(corners, np.float32).reshape(self.rows, self.columns, 2)
+        at_full_size = (np.asarray(corners, np.float32) + 0.5) * scale - 0.5
+        grid = at_full_size.astype(np.float32).reshape(self.rows, self.columns, 2)
         window_px = max(_SMALLEST_WINDOW_PX, round(_WINDOW_SHARE * smallest_step_px(grid)))
         criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 100, 1e-4)
         refined = cv2.cornerSubPix(grey, grid.reshape(-1, 1, 2), (window_px, window_px), (-1, -1), criteria)

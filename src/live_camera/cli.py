@@ -97,6 +97,7 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
     from live_camera.view import OneWindow
 
     check_free(options)
+    board = Board(options.board)
     folder = options.result.output.with_suffix("")
     if folder.exists():
         raise UserError(f"{folder}: holds the pairs of an earlier calibration; move it, or name another --output")
@@ -104,7 +105,7 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
         window = None if options.views.headless else stack.enter_context(OneWindow("Calibration"))
         rig = open_rig(options.source, options.camera, tell=lambda line: print(line, file=sys.stderr))
         frames = stack.enter_context(rig)
-        taken = collect(frames, Board(options.board), folder, options.views.views, window)
+        taken = collect(frames, board, folder, options.views.views, window)
     print(f"{folder}: {taken} pairs collected")
     if taken == 0:
         raise UserError("no pair was collected; the line below the picture says what was missing")
