@@ -3,14 +3,14 @@ import dataclasses
 import pytest
 import torch
 
-from foundation_stereo_depth.data.augment import as_pair, augmented_pair
+from foundation_stereo_depth.data.augment import as_pair, augmented_pair, flipped
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.options import AugmentOptions
 
 NOTHING = AugmentOptions(
-    brightness_jitter=0, contrast_jitter=0, saturation_jitter=0, hue_jitter=0, gamma_jitter=0, blur_prob=0,
-    noise_std_max=0, erase_prob=0, vertical_offset_max_px=0,
+    brightness_jitter=0, contrast_jitter=0, saturation_jitter=0, hue_jitter=0, gamma_jitter=0, lighting_jitter=0,
+    blur_prob=0, noise_std_max=0, erase_prob=0, vertical_offset_max_px=0,
 )  # fmt: skip
 
 
@@ -65,6 +65,7 @@ def test_epochs_and_eyes_draw_for_themselves() -> None:
     ("change", "low", "high"),
     [
         ({"brightness_jitter": 0.25}, 0.75 * 0.5, 1.25 * 0.5),
+        ({"lighting_jitter": 0.25}, 0.75 * 0.5, 1.25 * 0.5),
         ({"gamma_jitter": 0.5}, 0.5**1.5, 0.5 ** (1 / 1.5)),
         ({"contrast_jitter": 0.9}, 0.5, 0.5),
         ({"saturation_jitter": 0.9, "hue_jitter": 0.5}, 0.5, 0.5),
@@ -140,3 +141,15 @@ def test_the_vertical_offset_is_vertical_and_bounded() -> None:
         dataclasses.replace(batch, right=columns), keys_of(30), dataclasses.replace(NOTHING, vertical_offset_max_px=0.7)
     )
     torch.testing.assert_close(pair[:, 3:] * 255, columns.float(), atol=0.01, rtol=0)
+
+
+def test_turned_upside_down_are_both_views_and_the_disparity() -> None:
+    batch = batch_of(B=64)
+    turned = flipped(batch, keys_of(64), dataclasses.replace(NOTHING, flip_prob=0.5))
+    same = (turned.left == batch.left).flatten(1).all(dim=1)
+    assert 16 < same.sum() < 48
+    for name in ("left", "right", "disparity_px"):
+        before, after = getattr(batch, name), getattr(turned, name)
+        assert torch.equal(after[same], before[same])
+        assert torch.equal(after[~same], before[~same].flip(2))
+    assert flipped(batch, keys_of(64), NOTHING) is batch

@@ -165,7 +165,19 @@ def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_json_is_one_object_and_nothing_else(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--baseline", "sgbm", "--dataset-root", str(fsd_tree), "--json", "--height", "48", "--width", "64"]
+    flags = [
+        "--baseline",
+        "sgbm",
+        "--checkpoint",
+        "none",
+        "--dataset-root",
+        str(fsd_tree),
+        "--json",
+        "--height",
+        "48",
+        "--width",
+        "64",
+    ]
     assert evaluate_command(flags) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"settings", "versions", "device", "scenes", "overall"}
 
@@ -195,7 +207,7 @@ def test_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({}, "nothing to evaluate"),
+        ({}, "leaves nothing to evaluate"),
         ({"run_id": "a", "checkpoint": Path("b")}, "both name a network; give one of them"),
         ({"baseline": "sgbm"}, "--dataset fsd: needs --dataset-root or \\$FOUNDATION_STEREO_ROOT"),
         ({"baseline": "sgbm", "dataset": "sintel"}, "--dataset sintel: needs --dataset-root, the folder"),

@@ -43,7 +43,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_another_size_is_refused(tmp_path: Path) -> None:
-    open_cache(tmp_path, 48, 64)
+    open_cache(tmp_path, 48, 64).write("s", "0", sample_of())
     open_cache(tmp_path, 48, 64)
     with pytest.raises(DataError, match="was made at 64x48, format 1, but 80x48, format 1 is asked for"):
         open_cache(tmp_path, 48, 80)

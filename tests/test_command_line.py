@@ -81,14 +81,18 @@ def test_a_mistake_gets_one_line_and_status_2(
 def test_a_cache_is_filled_and_filled_again(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0
-    assert (
-        "cache: 6 entries written (0 of them in place of damaged ones), 0 found, 0 samples bad"
-        in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "cache: 6 samples of 64x48 take 156kB when all are there; " in out
+    assert "cache: 6 entries written (154kB; 0 of them in place of damaged ones, 0 in place of ones whose files " in out
+    assert "0 found, 0 samples bad" in out
     Path("cache/scene_1/0000.npz").write_bytes(b"torn")
     Path("cache/scene_2/0001.npz").unlink()
     assert cache_command(flags) == 0
-    assert "cache: 2 entries written (1 of them in place of damaged ones), 4 found" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert (
+        "cache: 2 entries written (51.2kB; 1 of them in place of damaged ones, 0 in place of ones whose files " in out
+    )
+    assert "4 found" in out
     assert cache_command([*flags, "--height", "50"]) == 2
     assert "was made at 64x48" in capsys.readouterr().err
 
@@ -101,7 +105,8 @@ def test_a_bad_sample_stops_the_cache_unless_skipped(fsd_tree: Path, capsys: pyt
     assert cache_command([*flags, "--skip-bad", "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 samples bad" in out
-    assert "bad: " in out
+    assert "cache/cache_faults.txt names the damaged, changed and bad ones" in out
+    assert Path("cache/cache_faults.txt").read_text().startswith("bad: ")
 
 
 def test_a_cache_needs_both_folders(capsys: pytest.CaptureFixture[str]) -> None:

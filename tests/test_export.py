@@ -192,7 +192,6 @@ def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPat
         (["--checkpoint", "x.pt"], "needs --output"),
         (["--checkpoint", "x.pt", "-o", "net.tflite"], "ends in .onnx or .safetensors"),
         (["--checkpoint", "x.pt", "-o", "net.onnx"], "x.pt: cannot be read"),
-        (["-o", "net.onnx"], "needs --checkpoint"),
         (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
     ],
 )

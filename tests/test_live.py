@@ -288,7 +288,7 @@ def test_keys_save_record_hold_and_end(
     ("flags", "said"),
     [
         (["--method", "sgbm"], "needs --left and --right, or --side-by-side"),
-        (GLOBS, "needs --checkpoint, the network's file, --run-id, the run that made one, or --method sgbm"),
+        ([*GLOBS, "--watch-checkpoint"], "--watch-checkpoint: which one? give the --run-id of the run"),
         (
             [*GLOBS, "--method", "sgbm", "--checkpoint", "x.pt"],
             "--method sgbm takes no network; leave --checkpoint out",

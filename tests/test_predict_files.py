@@ -106,7 +106,6 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["left", "right", "-o", "out"], "needs --checkpoint, the network's file, or --run-id"),
         (["left", "right", "--checkpoint", "x.pt"], "needs --output (-o)"),
         (["left", "right", "-o", "out", "--checkpoint", "x.pt"], "x.pt: cannot be read (No such file"),
         (["left", "nowhere", "-o", "out", "--checkpoint", "x.pt"], "nowhere: no such file or folder"),

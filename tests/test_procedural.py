@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.procedural import ProceduralSource, _draw_pieces, _view, render_scenes
+from foundation_stereo_depth.data.procedural import ProceduralSource, _draw_pieces, _nearest, render_scenes
 from foundation_stereo_depth.disparity import valid_mask
 
 
@@ -33,7 +33,7 @@ def test_shapes_types_and_memory() -> None:
 
 def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same() -> None:
     keys, batch = scenes_of(24)
-    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    right_disparity_px = _nearest(_draw_pieces(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
     warped, inside = warp(batch.right.float(), batch.disparity_px, "bilinear")
     seen_px, _ = warp(right_disparity_px, batch.disparity_px, "nearest")
     # The right eye sees the same surface where its own disparity there is the left one's (to a pixel's worth of slope).
@@ -50,7 +50,7 @@ def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same() -
 def test_the_right_eye_solves_for_the_same_surface() -> None:
     """Where the left view's nearest piece is also the right one's, both give one disparity, tilted or curved."""
     keys, batch = scenes_of(24)
-    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    right_disparity_px = _nearest(_draw_pieces(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
     seen_px, inside = warp(right_disparity_px, batch.disparity_px, "bilinear")
     difference_px = (seen_px - batch.disparity_px).abs()[inside]
     same = difference_px[difference_px < 0.5]
@@ -60,7 +60,7 @@ def test_the_right_eye_solves_for_the_same_surface() -> None:
 
 def test_no_surface_hidden_behind_another_is_seen() -> None:
     keys, batch = scenes_of(24)
-    right_disparity_px = _view(_draw_pieces(keys, 120, 160), 120, 160, from_right=True)[1]
+    right_disparity_px = _nearest(_draw_pieces(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
     seen_px, inside = warp(right_disparity_px, batch.disparity_px, "nearest")
     # At x - d the right eye sees the left one's surface or something nearer; half a pixel of outline may differ.
     farther = inside & (seen_px < batch.disparity_px - 1)

@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.model import priors_of, wants_prior
 from foundation_stereo_depth.options import RuntimeOptions
 from foundation_stereo_depth.trained import NetworkFacts, read_trained
 
@@ -22,6 +23,8 @@ DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 ONNX_INPUT = "pair"
+ONNX_PRIOR = "prior"
+"""The second input, of networks that want one."""
 ONNX_OUTPUTS = ("disparity_px", "log_variance")
 
 
@@ -91,6 +94,7 @@ class TorchBackend:
         self._precision = pick_precision(options, self.device)
         self._network = network.to(self.device)
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._wants_prior = wants_prior(network)
         if compile:
             self._network.compile()
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
@@ -100,8 +104,9 @@ class TorchBackend:
         """The prediction for left RGB and right RGB bytes, channels last."""
         # Bytes travel to the device; the view [B 6 H W] of what lies channels last is what convolutions want.
         pair = torch.from_numpy(pairs).to(self.device).permute(0, 3, 1, 2).to(torch.float32) / 255
+        inputs = (pair, torch.from_numpy(priors_of(pairs)).to(self.device)) if self._wants_prior else (pair,)
         with autocast(self.device, self._precision):
-            disparity_px, log_variance = self._network(pair)
+            disparity_px, log_variance = self._network(*inputs)
         return RawPrediction(disparity_px[:, 0].float().cpu().numpy(), log_variance[:, 0].float().cpu().numpy())
 
 
@@ -132,11 +137,12 @@ class OnnxRuntimeBackend:
             raise
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.fixed_size = _fixed(self._session.get_inputs()[0].shape)
+        self._names = [value.name for value in self._session.get_inputs()]
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
         """The prediction for left RGB and right RGB bytes, channels last."""
-        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), {ONNX_INPUT: _as_planes(pairs)})
+        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), _inputs(pairs, self._names))
         return RawPrediction(disparity_px[:, 0], log_variance[:, 0])
 
 
@@ -159,12 +165,13 @@ class OpenVinoBackend:
             raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
         shape = self._compiled.input(0).get_partial_shape()
         self.fixed_size = _fixed([size.get_length() if size.is_static else None for size in shape])
+        self._names = [value.get_any_name() for value in self._compiled.inputs]
         computed_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
         """The prediction for left RGB and right RGB bytes, channels last."""
-        answer = self._compiled(_as_planes(pairs))
+        answer = self._compiled(_inputs(pairs, self._names))
         disparity_px, log_variance = (np.array(answer[name][:, 0]) for name in ONNX_OUTPUTS)
         return RawPrediction(disparity_px, log_variance)
 
@@ -188,8 +195,10 @@ def _metadata(model: Any) -> dict[str, str]:
     return {key: str(value.value) for key, value in framework.items()}
 
 
-def _as_planes(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 6 H W"]:
-    return np.ascontiguousarray(pairs.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+def _inputs(pairs: UInt8[np.ndarray, "B H W 6"], names: list[str]) -> dict[str, np.ndarray]:
+    """What an exported network with inputs of these names takes."""
+    planes = np.ascontiguousarray(pairs.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
 
 
 def _fixed(shape: Any) -> tuple[int, int] | None:

@@ -67,7 +67,7 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
     """
     asked = options.evaluation
     if network is None and asked.baseline == "none":
-        raise UserError("nothing to evaluate: name a network by --run-id or --checkpoint, or --baseline sgbm")
+        raise UserError("--checkpoint none: leaves nothing to evaluate; add --baseline sgbm")
     root = named_dataset_root(asked.dataset_root) if asked.dataset == "fsd" else asked.dataset_root
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""

@@ -52,21 +52,24 @@ def train_command(argv: Sequence[str] | None = None) -> int:
 
 
 def cache_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-cache`: the exit status of filling a cache."""
+    """`foundation-stereo-cache`: the exit status of filling a cache, or of verifying one: 1 where it is not whole."""
     parser = arguments.parser_for(
         "foundation-stereo-cache",
         CacheOptions,
         "Fill a cache of NPZ files from a FoundationStereo folder; what is there already is kept, so an interrupted "
-        "build goes on where it was.",
+        "build goes on where it was; what is damaged, or whose files have changed, is made anew.",
     )
     explicit = arguments.parse_explicit(parser, argv)
 
     def run() -> int:
         options = arguments.build(CacheOptions, explicit).cache
-        from foundation_stereo_depth.data.build_cache import build_cache
+        from foundation_stereo_depth.data.build_cache import build_cache, verify_cache
 
-        build_cache(options)
-        return 0
+        if not options.verify:
+            build_cache(options)
+            return 0
+        report = verify_cache(options)
+        return 1 if report.counts["damaged"] or report.counts["changed"] else 0
 
     return answer(parser.prog, run)
 
@@ -85,7 +88,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
         options = arguments.build(EvaluateOptions, explicit)
         from foundation_stereo_depth.benchmark import benchmark
 
-        if options.network.checkpoint is None and options.network.run_id is None:
+        if options.network.checkpoint == Path("none"):
             print(benchmark(None, options))
         else:
             with _checkpoint(options.network) as checkpoint:
@@ -143,11 +146,9 @@ def export_command(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
     """The network's file: the one that was named, or the best of a run, which may have to be fetched first."""
-    if source.checkpoint is not None:
-        yield source.checkpoint
-        return
     if source.run_id is None:
-        raise UserError("needs --checkpoint, the network's file, or --run-id, the run that made one")
+        yield source.checkpoint or Path("default")
+        return
     from foundation_stereo_depth.tracking import checkpoint_of_run
 
     with tempfile.TemporaryDirectory() as folder:

@@ -12,13 +12,21 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from foundation_stereo_depth.backends import ONNX_INPUT, ONNX_OUTPUTS, OnnxRuntimeBackend, RawPrediction, TorchBackend
+from foundation_stereo_depth.backends import (
+    ONNX_INPUT,
+    ONNX_OUTPUTS,
+    ONNX_PRIOR,
+    OnnxRuntimeBackend,
+    RawPrediction,
+    TorchBackend,
+)
+from foundation_stereo_depth.block_matching import PRIOR_PLANES
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, save_safetensors
 from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.procedural import ProceduralSource, render_scenes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
-from foundation_stereo_depth.model import StereoPrediction
+from foundation_stereo_depth.model import StereoPrediction, wants_prior
 from foundation_stereo_depth.options import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.trained import TrainedNetwork, read_trained
 
@@ -117,9 +125,11 @@ class _Half(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.half()
+        self.wants_prior = wants_prior(network)
 
-    def forward(self, pair: Tensor) -> StereoPrediction:
-        disparity_px, log_variance = self.network(pair.half())
+    def forward(self, pair: Tensor, prior: Tensor | None = None) -> StereoPrediction:
+        inputs = (pair.half(),) if prior is None else (pair.half(), prior.half())
+        disparity_px, log_variance = self.network(*inputs)
         return StereoPrediction(disparity_px.float(), log_variance.float())
 
 
@@ -133,15 +143,17 @@ def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, o
     # The example is of another size than the check's; and no side of it is 1 or a multiple that could be taken as law.
     example = (height + 3, width + 5) if options.dynamic_size else (height, width)
     sizes = {0: free} | ({2: free, 3: free} if options.dynamic_size else {})
-    pair = torch.rand(2, 6, *example)
+    inputs = [torch.rand(2, 6, *example)]
+    if wants_prior(network):
+        inputs.append(torch.rand(2, PRIOR_PLANES, *example))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # of the exporter's own use of its libraries
         program: Any = torch.onnx.export(
             network,
-            (pair,),
-            input_names=[ONNX_INPUT],
+            tuple(inputs),
+            input_names=[ONNX_INPUT, ONNX_PRIOR][: len(inputs)],
             output_names=list(ONNX_OUTPUTS),
-            dynamic_shapes=(sizes,),
+            dynamic_shapes=(sizes,) * len(inputs),
             opset_version=options.opset,
             dynamo=True,
             verbose=False,

@@ -1,37 +1,55 @@
 """Files that are complete or absent, whatever happens while they are written."""
 
+import contextlib
+import functools
+import hashlib
 import os
+import platform
+import re
 import secrets
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+if sys.platform != "win32":
+    import fcntl
+
 TEMPORARY_PREFIX = ".incomplete-"
-"""Begins the name of a file that is being written; one that outlives its writer may be deleted."""
+"""Begins the name of a file that is being written: `.incomplete-<machine>-<random>`."""
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-[0-9a-f]{{12}}")
+_ABANDONED_AFTER_S = 24 * 3600
+"""A temporary file of another machine is taken for abandoned after a day: a write takes seconds."""
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: bool) -> None:
     """Calls `write` on a new file in the folder of `path`, then renames it to `path`.
 
     A reader sees the old file or the new one, never a part. On any failure the temporary file is removed and the old
-    one stays.
+    one stays. Where `path` is a symbolic link, the link is replaced, and what it points to stays as it is.
 
     Args:
         path: the file to make or replace; its folder exists.
         write: writes the bytes.
         durable: survive a power cut as well: the bytes reach the disk before the name does.
+
+    Raises:
+        OSError: the disk is full, read-only, forbidden; `filename` is `path`.
     """
-    # The temporary name does not contain the final one, which may be as long as the file system allows.
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")
     try:
-        with temporary.open("xb") as file:
-            write(file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+        with _temporary_file(path.parent) as temporary:
+            with temporary.open("wb") as file:
+                write(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None:
+            # A full disk names no file at all, and the temporary name says nothing to anybody.
+            error.filename, error.filename2 = str(path), None
         raise
     if durable and os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -39,3 +57,78 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: boo
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_abandoned(folder: Path) -> int:
+    """Removes the temporary files in `folder` whose writers are gone; returns how many.
+
+    A writer holds a lock on its file, and the machine takes the lock away when the writer dies, however it dies. So a
+    file of this machine that can be locked has no writer. What another machine has locked cannot always be seen on a
+    network disk: its files go when they are a day old.
+    """
+    removed = 0
+    for entry in os.scandir(folder):
+        named = _TEMPORARY.fullmatch(entry.name)
+        if named is None or not entry.is_file(follow_symlinks=False):
+            continue
+        # What goes away meanwhile was finished, or removed by another; what is somebody else's harms nobody.
+        with contextlib.suppress(OSError):
+            old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_AFTER_S
+            removed += (old or named[1] == _machine()) and _removed_unless_locked(Path(entry.path), old=old)
+    return removed
+
+
+@contextmanager
+def _temporary_file(folder: Path) -> Generator[Path]:
+    """A new, empty file, seen by others to be in use until this context ends; gone after an error."""
+    while True:
+        # The temporary name does not contain the final one, which may be as long as the file system allows.
+        temporary = folder / f"{TEMPORARY_PREFIX}{_machine()}-{secrets.token_hex(6)}"
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if sys.platform == "win32":
+            break
+        # Some network disks have no locks. Then nobody else can lock the file either, and it is safe for a day.
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink > 0:
+            break
+        os.close(descriptor)  # it was taken for abandoned between its making and its locking
+    try:
+        if sys.platform == "win32":  # where an open file can neither be renamed nor removed by others
+            os.close(descriptor)
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if sys.platform != "win32":
+            os.close(descriptor)
+
+
+def _removed_unless_locked(temporary: Path, *, old: bool) -> bool:
+    if sys.platform == "win32":
+        if old:
+            temporary.unlink()
+        return old
+    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            if not old:  # a disk without locks, where age alone decides
+                return False
+        temporary.unlink()
+    finally:
+        os.close(descriptor)
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight hex digits of this machine since it was started: names may repeat in a network, boots do not."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    if boot.exists():
+        return boot.read_text()[:8]
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]

@@ -9,8 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foundation_stereo_depth.disparity import valid_mask
-from foundation_stereo_depth.model.prediction import StereoPrediction
+from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingPrediction
 from foundation_stereo_depth.options import LossOptions
+
+_ROBUST_PX = 10.0
+_PIXELS_PER_COARSE = 4  # a pixel of half resolution stands for so many
 
 
 class LossSum(NamedTuple):
@@ -25,8 +28,25 @@ class LossSum(NamedTuple):
     valid: Float[Tensor, ""]
 
 
+def training_loss(
+    prediction: StereoPrediction | TrainingPrediction,
+    true_disparity_px: Float[Tensor, "B 1 H W"],
+    options: LossOptions,
+) -> LossSum:
+    """The heteroscedastic loss, and for a network that shows them the errors of its coarse stages."""
+    loss = heteroscedastic_loss(prediction, true_disparity_px, options)
+    if not isinstance(prediction, TrainingPrediction) or options.coarse_weight == 0:
+        return loss
+    true_px = true_disparity_px[..., ::2, ::2].float()
+    error_px = (prediction.coarse_px.float() - true_px).abs()
+    # Grows like L1 up to some px and like a logarithm beyond: what one eye alone sees must not drown the rest.
+    robust = _ROBUST_PX * torch.log1p(error_px / _ROBUST_PX)
+    total = torch.where(valid_mask(true_px), robust, 0.0).sum()
+    return LossSum(loss.total + options.coarse_weight * _PIXELS_PER_COARSE * total, loss.valid)
+
+
 def heteroscedastic_loss(
-    prediction: StereoPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
+    prediction: StereoPrediction | TrainingPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
 ) -> LossSum:
     """The summed negative log-likelihood on valid pixels, in float32.
 

@@ -50,6 +50,13 @@ class AugmentOptions(Group):
     saturation_jitter: float = knob(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
     hue_jitter: float = knob(0.05, "turn of the colour circle, from -x to +x", minimum=0.0, maximum=0.5, fixed=True)
     gamma_jitter: float = knob(0.2, "exponent from 1 / (1 + x) to 1 + x", minimum=0.0, maximum=4.0, fixed=True)
+    lighting_jitter: float = knob(
+        0.1,
+        "smooth factor from 1 - x to 1 + x across each picture, as vignettes, shadows and reflections give",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
+    )
     blur_prob: float = knob(0.3, "probability of a Gaussian blur", minimum=0.0, maximum=1.0, fixed=True)
     blur_sigma_max: float = knob(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
     blur_kernel_size: int = knob(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
@@ -61,6 +68,9 @@ class AugmentOptions(Group):
     )
     erase_size_max: float = knob(
         0.15, "largest side of a replaced patch, share of the width", minimum=0.0, maximum=1.0, fixed=True
+    )
+    flip_prob: float = knob(
+        0.0, "probability that both views are turned upside down", minimum=0.0, maximum=1.0, fixed=True
     )
     vertical_offset_max_px: float = knob(
         0.7,
@@ -80,9 +90,13 @@ class AugmentOptions(Group):
 class ModelOptions(Group):
     """network"""
 
-    model: Literal["unet"] = knob("unet", "unet: a 6-channel U-Net on both eyes at once", fixed=True)
+    model: Literal["unet", "guided"] = knob(
+        "unet",
+        "unet: a 6-channel U-Net on both eyes at once; guided: corrects OpenCV's semi-global matcher",
+        fixed=True,
+    )
     base_channels: int = knob(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
-    depth: int = knob(5, "halvings after the first", minimum=1, maximum=7, fixed=True)
+    depth: int = knob(5, "unet: halvings after the first", minimum=1, maximum=7, fixed=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,9 @@ class LossOptions(Group):
 
     loss: Literal["laplace", "gaussian"] = knob(
         "laplace", "distribution of the error; it is stored with the weights", fixed=True
+    )
+    coarse_weight: float = knob(
+        0.5, "guided: weight of the errors of its coarse stages", minimum=0.0, maximum=100.0, fixed=True
     )
     nll_beta: float = knob(
         0.5,
@@ -176,7 +193,32 @@ class CacheBuildOptions(Group):
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
     max_samples: int | None = knob(None, "cache at most so many samples, the ones that training would use", minimum=1)
     workers: int | Literal["auto"] = knob("auto", "threads; auto takes one per core", minimum=1)
-    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
+    skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them in a file")
+    overwrite: bool = knob(False, "make every entry anew, also those that are whole and of the present files")
+    shard: str | None = knob(
+        None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
+    )
+    verify: bool = knob(
+        False,
+        "read every entry of the cache, whatever made it, name the damaged ones (with --dataset-root also those whose "
+        "files have changed), and write nothing; exit status 1 where there are any",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.verify and self.overwrite:
+            raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        self.part()
+
+    def part(self) -> tuple[int, int] | None:
+        """What `--shard` says: which part, from 1, of how many; None where it says nothing."""
+        if self.shard is None:
+            return None
+        words = self.shard.split("/")
+        numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
+        if len(words) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+            raise UserError(f"--shard {self.shard}: has to be I/N with I from 1 to N, such as 1/4")
+        return numbers[0], numbers[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +243,11 @@ def _checked_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
 class NetworkSourceOptions(Group):
     """network: a file, or a run"""
 
-    checkpoint: Path | None = knob(None, "file that holds it: .pt, .safetensors or .onnx")
+    checkpoint: Path | None = knob(
+        None,
+        "file that holds it: .pt, .safetensors or .onnx; default, as where none is named: the one that is installed "
+        "with the program",
+    )
     run_id: str | None = knob(None, "MLflow run whose network to use, in place of --checkpoint")
     weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
     mlflow_tracking_uri: str | None = knob(
@@ -353,7 +399,7 @@ class BenchmarkOptions(Group):
 
     baseline: Literal["none", "sgbm"] = knob(
         "none",
-        "sgbm: OpenCV's semi-global matcher beside the network, or alone where no network is named; its holes are "
+        "sgbm: OpenCV's semi-global matcher beside the network, or alone with --checkpoint none; its holes are "
         "filled, and its density is the share of pixels that it answers itself",
     )
     dataset: Literal[

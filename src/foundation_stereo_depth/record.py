@@ -17,6 +17,8 @@ from foundation_stereo_depth.preview import preview_figure
 from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker
 from foundation_stereo_depth.training_state import Metrics, TrainingState
 
+SIGMA_SCALE = "validation/sigma_scale"
+"""The factor on the predicted deviation that makes its 68 % interval hold 68 % of the validation pixels."""
 _EPOCH_METRIC = "train/loss"  # every epoch has it, so it tells which epochs MLflow has got
 
 
@@ -88,13 +90,14 @@ class Record:
 
     def save(self, state: TrainingState, name: str = "last.pt") -> None:
         """Writes a checkpoint of this moment."""
+        metrics = state.history[-1] if state.history else {}
         save_checkpoint(
             self.folder / name,
             Checkpoint(
                 model=dataclasses.asdict(self._options.model),
                 weights=state.evaluated.state_dict(),
-                uncertainty={"distribution": self._options.loss.loss, "scale": 1.0},
-                metrics=state.history[-1] if state.history else {},
+                uncertainty={"distribution": self._options.loss.loss, "scale": metrics.get(SIGMA_SCALE, 1.0)},
+                metrics=metrics,
                 run_id=self.run_id,
                 progress=state.progress,
                 options=arguments.to_plain(self._options),
@@ -131,6 +134,18 @@ class Record:
         self._tracker.tag({"bad_samples": len(bad)})
         self._tell(f"{len(bad)} samples could not be read and were left out, listed in {listing}; the first: {bad[0]}")
 
+    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
+        """Lists the cache entries that this epoch found damaged and made anew, if any, after those of earlier ones."""
+        if not rebuilt:
+            return
+        listing = self.folder / "rebuilt_entries.txt"
+        with listing.open("a") as file:
+            file.writelines(f"{path}\n" for path in rebuilt)
+        self._tracker.file(listing, "data")
+        self._tell(
+            f"{len(rebuilt)} cache entries were damaged and made anew, listed in {listing}; the first: {rebuilt[0]}"
+        )
+
 
 class _NoRecord(Record):
     """Keeps nothing: in a data-parallel run only the first process writes."""
@@ -154,6 +169,8 @@ class _NoRecord(Record):
     ) -> None: ...
 
     def bad_samples(self, bad: Sequence[str]) -> None: ...
+
+    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None: ...
 
 
 class Stopped(Exception):  # noqa: N818 (it is no error: somebody asked for it)

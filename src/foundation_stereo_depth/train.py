@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,12 @@ from tqdm import tqdm
 
 from foundation_stereo_depth import __version__, arguments
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
-from foundation_stereo_depth.data.augment import augmented_pair
+from foundation_stereo_depth.data.augment import augmented_pair, flipped
 from foundation_stereo_depth.data.dataset import (
     Positions,
     Source,
     StereoBatch,
+    one_ahead,
     open_files,
     training_plan,
     validation_plan,
@@ -33,13 +34,16 @@ from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.evaluate import Evaluation, evaluate
-from foundation_stereo_depth.loss import heteroscedastic_loss
+from foundation_stereo_depth.loss import training_loss
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
-from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model import create_network, network_inputs, wants_prior
 from foundation_stereo_depth.options import TrainOptions
-from foundation_stereo_depth.record import Record, Stopped, open_record
+from foundation_stereo_depth.record import SIGMA_SCALE, Record, Stopped, open_record
 from foundation_stereo_depth.tracking import checkpoint_of_run
 from foundation_stereo_depth.training_state import Look, Metrics, TrainingState, learning_rate_at
+from foundation_stereo_depth.uncertainty import fitted_scale
+
+Item = TypeVar("Item")
 
 _AUGMENTATION_SEED = 1
 """Added to the seed for augmentation, so that a made-up scene and its augmentation do not share draws."""
@@ -81,6 +85,13 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
         seed, rank, world_size = options.runtime.seed, processes.rank, processes.world_size
         return training_plan(len(data.train), batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
 
+    def prepared(batches: Iterable[StereoBatch], epoch: int) -> Iterator[tuple[StereoBatch, tuple[Tensor, ...]]]:
+        for batch in batches:
+            on_device = batch.to(device)
+            keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
+            on_device = flipped(on_device, keys, options.augment)
+            yield on_device, network_inputs(network, augmented_pair(on_device, keys, options.augment))
+
     validated = validation_plan(len(data.validation), batch_size, rank=processes.rank, world_size=processes.world_size)
     total_steps = len(plan_of(0)) * options.optimizer.epochs
 
@@ -93,14 +104,13 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             plan = plan_of(epoch)
             network.train()
             bar = _Bar(f"epoch {epoch + 1}/{options.optimizer.epochs}", len(plan), state, batch_size, processes)
-            for batch in bar.timed(data.train.batches(plan[state.progress.step_in_epoch :], epoch)):
+            examples = prepared(data.train.batches(plan[state.progress.step_in_epoch :], epoch), epoch)
+            # What a classical matcher says takes the CPU a while, meanwhile the device can be at work.
+            for batch, inputs in bar.timed(one_ahead(examples) if wants_prior(network) else examples):
                 # -------------------------------------------------------------------------------------- one step
-                on_device = batch.to(device)
-                keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
-                pair = augmented_pair(on_device, keys, options.augment)
                 with autocast(device, precision):
-                    prediction = forward(pair)
-                loss = heteroscedastic_loss(prediction, on_device.disparity_px, options.loss)
+                    prediction = forward(*inputs)
+                loss = training_loss(prediction, batch.disparity_px, options.loss)
 
                 # The mean is over the valid pixels of all processes; DDP averages gradients, hence the factor.
                 sums = processes.total(torch.stack([loss.total.detach(), loss.valid, stop.vote(device)]))
@@ -114,7 +124,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                     state.average.update_parameters(network)
                 # -----------------------------------------------------------------------------------------------
                 errors = disparity_errors(
-                    prediction.disparity_px.detach()[_WATCHED_PIXELS], on_device.disparity_px[_WATCHED_PIXELS]
+                    prediction.disparity_px.detach()[_WATCHED_PIXELS], batch.disparity_px[_WATCHED_PIXELS]
                 )
                 state.observe(sums, gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
@@ -143,11 +153,16 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                 precision=autocast(device, precision),
                 after_batch=stop_between_batches,
             )
-            metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes)
+            metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes, options)
+            metrics["data/cache_unwritten"] = sum(processes.gathered(state.counts.unwritten + seen.counts.unwritten))
             bad = sorted({line for lines in processes.gathered(state.counts.bad + seen.counts.bad) for line in lines})
+            rebuilt = [
+                path for paths in processes.gathered(state.counts.rebuilt + seen.counts.rebuilt) for path in paths
+            ]
             is_best = state.finish_epoch(metrics)
             record.finish_epoch(state, is_best, seen.example)
             record.bad_samples(bad)
+            record.rebuilt_entries(rebuilt)
             tell(_epoch_line(epoch, options, metrics))
         tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
     processes.leave()
@@ -222,7 +237,7 @@ def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str],
                 "split_by": "seed",
             },
         )
-    files = open_files(asked, root, pin_memory=device.type == "cuda")
+    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
     if files.incomplete:
         tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
     tell(f"{files.facts['dataset']}: split by {files.split.by}; reading with {files.facts['reading_threads']} threads")
@@ -280,17 +295,17 @@ class _Bar:
         self._waited_s = 0.0
         self._began_s = time.perf_counter()
 
-    def timed(self, batches: Iterable[StereoBatch]) -> Iterator[StereoBatch]:
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         """The same batches; the time until each one comes counts as waiting for data."""
-        iterator = iter(batches)
+        iterator = iter(items)
         try:
             while True:
                 asked_s = time.perf_counter()
-                batch = next(iterator, None)
+                item = next(iterator, None)
                 self._waited_s += time.perf_counter() - asked_s
-                if batch is None:
+                if item is None:
                     return
-                yield batch
+                yield item
                 self._done += 1
                 self._bar.update(self._batch_size)
         finally:  # also where the loop is left by an exception
@@ -348,12 +363,17 @@ def _facts(network: nn.Module, device: torch.device, precision: torch.dtype, pro
     }
 
 
-def _validation_metrics(seen: Evaluation, processes: Processes) -> Metrics:
+def _validation_metrics(seen: Evaluation, processes: Processes, options: TrainOptions) -> Metrics:
     errors = DisparityErrors(processes.total(seen.errors.counts))
     totals = processes.gathered((seen.loss_total, seen.valid))
     valid = sum(valid for _, valid in totals)
     loss = math.fsum(total for total, _ in totals) / max(valid, 1)
-    return {"validation/loss": loss, **{f"validation/{name}": value for name, value in errors.figures().items()}}
+    scale = fitted_scale(processes.total(seen.error_ratios), options.loss.loss)
+    return {
+        "validation/loss": loss,
+        SIGMA_SCALE: scale,
+        **{f"validation/{name}": value for name, value in errors.figures().items()},
+    }
 
 
 def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source, record: Record) -> NotFiniteError:
@@ -385,7 +405,9 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
             f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
         )
 
+    unwritten = metrics["data/cache_unwritten"]
     return (
         f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
         f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
+        + (f"; {unwritten:.0f} samples read could not be kept in the cache" if unwritten else "")
     )

@@ -23,6 +23,10 @@ from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import DataOptions, ModelOptions
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
+DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
+"""The network that is installed with the program; docs/model_card.md says what it is."""
+_DEFAULT = Path("default")
+
 
 class UnknownScaleWarning(UserWarning):
     """Weights came without our header: what their numbers mean is a guess."""
@@ -95,11 +99,14 @@ class TrainedNetwork:
 def read_trained(path: Path) -> TrainedNetwork:
     """The network in a `.pt` or `.safetensors` file.
 
-    Bare weights of a network of ours are taken with an `UnknownScaleWarning`.
+    Bare weights of a network of ours are taken with an `UnknownScaleWarning`. The path `default` stands for
+    `DEFAULT_WEIGHTS`.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another program or version, or holds anything but data.
     """
+    if path == _DEFAULT:
+        path = DEFAULT_WEIGHTS
     if path.suffix == ".safetensors":
         header, weights = _read_safetensors(path)
     else:

@@ -31,6 +31,10 @@ _ERROR_BIN_BITS = 18
 _ERROR_BINS = (0x7F800000 >> _ERROR_BIN_BITS) + 1
 _NLL_STEPS_PER_NAT = 2**16
 _LARGEST_NLL = 2.0**28
+_RATIO_BINS_PER_DOUBLING, _RATIO_DOUBLINGS = 32, 16
+"""Errors are counted by their ratio to the standard deviation, from 2^-16 to 2^16 of it, in steps of 2 %."""
+RATIO_BINS = 2 * _RATIO_DOUBLINGS * _RATIO_BINS_PER_DOUBLING
+_FITTED_SHARE = 0.68
 _REMOVED_SHARES = np.linspace(0.0, 0.99, 100)
 
 
@@ -251,6 +255,35 @@ def uncertainty_counts(
         ),
         by_error=binned((error_px.view(torch.int32) >> _ERROR_BIN_BITS).to(torch.int64), _ERROR_BINS, steps),
     )
+
+
+@torch.no_grad()
+def error_ratio_counts(
+    disparity_px: Float[Tensor, "B 1 H W"],
+    log_variance: Float[Tensor, "B 1 H W"],
+    true_disparity_px: Float[Tensor, "B 1 H W"],
+) -> Int64[Tensor, "1024"]:
+    """How many valid pixels have which |error| / sigma: counts per bin, which add up over batches and processes."""
+    valid = valid_mask(true_disparity_px)
+    error_px = absolute_error(disparity_px, true_disparity_px)[valid]
+    doublings = (error_px.float().clamp(min=1e-9).log() - 0.5 * log_variance[valid].float()) / math.log(2)
+    at = ((doublings + _RATIO_DOUBLINGS) * _RATIO_BINS_PER_DOUBLING).nan_to_num(nan=RATIO_BINS).clamp(0, RATIO_BINS - 1)
+    return torch.bincount(at.to(torch.int64), minlength=RATIO_BINS)
+
+
+def fitted_scale(ratio_counts: Int64[Tensor, "1024"], distribution: str) -> float:
+    """The factor on the standard deviation with which the 68 % interval holds 68 % of the errors; 1 for no errors.
+
+    One number for all pixels, after training (Levi et al., "Evaluating and calibrating uncertainty prediction in
+    regression tasks", Sensors 2022, section 3.2). By a share rather than by likelihood: the few gross errors of what
+    one eye alone sees would widen every pixel's interval.
+    """
+    counts = ratio_counts.cpu().numpy()
+    if counts.sum() == 0:
+        return 1.0
+    ends = np.arange(1, len(counts) + 1) / _RATIO_BINS_PER_DOUBLING - _RATIO_DOUBLINGS
+    doublings = np.interp(_FITTED_SHARE * counts.sum(), np.cumsum(counts), ends)
+    return float(2.0**doublings / DISTRIBUTIONS[distribution].interval(_FITTED_SHARE))
 
 
 def _sparsification(

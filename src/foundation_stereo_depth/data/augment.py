@@ -5,6 +5,7 @@ Batched tensor arithmetic on the training device. Each eye of each sample draws 
 
 import functools
 import math
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -20,12 +21,24 @@ Images = Float[Tensor, "N 3 H W"]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, section 2.5.1: the weights of R, G and B in luminance
 _NOISE_BANK = 2**21  # numbers beyond the first picture's own
 _ERASED_PATCHES = 2
+_LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
 
 
 def as_pair(batch: StereoBatch) -> Float[Tensor, "B 6 H W"]:
     """The batch as a network takes it: left RGB, right RGB, 0..1, nothing changed."""
     # Planes one after the other: a third of the time that interleaved bytes take.
     return torch.cat([batch.left.contiguous(), batch.right.contiguous()], dim=1).to(torch.float32).div_(255)
+
+
+def flipped(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> StereoBatch:
+    """The batch with some samples turned upside down, both views and the disparity; rows stay on rows."""
+    if not options.augment or options.flip_prob <= 0:
+        return batch
+    turned = chance(keys, "flip", 1, 1, 1, probability=options.flip_prob)
+    left, right, disparity_px = (
+        torch.where(turned, values.flip(2), values) for values in (batch.left, batch.right, batch.disparity_px)
+    )
+    return replace(batch, left=left, right=right, disparity_px=disparity_px)
 
 
 def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> Float[Tensor, "B 6 H W"]:
@@ -45,6 +58,8 @@ def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> F
         reach = math.log1p(options.gamma_jitter)
         images = images.pow_(_per_image(keys, "gamma", -reach, reach).exp())
     images = _colour_jittered(images, keys, options)
+    if options.lighting_jitter > 0:
+        images = images.mul_(_lighting(images, keys, options.lighting_jitter))
     if options.blur_prob > 0 and options.blur_sigma_max > 0:
         images = _blurred(images, keys, options)
     if options.noise_std_max > 0:
@@ -83,6 +98,12 @@ def _colour_jittered(images: Images, keys: Keys, options: AugmentOptions) -> Ima
     pivot = (images.mean(dim=(2, 3), keepdim=False) @ luma).reshape(-1, 1, 1) * brightness
     offset = ((1 - contrast) * pivot).expand(-1, 3, 1)
     return torch.baddbmm(offset, matrix, images.flatten(2)).view(images.shape)
+
+
+def _lighting(images: Images, keys: Keys, jitter: float) -> Float[Tensor, "N 1 H W"]:
+    """A smooth factor over each image, between a few drawn ones."""
+    drawn = uniform(keys, "lighting", 2, *_LIGHTS, low=1 - jitter, high=1 + jitter)
+    return F.interpolate(drawn.transpose(0, 1).reshape(-1, 1, *_LIGHTS), size=images.shape[2:], mode="bilinear")
 
 
 def _hue_turn(angle: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 3 3"]:

@@ -1,33 +1,54 @@
 """The NPZ cache: samples at the network's size on a fast disk, written once and read ever after.
 
     <cache_root>/cache.json                  format version, height, width, resampling
-    <cache_root>/<scene>/<stem>.npz          stored, not deflated: left, right uint8 [H,W,3]; disparity float16 [H,W]
+    <cache_root>/<scene>/<stem>.npz          stored, not deflated: left, right uint8 [H,W,3]; disparity float16 [H,W];
+                                             source int64 [3,2]: sizes and times of the files that it was made of
 
 A folder of such entries without `cache.json`, made by another program, is read as it is.
 """
 
+import errno
+import io
 import json
 import os
+import shutil
+import unicodedata
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.files import remove_abandoned, write_whole
 
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
 ENTRY_SUFFIX = ".npz"
 
 _KEYS = ("left", "right", "disparity")
+_SOURCE_KEY = "source"
+_SOURCE_BYTES = 3 * 2 * 8
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
+
+
+def _npy_header() -> bytes:
+    """What NumPy writes before the six numbers of a SourceStamp."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (3, 2)})
+    return file.getvalue()
+
+
+_SOURCE_HEADER = _npy_header()
 
 
 class DamagedEntryError(DataError):
     """An entry is there but cannot be used; with its source at hand it can be made anew."""
+
+
+class RefusedEntryError(DataError):
+    """An entry cannot be written without leaving the cache's own folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +88,76 @@ class SampleCache:
             raise DamagedEntryError(f"{path}: holds {sorted(found)}, not pictures and disparity of {size[1]}x{size[0]}")
         return StereoSample(left=left, right=right, disparity_px=disparity)
 
-    def write(self, scene: str, stem: str, sample: StereoSample) -> StereoSample:
+    def source(self, scene: str, stem: str) -> SourceStamp | None:
+        """What the entry was made of; None where there is no entry, or one that does not say.
+
+        Raises:
+            DamagedEntryError: the entry is not a whole NPZ.
+        """
+        path = self.path(scene, stem)
+        try:
+            with zipfile.ZipFile(path) as entry:
+                members = {member.filename: member for member in entry.infolist()}
+                member = members.get(f"{_SOURCE_KEY}.npy")
+                # Whatever else another program keeps under this key is not read, however large it says it is.
+                if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+                    return None
+                with entry.open(member) as file:
+                    array = file.read(len(_SOURCE_HEADER) + _SOURCE_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+            raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it made anew") from error
+        if not array.startswith(_SOURCE_HEADER) or len(array) != len(_SOURCE_HEADER) + _SOURCE_BYTES:
+            return None
+        return np.frombuffer(array, "<i8", offset=len(_SOURCE_HEADER)).reshape(3, 2).astype(np.int64)
+
+    def write(
+        self,
+        scene: str,
+        stem: str,
+        sample: StereoSample,
+        source: SourceStamp | None = None,
+        *,
+        leave_free: float = 0.0,
+    ) -> StereoSample:
         """Makes or replaces an entry; returns the sample as a later `read` will.
 
         Disparity is rounded to float16, a relative error of at most 0.05 %.
+
+        Args:
+            scene: the first half of the sample's name.
+            stem: the other half.
+            sample: at the cache's size.
+            source: what it was made of, kept with it, so that `foundation-stereo-cache` notices when that changes.
+            leave_free: the disk counts as full when no more than this share of it is free.
+
+        Raises:
+            RefusedEntryError: it would have to be written outside the cache.
+            OSError: the disk is full, read-only, forbidden; `filename` names the entry.
         """
         path = self.path(scene, stem)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rounded = StereoSample(
-            left=sample.left, right=sample.right, disparity_px=sample.disparity_px.astype(np.float16)
-        )
+        for part in (scene, stem + ENTRY_SUFFIX):
+            if Path(part).name != part or part in ("", os.curdir, os.pardir, MANIFEST):
+                raise RefusedEntryError(f"{self.root}: no entry can be written for {scene}/{stem}; rename its folder")
+        self._make_folder(path.parent)
+        disk = shutil.disk_usage(path.parent)
+        if disk.free < leave_free * disk.total:
+            raise OSError(errno.ENOSPC, f"less than {leave_free:.0%} of the disk is free", str(path))
+        rounded = as_cached(sample)
+        arrays = {"left": rounded.left, "right": rounded.right, "disparity": rounded.disparity_px}
+        if source is not None:
+            arrays[_SOURCE_KEY] = source.astype("<i8")
         # Not forced to the disk: an entry torn by a power cut fails its checksum and is made anew.
-        write_whole(
-            path,
-            lambda file: np.savez(file, left=rounded.left, right=rounded.right, disparity=rounded.disparity_px),
-            durable=False,
-        )
+        write_whole(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
         return rounded
+
+    def remove_abandoned(self) -> int:
+        """Removes what writers that were killed left behind; returns how many files."""
+        if not self.root.exists():
+            return 0
+        inside = (entry.path for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
+        return sum(remove_abandoned(Path(folder)) for folder in (self.root, *inside))
 
     def names(self) -> SampleNames:
         """Every sample that has an entry.
@@ -91,6 +165,8 @@ class SampleCache:
         Raises:
             DataError: there is none.
         """
+        if not self.root.is_dir():
+            raise DataError(f"{self.root}: no such folder; --cache-root names the folder of the entries")
         scenes = tuple(sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir()))
         frames = [
             (position, stem)
@@ -105,29 +181,85 @@ class SampleCache:
             raise DataError(f"{self.root}: holds no <scene>/<stem>{ENTRY_SUFFIX}; fill it with foundation-stereo-cache")
         return SampleNames.from_pairs(scenes, frames)
 
+    def refuse_twins(self, names: SampleNames) -> None:
+        """Checks that no two samples share an entry, as `Room` and `room` do on a disk that takes them for one name.
+
+        Raises:
+            DataError: two do.
+        """
+        manifest = self.root / MANIFEST
+        if not manifest.exists() or not manifest.with_name(MANIFEST.upper()).exists():
+            return  # this disk tells capitals apart
+        seen: dict[str, str] = {}
+        for name in names:
+            folded = unicodedata.normalize("NFC", name).casefold()
+            if folded in seen:
+                raise DataError(
+                    f"{self.root}: this disk takes {seen[folded]} and {name} for one name; rename one of them, or name "
+                    "a --cache-root on a disk that tells capitals apart"
+                )
+            seen[folded] = name
+
+    def make_root(self) -> None:
+        """Makes the cache's folder and its manifest, where there is nothing yet.
+
+        Raises:
+            DataError: another program was quicker, with another size.
+            OSError: the disk is full, read-only, forbidden.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        manifest = self.root / MANIFEST
+        if not manifest.exists() and not any(path.is_dir() for path in self.root.iterdir()):
+            text = json.dumps(_manifest_of(self), indent=2) + "\n"
+            write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
+        _check_manifest(self)
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_symlink():
+            raise RefusedEntryError(f"{folder}: is a link that may lead out of the cache; replace it by a folder")
+        if not folder.is_dir():
+            self.make_root()
+            folder.mkdir(exist_ok=True)
+
+
+def as_cached(sample: StereoSample) -> StereoSample:
+    """The sample as it comes back from a cache: whether an epoch met a hit or a miss must not show in the losses."""
+    return StereoSample(left=sample.left, right=sample.right, disparity_px=sample.disparity_px.astype(np.float16))
+
 
 def open_cache(root: Path, height: int, width: int) -> SampleCache:
-    """The cache at `root`, made with its manifest where there is nothing yet.
+    """The cache at `root`, where there may be nothing yet: its first entry will make the folder and the manifest.
 
     Raises:
         DataError: the cache was made with another size or format version.
     """
-    wanted = {"format_version": CACHE_FORMAT, "height": height, "width": width, "resampling": _RESAMPLING}
-    manifest = root / MANIFEST
-    root.mkdir(parents=True, exist_ok=True)
-    if manifest.exists():
-        try:
-            found = json.loads(manifest.read_text())
-            made = {key: found[key] for key in ("format_version", "height", "width")}
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{manifest}: is not a manifest of this program; name another --cache-root") from error
-        if made != {key: wanted[key] for key in made}:
-            raise DataError(
-                f"{root}: was made at {made['width']}x{made['height']}, format {made['format_version']}, but "
-                f"{width}x{height}, format {CACHE_FORMAT} is asked for; name another --cache-root, or use its --height "
-                "and --width"
-            )
-    elif not any(path.is_dir() for path in root.iterdir()):
-        text = json.dumps(wanted, indent=2) + "\n"
-        write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
-    return SampleCache(root=root, height=height, width=width)
+    cache = SampleCache(root=root, height=height, width=width)
+    _check_manifest(cache)
+    return cache
+
+
+def _manifest_of(cache: SampleCache) -> dict[str, str | int]:
+    return {
+        "format_version": CACHE_FORMAT,
+        "height": cache.height,
+        "width": cache.width,
+        "resampling": _RESAMPLING,
+    }
+
+
+def _check_manifest(cache: SampleCache) -> None:
+    manifest = cache.root / MANIFEST
+    if not manifest.exists():
+        return
+    try:
+        found = json.loads(manifest.read_text())
+        made = {key: found[key] for key in ("format_version", "height", "width")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{manifest}: is not a manifest of this program; name another --cache-root") from error
+    wanted = _manifest_of(cache)
+    if made != {key: wanted[key] for key in made}:
+        raise DataError(
+            f"{cache.root}: was made at {made['width']}x{made['height']}, format {made['format_version']}, but "
+            f"{cache.width}x{cache.height}, format {CACHE_FORMAT} is asked for; name another --cache-root, or use its "
+            "--height and --width"
+        )

@@ -4,11 +4,14 @@ The order and every random draw follow from (seed, epoch, index) alone. Threads 
 file reading release Python's lock, nothing is copied or pickled, and a worker cannot be left behind.
 """
 
+import contextlib
 import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -17,17 +20,18 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
+from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, SampleCache, as_cached, open_cache
 from foundation_stereo_depth.data.fsd import (
     FsdIndex,
     Split,
     find_samples,
     fingerprint,
     read_fsd_sample,
+    source_stamp,
     split_samples,
     take_spread,
 )
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample, resize_sample
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, resize_sample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
@@ -35,17 +39,29 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 Positions = Int64[np.ndarray, " _"]
 
+_LOOKED_AT = 32
+"""Cache entries whose files are looked at when training starts: a second at worst, on a disk that has to seek."""
+_LEFT_FREE = 0.01
+"""Share of the cache's disk that training leaves free: checkpoints may have to go to the same one."""
 VALIDATION_EPOCH = -1
 """The epoch whose draws validation uses, always the same."""
 
 
 class ReadCounts(NamedTuple):
-    """What reading cost and what it met; counts of two stretches add up field by field."""
+    """What reading cost and what it met; counts of two stretches add up field by field.
+
+    Attributes:
+        cache_hits, cache_misses: samples that were read from the cache, and from their own files though there is one.
+        rebuilt: entries that were damaged and made anew.
+        bad: samples that could not be read, with the reason.
+        unwritten: misses that could not be written to the cache, so that the next epoch will miss them again.
+    """
 
     cache_hits: int = 0
     cache_misses: int = 0
     rebuilt: tuple[str, ...] = ()
     bad: tuple[str, ...] = ()
+    unwritten: int = 0
 
     def plus(self, other: "ReadCounts") -> "ReadCounts":
         """The counts of both."""
@@ -54,6 +70,7 @@ class ReadCounts(NamedTuple):
             self.cache_misses + other.cache_misses,
             self.rebuilt + other.rebuilt,
             self.bad + other.bad,
+            self.unwritten + other.unwritten,
         )
 
 
@@ -147,9 +164,36 @@ def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: i
         pool.shutdown(cancel_futures=True)
 
 
+def one_ahead(items: Iterable[Result]) -> Iterator[Result]:
+    """The same items, each made by a thread while the one before it is in use."""
+    iterator = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, iterator, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, iterator, None)
+            yield item
+
+
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Once:
+    """Tells the first line that it is given, whichever thread comes first, and no other."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._first = tell, threading.Lock()
+
+    def __call__(self, line: str) -> None:
+        """Tells the line, if it is the first."""
+        if self._first.acquire(blocking=False):
+            self._tell(line)
+
+
+def tell_on_stderr(line: str) -> None:
+    """One line on standard error."""
+    print(line, file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +205,7 @@ class FileReader:
         index: the files behind them; None where only the cache is at hand.
         cache: where entries are read and written; None without a cache.
         require_cache: a sample without a usable entry is an error.
+        warn: is told once when entries cannot be written.
     """
 
     names: SampleNames
@@ -169,6 +214,7 @@ class FileReader:
     require_cache: bool
     height: int
     width: int
+    warn: Once = field(default_factory=lambda: Once(tell_on_stderr))
 
     def read(self, i: int) -> tuple[StereoSample, ReadCounts]:
         """Sample i.
@@ -192,12 +238,48 @@ class FileReader:
                     f"{self.cache.path(scene, stem)}: no such entry, and --require-cache allows no other source; fill "
                     "the cache with foundation-stereo-cache"
                 )
-        assert self.index is not None, "a reader has a cache, files, or both"
-        sample = resize_sample(read_fsd_sample(self.index.paths(i)), self.height, self.width)
+        sample, source = self.from_files(i)
         if self.cache is None:
             return sample, ReadCounts()
-        # Rounded as a later hit will be: whether an epoch met a hit or a miss must not show in the losses.
-        return self.cache.write(scene, stem, sample), ReadCounts(cache_misses=1, rebuilt=rebuilt)
+        try:
+            written = self.cache.write(scene, stem, sample, source, leave_free=_LEFT_FREE)
+        except (OSError, RefusedEntryError) as error:
+            # Full, read-only, forbidden: the epoch does not need the entry, only later ones would gain from it.
+            reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            self.warn(
+                f"the cache cannot be written ({reason}): training goes on from the data set itself, and "
+                "data/cache_unwritten counts such samples"
+            )
+            return as_cached(sample), ReadCounts(cache_misses=1, unwritten=1)
+        return written, ReadCounts(cache_misses=1, rebuilt=rebuilt)
+
+    def from_files(self, i: int) -> tuple[StereoSample, SourceStamp]:
+        """Sample i from its own files, and what they were.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        assert self.index is not None, "a reader has a cache, files, or both"
+        paths = self.index.paths(i)
+        source = source_stamp(paths)
+        return resize_sample(read_fsd_sample(paths), self.height, self.width), source
+
+
+def _outdated(reader: FileReader, taken: Positions) -> int:
+    """How many of a few entries, other ones at each start, were made of other files than there are now.
+
+    Looking at the files of every entry would cost what the cache is there to save.
+    """
+    assert reader.cache is not None
+    assert reader.index is not None
+    outdated = 0
+    for i in np.random.default_rng().choice(taken, min(_LOOKED_AT, len(taken)), replace=False).tolist():
+        # What is damaged or missing is met, and told, when it is read.
+        with contextlib.suppress(DataError):
+            made_of = reader.cache.source(reader.names.scene(i), reader.names.stem(i))
+            now = source_stamp(reader.index.paths(i))
+            outdated += made_of is not None and not np.array_equal(made_of, now)
+    return outdated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,8 +340,20 @@ class FileData(NamedTuple):
     incomplete: tuple[str, ...]
 
 
-def open_files(options: DataOptions, dataset_root: Path | None, *, pin_memory: bool) -> FileData:
+def open_files(
+    options: DataOptions,
+    dataset_root: Path | None,
+    *,
+    pin_memory: bool,
+    tell: Callable[[str], None] = tell_on_stderr,
+) -> FileData:
     """The data set at `dataset_root`, or the one that a cache alone holds.
+
+    Args:
+        options: where it is, and how much of it is wanted.
+        dataset_root: the FoundationStereo folder; None reads a cache alone.
+        pin_memory: put batches into page-locked memory.
+        tell: says to the user that the cache is out of date, or, once, that it cannot be written.
 
     Raises:
         DataError: nothing usable is there.
@@ -271,6 +365,11 @@ def open_files(options: DataOptions, dataset_root: Path | None, *, pin_memory: b
     else:
         assert cache is not None, "called with a data set, a cache, or both"
         names, incomplete = cache.names(), ()
+    if cache is not None and index is not None:
+        if not options.require_cache:
+            with contextlib.suppress(OSError):  # which reading will meet again, and tell
+                cache.make_root()
+        cache.refuse_twins(names)
     taken = take_spread(names, options.max_samples)
     split = split_samples(names, taken, options.val_fraction)
     reader = FileReader(
@@ -280,7 +379,13 @@ def open_files(options: DataOptions, dataset_root: Path | None, *, pin_memory: b
         require_cache=options.require_cache,
         height=options.height,
         width=options.width,
+        warn=Once(tell),
     )
+    if cache is not None and index is not None and (outdated := _outdated(reader, taken)):
+        tell(
+            f"{outdated} of {min(_LOOKED_AT, len(taken))} cache entries that were looked at were made of files that "
+            "have changed, and are used as they are; foundation-stereo-cache makes all such entries anew"
+        )
     # One core is left to the trainer; more than 8 threads only wait for Python's lock.
     workers = min(8, max(1, available_cores() - 1)) if options.num_workers == "auto" else options.num_workers
 

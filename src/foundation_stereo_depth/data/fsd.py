@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from foundation_stereo_depth.data.formats import read_fsd_disparity, read_rgb
-from foundation_stereo_depth.data.sample import SampleNames, StereoSample
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -135,6 +135,19 @@ def read_fsd_sample(paths: SamplePaths) -> StereoSample:
         if array.shape[:2] != left.shape[:2]:
             raise DataError(f"{path}: is {_size(array)}, but {paths.left} is {_size(left)}; the eyes must match")
     return StereoSample(left=left, right=right, disparity_px=disparity_px)
+
+
+def source_stamp(paths: SamplePaths) -> SourceStamp:
+    """Sizes and times of the last change of a sample's files, to be taken before they are read.
+
+    Raises:
+        DataError: one is missing or forbidden.
+    """
+    try:
+        facts = [path.stat() for path in paths]
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}") from error
+    return np.array([(fact.st_size, fact.st_mtime_ns) for fact in facts], np.int64)
 
 
 class Split(NamedTuple):

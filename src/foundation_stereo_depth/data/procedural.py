@@ -11,27 +11,28 @@ quadratic has a closed form. In both views the piece with the largest disparity,
 exact, occlusion is right in both eyes, and what one eye sees behind an edge has a texture of its own.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import Positions, StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, uniform, whole
+from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
-PIECES = 20
+PIECES = 36
 """Pieces before the background; outlines that miss the picture make the count vary from scene to scene."""
+SAMPLES = 2
+"""Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
-_TEXTURES = 48
-_TEXTURE_SIZE = 128  # texels per side of a texture that repeats without a seam
-_LARGEST = 0.35  # of the width: the nearest piece's disparity
+_LARGEST = 0.32  # of the width: the nearest piece's disparity
 _SMALLEST = 0.004  # of the width: the farthest background's
+_FARTHEST_PLAIN = 0.12  # of the width: the nearest background's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,23 @@ class ProceduralSource:
         for positions in plan:
             indices = torch.as_tensor(positions, device=self.device)
             keys = sample_keys(self.seed, epoch, indices)
-            yield render_scenes(keys, indices, self.height, self.width)
+            # A GPU wants all scenes at once; a CPU is faster scene by scene, where each piece has a small frame.
+            at_once = len(indices) if self.device.type == "cuda" else 1
+            parts = [
+                render_scenes(keys[i : i + at_once], indices[i : i + at_once], self.height, self.width)
+                for i in range(0, len(indices), at_once)
+            ]
+            yield joined(parts)
+
+
+def joined(parts: Sequence[StereoBatch]) -> StereoBatch:
+    """One batch of several."""
+    return StereoBatch(
+        left=torch.cat([part.left for part in parts]),
+        right=torch.cat([part.right for part in parts]),
+        disparity_px=torch.cat([part.disparity_px for part in parts]),
+        indices=torch.cat([part.indices for part in parts]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +85,29 @@ class _Pieces:
 
     centre_x: Tensor
     centre_y: Tensor
+    reach_x: Tensor  # half the size of a frame that holds the piece in the left view
+    reach_y: Tensor
     d0: Tensor
     gx: Tensor
     gy: Tensor
     qx: Tensor
     qy: Tensor
-    axes: Tensor  # [B, K, 2, 2], 1/px: rows turn (u, v) into coordinates in which the outline is at about 1
+    axes: Tensor  # [B, K, 2, 2], 1/px: rows turn (u, v) into (p, q), in which the outline is at about 1
     roundness: Tensor  # 0 box, 1 ellipse
-    surface: Tensor  # [B, K, 13]: what `_colours` needs of the piece that won a pixel
+    wave: Tensor  # [B, K, 3]: how far the outline sways in p along q, how often, from which phase
+    hollow: Tensor  # the piece begins where the outline's inequality exceeds this; below 0: it is whole
+    slats: Tensor  # gaps per unit of q
+    slat_share: Tensor  # of a slat and the gap beside it, the slat's share; 1: no gaps
+    surface: Tensor  # [B, K, 17]: what `_colours` needs of the piece that won a pixel
 
 
 @torch.no_grad()
 def render_scenes(keys: Keys, indices: Int64[Tensor, " B"], height: int, width: int) -> StereoBatch:
     """One scene per key: both views, and the exact disparity of the left one, known everywhere."""
     pieces = _draw_pieces(keys, height, width)
-    left, disparity_px = _view(pieces, height, width, from_right=False)
-    right, _ = _view(pieces, height, width, from_right=True)
-    return StereoBatch(left=left, right=right, disparity_px=disparity_px, indices=indices)
+    left, right = (_colours(pieces, height, width, from_right=eye) for eye in (False, True))
+    disparity_px, _ = _nearest(pieces, height, width, 1, from_right=False)
+    return StereoBatch(left=left, right=right, disparity_px=disparity_px[:, None], indices=indices)
 
 
 def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
@@ -94,7 +117,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         return uniform(keys, purpose, n, low=low, high=high)
 
     # The background: a disparity at its centre, and a tilt and curvature that change it by at most 0.7 of that.
-    far_px = width * uniform(keys, "far", 1, low=math.log(_SMALLEST), high=math.log(0.12)).exp()
+    far_px = width * uniform(keys, "far", 1, low=math.log(_SMALLEST), high=math.log(_FARTHEST_PLAIN)).exp()
     tilt = uniform(keys, "background tilt", 4, low=-1.0, high=1.0) * torch.tensor(
         [0.25, 0.35, 0.05, 0.05], device=keys.device
     )
@@ -108,29 +131,44 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
     )
 
     # The pieces: mostly small, some as large as the picture; nearer than the background's centre, with a long tail.
-    size_px = width * draw("size", math.log(0.02), math.log(0.5)).exp()
+    size_px = width * draw("size", math.log(0.02), math.log(0.7)).exp()
     thin = chance(keys, "thin", n, probability=0.2)
-    aspect = torch.where(thin, draw("thinness", 0.04, 0.2), draw("aspect", 0.35, 1.0))
-    half_a, half_b = size_px / 2, size_px / 2 * aspect
+    aspect = torch.where(thin, draw("thinness", 0.02, 0.15), draw("aspect", 0.35, 1.0))
+    half_a = size_px / 2
+    half_b = (half_a * aspect).clamp(min=0.6)
     angle = draw("angle", 0.0, math.pi)
     cos, sin = angle.cos(), angle.sin()
     axis = torch.stack(
         [torch.stack([cos, sin], -1) / half_a[..., None], torch.stack([-sin, cos], -1) / half_b[..., None]], -2
     )
-    nearness = draw("nearness") ** 1.5
+    nearness = draw("nearness") ** 2.5
     d0 = far_px * (_LARGEST * width / far_px).pow(nearness)
     # Slopes are per pixel; bounded so that over the piece disparity changes by at most 0.6 d0 and never folds.
     bound = torch.minimum(0.25 * d0 / half_a, torch.full_like(d0, 0.3))
     gx, gy = (draw(f"slope {axis_name}", -1.0, 1.0) * bound for axis_name in "xy")
     qx, qy = (draw(f"curve {axis_name}", -1.0, 1.0) * 0.2 * bound / half_a for axis_name in "xy")
 
+    # Outlines: a third sway, one in ten is a frame, one in twelve a row of slats.
+    sway = torch.where(chance(keys, "sways", n, probability=1 / 3), draw("sway", 0.05, 0.3), 0.0)
+    wave = torch.stack([sway, draw("sway often", 2.0, 12.0), draw("sway phase", 0.0, 2 * math.pi)], -1)
+    hollow = torch.where(chance(keys, "hollow", n, probability=0.1), draw("hollow from", 0.4, 0.85), -1.0)
+    in_slats = chance(keys, "in slats", n, probability=1 / 12) & ~thin
+    slat_share = torch.where(in_slats, draw("slat share", 0.3, 0.7), 1.0)
+    stretch = 1 + sway
+    reach_x = (cos.abs() * half_a + sin.abs() * half_b) * stretch
+    reach_y = (sin.abs() * half_a + cos.abs() * half_b) * stretch
+
+    centre_x, centre_y = draw("centre x", -0.05, 1.15) * width, draw("centre y", -0.05, 1.05) * height
+
     def with_background(first: Tensor | float, rest: Tensor) -> Tensor:
         first = first if isinstance(first, Tensor) else torch.full_like(rest[:, :1], first)
         return torch.cat([first.to(rest.dtype), rest], dim=1)
 
     return _Pieces(
-        centre_x=with_background(half_w, draw("centre x", -0.05, 1.15) * width),
-        centre_y=with_background(half_h, draw("centre y", -0.05, 1.05) * height),
+        centre_x=with_background(half_w, centre_x),
+        centre_y=with_background(half_h, centre_y),
+        reach_x=with_background(2.0 * width, reach_x),
+        reach_y=with_background(2.0 * height, reach_y),
         d0=with_background(far_px, d0),
         gx=with_background(background[:, 0:1], gx),
         gy=with_background(background[:, 1:2], gy),
@@ -138,42 +176,55 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         qy=with_background(background[:, 3:4], qy),
         axes=with_background(torch.zeros_like(axis[:, :1]), axis),  # zero: everywhere inside
         roundness=with_background(0.0, draw("roundness")),
-        surface=_draw_surfaces(keys, n + 1),
+        wave=with_background(torch.zeros_like(wave[:, :1]), wave),
+        hollow=with_background(-1.0, hollow),
+        slats=with_background(1.0, draw("slats", 1.0, 6.0)),
+        slat_share=with_background(1.0, slat_share),
+        surface=torch.cat(
+            [
+                torch.stack([with_background(half_w, centre_x), with_background(half_h, centre_y)], dim=-1),
+                _draw_surfaces(keys, with_background(half_w, half_a)),
+            ],
+            dim=-1,
+        ),
     )
 
 
-def _draw_surfaces(keys: Keys, n: int) -> Float[Tensor, "B n 13"]:
-    """Texture placement (2x2 matrix, offset, row of the texture in the atlas), base colour and contrast per channel."""
+def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tensor, "B n 15"]:
+    """Texture placement (2x2 matrix, offset, first row in the atlas), colour, contrast, shading across x and y."""
+    n = half_size_px.shape[1]
     angle = uniform(keys, "texture angle", n, high=2 * math.pi)
-    texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.25), high=math.log(1.2)).exp()
+    texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.15), high=math.log(2.0)).exp()
     cos, sin = angle.cos() * texels_per_px, angle.sin() * texels_per_px
-    offset = uniform(keys, "texture offset", n, 2, high=_TEXTURE_SIZE)
-    texture = whole(keys, "texture", n, below=_TEXTURES).to(torch.float32)
+    offset = uniform(keys, "texture offset", n, 2, high=2 * TEXTURE_SIZE)
+    first_row = whole(keys, "texture", n, below=TEXTURES).to(torch.float32) * TEXTURE_SIZE
     grey = uniform(keys, "grey", n, 1, low=0.1, high=0.9)
-    base = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * uniform(keys, "saturation", n, 1)
-    # One in six is nearly plain, as walls and tables are.
-    plain = chance(keys, "plain", n, 1, probability=1 / 6)
+    colour = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * uniform(keys, "saturation", n, 1)
+    # One in five is nearly plain, as walls and tables are.
+    plain = chance(keys, "plain", n, 1, probability=0.2)
     contrast = uniform(keys, "contrast", n, 1, low=0.15, high=0.6) * torch.where(plain, 0.1, 1.0)
     contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.4, high=1.0)
-    row = texture * (_TEXTURE_SIZE + 1)
-    return torch.cat([torch.stack([cos, -sin, sin, cos], -1), offset, row[..., None], base, contrast], dim=-1)
+    shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
+    placement = torch.stack([cos, -sin, sin, cos], -1)
+    return torch.cat([placement, offset, first_row[..., None], colour, contrast, shading], dim=-1)
 
 
-def _view(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> tuple[Tensor, Float[Tensor, "B 1 H W"]]:
-    """RGB bytes [B 3 H W] and the disparity of the nearest piece at each pixel of one eye."""
+def _nearest(
+    pieces: _Pieces, height: int, width: int, samples: int, *, from_right: bool
+) -> tuple[Float[Tensor, "B h w"], Int64[Tensor, "B h w"]]:
+    """Disparity of the nearest piece and its number, at `samples` points across and down each pixel of one eye."""
     device, B = pieces.d0.device, len(pieces.d0)
-    x = torch.arange(width, device=device, dtype=torch.float32).expand(B, height, width)
-    y = torch.arange(height, device=device, dtype=torch.float32)[:, None]
-    nearest_px = torch.full((B, height, width), -math.inf, device=device)
-    winner = torch.zeros((B, height, width), dtype=torch.int64, device=device)
-    for k in range(pieces.d0.shape[1]):
+    x, y = _points(width, samples, device), _points(height, samples, device)[:, None]
+    nearest_px = torch.full((B, len(y), len(x)), -math.inf, device=device)
+    winner = torch.zeros(nearest_px.shape, dtype=torch.int64, device=device)
+    for k, (rows, columns) in enumerate(_frames(pieces, len(y), len(x), samples, from_right=from_right)):
 
         def of_piece(values: Tensor, k: int = k) -> Tensor:
             return values[:, k, None, None]
 
-        v = y - of_piece(pieces.centre_y)  # [B, H, 1]
+        v = y[rows] - of_piece(pieces.centre_y)  # [B, h, 1]
         across_px = of_piece(pieces.d0) + (of_piece(pieces.gy) + of_piece(pieces.qy) * v) * v
-        u = x - of_piece(pieces.centre_x)
+        u = x[columns] - of_piece(pieces.centre_x)
         gx, qx = of_piece(pieces.gx), of_piece(pieces.qx)
         if from_right:
             # Solve u - d(u, v) = u_right, that is qx u^2 + (gx - 1) u + (u_right + across) = 0, for the root near it.
@@ -182,71 +233,61 @@ def _view(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> tupl
             u = 2 * rest / ((1 - gx) + square.clamp(min=1e-6).sqrt())
         disparity_px = across_px + (gx + qx * u) * u
         axis = pieces.axes[:, k, :, :, None, None]
-        p = (axis[:, 0, 0] * u + axis[:, 0, 1] * v).abs()
-        q = (axis[:, 1, 0] * u + axis[:, 1, 1] * v).abs()
+        p = axis[:, 0, 0] * u + axis[:, 0, 1] * v
+        q = axis[:, 1, 0] * u + axis[:, 1, 1] * v
+        wave = pieces.wave[:, k, :, None, None]
+        p = (p + wave[:, 0] * torch.sin(wave[:, 1] * q + wave[:, 2])).abs()
+        between_slats = (q * of_piece(pieces.slats)).remainder(1.0) >= of_piece(pieces.slat_share)
+        q = q.abs()
         outline = torch.lerp(torch.maximum(p, q), p * p + q * q, of_piece(pieces.roundness))
-        wins = (outline < 1) & (disparity_px > nearest_px)
-        nearest_px = torch.where(wins, disparity_px, nearest_px)
-        winner = winner.masked_fill(wins, k)
+        inside = (outline < 1) & (outline > of_piece(pieces.hollow)) & ~between_slats
+        before = nearest_px[:, rows, columns]
+        wins = inside & (disparity_px > before)
+        nearest_px[:, rows, columns] = torch.where(wins, disparity_px, before)
+        winner[:, rows, columns] = winner[:, rows, columns].masked_fill(wins, k)
+    return nearest_px, winner
+
+
+def _points(size: int, samples: int, device: torch.device) -> Float[Tensor, " n"]:
+    """Where `samples` points per pixel lie, px; a pixel's centre is a whole number."""
+    return (torch.arange(size * samples, device=device, dtype=torch.float32) + 0.5) / samples - 0.5
+
+
+def _frames(pieces: _Pieces, rows: int, columns: int, samples: int, *, from_right: bool) -> list[tuple[slice, slice]]:
+    """For each piece the rows and columns of points that hold it in every scene of the batch."""
+    if pieces.d0.device.type != "cpu":  # asking for the numbers would make a GPU wait
+        return [(slice(0, rows), slice(0, columns))] * pieces.d0.shape[1]
+    change_px = (pieces.gx.abs() + pieces.qx.abs() * pieces.reach_x) * pieces.reach_x + (
+        pieces.gy.abs() + pieces.qy.abs() * pieces.reach_y
+    ) * pieces.reach_y
+    nearest_px, farthest_px = (pieces.d0 + change_px, pieces.d0 - change_px) if from_right else (0.0, 0.0)
+    first_x = (pieces.centre_x - pieces.reach_x - nearest_px).amin(dim=0)
+    last_x = (pieces.centre_x + pieces.reach_x - farthest_px).amax(dim=0)
+    first_y = (pieces.centre_y - pieces.reach_y).amin(dim=0)
+    last_y = (pieces.centre_y + pieces.reach_y).amax(dim=0)
+
+    def numbers(first_px: Tensor, last_px: Tensor, size: int) -> list[slice]:
+        first = (first_px * samples - 1).clamp(0, size).tolist()
+        last = (last_px * samples + samples + 1).clamp(0, size).tolist()
+        return [slice(int(begin), int(end)) for begin, end in zip(first, last, strict=True)]
+
+    return list(zip(numbers(first_y, last_y, rows), numbers(first_x, last_x, columns), strict=True))
+
+
+def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
+    """RGB bytes of one eye, in channels_last memory."""
+    disparity_px, winner = _nearest(pieces, height, width, SAMPLES, from_right=from_right)
+    device, (B, h, w) = winner.device, winner.shape
+    x, y = _points(width, SAMPLES, device), _points(height, SAMPLES, device)[:, None]
     scene = torch.arange(B, device=device)[:, None, None] * pieces.d0.shape[1]
-    rows = torch.cat([pieces.centre_x[..., None], pieces.centre_y[..., None], pieces.surface], dim=-1).flatten(0, 1)
-    surface = F.embedding(scene + winner, rows)
-    x_left = x + nearest_px if from_right else x
-    u, v = x_left - surface[..., 0], y - surface[..., 1]
-    return _colours(u, v, surface[..., 2:]), nearest_px[:, None]
-
-
-def _colours(u: Tensor, v: Tensor, surface: Tensor) -> Tensor:
-    """RGB bytes, [B 3 H W] in channels_last memory, of surface points (u, v)."""
-    size = _TEXTURE_SIZE
-    texel_x = (surface[..., 0] * u + surface[..., 1] * v + surface[..., 4]) % size
-    texel_y = (surface[..., 2] * u + surface[..., 3] * v + surface[..., 5]) % size + surface[..., 6]
-    atlas = _texture_atlas(u.device)
-    rows = atlas.shape[2]
-    grid = torch.stack([texel_x / size, texel_y / (rows - 1)], dim=-1) * 2 - 1
-    B, H, W = u.shape
-    texture = F.grid_sample(atlas, grid.view(1, B * H, W, 2), mode="bilinear", align_corners=True)
-    texture = texture.view(3, B, H, W).permute(1, 2, 3, 0)
-    rgb = surface[..., 7:10] + surface[..., 10:13] * texture
-    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 3, 1, 2)
-
-
-@functools.cache
-def _texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
-    """All textures one below the other, -1..1; each repeats its first row and column, so that lookups wrap around."""
-    generator = torch.Generator().manual_seed(0)
-    textures = torch.stack([_texture(kind % 4, generator) for kind in range(_TEXTURES)])
-    wrapped = F.pad(textures, (0, 1, 0, 1), mode="circular")
-    return wrapped.transpose(0, 1).flatten(1, 2)[None].contiguous().to(device)
-
-
-def _texture(kind: int, generator: torch.Generator) -> Float[Tensor, "3 size size"]:
-    """One texture that repeats without a seam: clouds, patches, stripes, or rows of small marks."""
-    size = _TEXTURE_SIZE
-
-    def number(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (), generator=generator))
-
-    def noise(cells: int) -> Tensor:
-        grid = torch.rand(1, 3, cells, cells, generator=generator) * 2 - 1
-        # The middle third of three repeats has no border effects, and so no seam.
-        whole_grid = F.interpolate(grid.repeat(1, 1, 3, 3), size=3 * size, mode="bicubic", align_corners=False)
-        return whole_grid[0, :, size : 2 * size, size : 2 * size]
-
-    roughness = float(torch.rand((), generator=generator)) * 0.7 + 0.3
-    clouds = sum((noise(2**octave) * roughness ** (octave - 1) for octave in range(1, 8)), torch.zeros(3, size, size))
-    clouds = clouds / clouds.std()
-    if kind == 1:
-        clouds = (clouds[:1] > 0).float() * 2 - 1 + 0.2 * clouds
-    elif kind == 2:
-        periods = [2 ** number(1, 6) for _ in range(2)]
-        y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-        waves = torch.sin(2 * math.pi * x * periods[0] / size) + torch.sin(2 * math.pi * y * periods[1] / size)
-        clouds = waves.expand(3, -1, -1) * 0.6 + 0.3 * clouds
-    elif kind == 3:
-        line, letter = 2 ** number(2, 5), 2 ** number(1, 4)
-        marks = (torch.rand(size // line, size // letter, generator=generator) > 0.45).float()
-        marks = marks.repeat_interleave(line, 0).repeat_interleave(letter, 1)
-        gaps = (torch.arange(size) % line < max(1, line * 2 // 3)).float()[:, None]
-        clouds = (marks * gaps * 2 - 1).expand(3, -1, -1) + 0.15 * clouds
-    return (clouds * 0.6).clamp(-1, 1)
+    # One row per property: what follows then runs through memory in order.
+    surface = pieces.surface.flatten(0, 1).T.contiguous().index_select(1, (scene + winner).flatten())
+    u = (x + disparity_px if from_right else x.expand(B, h, w)).flatten() - surface[0]
+    v = y.expand(B, h, w).flatten() - surface[1]
+    texel_x = surface[2] * u + surface[3] * v + surface[6]
+    texel_y = surface[4] * u + surface[5] * v + surface[7]
+    texture = look_up(texture_atlas(device), texel_x, texel_y, surface[8])
+    shading = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6)
+    rgb = ((surface[9:12] + surface[12:15] * texture) * shading).clamp(0, 1)
+    rgb = F.avg_pool2d(rgb.view(3, B, h, w).transpose(0, 1), SAMPLES)
+    return (rgb * 255).round().to(torch.uint8).to(memory_format=torch.channels_last)

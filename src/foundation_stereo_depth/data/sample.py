@@ -8,6 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8, UInt32
 
 from foundation_stereo_depth.disparity import resize_disparity
+from foundation_stereo_depth.errors import DataError
+
+SourceStamp = Int64[np.ndarray, "3 2"]
+"""Size in bytes and time of the last change in ns of the left picture, the right one, and the disparity map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,21 @@ class SampleNames:
 
     @classmethod
     def from_pairs(cls, scenes: tuple[str, ...], frames: Iterable[tuple[int, str]]) -> "SampleNames":
-        """From (position of the scene, frame name) in sorted order."""
+        """From (position of the scene, frame name) in sorted order.
+
+        Raises:
+            DataError: a name is not text.
+        """
         scene_of: list[int] = []
         stems: list[bytes] = []
-        for scene, stem in frames:
-            scene_of.append(scene)
-            stems.append(stem.encode())
+        try:
+            for name in scenes:
+                name.encode()
+            for scene, stem in frames:
+                scene_of.append(scene)
+                stems.append(stem.encode())
+        except UnicodeEncodeError as error:  # Python keeps bytes that are not UTF-8 as half of a character
+            raise DataError(f"{error.object!a}: a name of a scene or frame that is not UTF-8; rename it") from error
         return cls(
             scenes=scenes,
             scene_of=np.array(scene_of, np.uint32),

@@ -1,16 +1,28 @@
-"""The networks, by the name that `--model` takes."""
+"""The networks, by the name that `--model` takes, and what they take as input."""
 
 from torch import nn
 
-from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction
+from foundation_stereo_depth.model.guided import GuidedNetwork
+from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction, TrainingPrediction
+from foundation_stereo_depth.model.prior import network_inputs, priors_of, wants_prior
 from foundation_stereo_depth.model.unet import UNet
 from foundation_stereo_depth.options import ModelOptions
 
-__all__ = ["StereoNetwork", "StereoPrediction", "UNet", "create_network"]
-
-_NETWORKS = {"unet": UNet}
+__all__ = [
+    "GuidedNetwork",
+    "StereoNetwork",
+    "StereoPrediction",
+    "TrainingPrediction",
+    "UNet",
+    "create_network",
+    "network_inputs",
+    "priors_of",
+    "wants_prior",
+]
 
 
 def create_network(options: ModelOptions) -> nn.Module:
     """A network with fresh weights, drawn from torch's global generator; it follows `StereoNetwork`."""
-    return _NETWORKS[options.model](base_channels=options.base_channels, depth=options.depth)
+    if options.model == "guided":
+        return GuidedNetwork(base_channels=options.base_channels)
+    return UNet(base_channels=options.base_channels, depth=options.depth)

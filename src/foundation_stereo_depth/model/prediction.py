@@ -18,9 +18,27 @@ class StereoPrediction(NamedTuple):
     log_variance: Float[Tensor, "B 1 H W"]
 
 
-class StereoNetwork(Protocol):
-    """Takes left RGB and right RGB, 0..1, as six channels of any height and width from 32 up."""
+class TrainingPrediction(NamedTuple):
+    """A prediction with the stages on the way to it, which a loss can guide as well.
 
-    def __call__(self, pair: Float[Tensor, "B 6 H W"]) -> StereoPrediction:
+    Attributes:
+        disparity_px, log_variance: as in `StereoPrediction`.
+        coarse_px: disparity at half the size (rounded up), in px of the full size, one channel per stage.
+    """
+
+    disparity_px: Float[Tensor, "B 1 H W"]
+    log_variance: Float[Tensor, "B 1 H W"]
+    coarse_px: Float[Tensor, "B stages h w"]
+
+
+class StereoNetwork(Protocol):
+    """Takes left RGB and right RGB, 0..1, as six channels of any height and width from 32 up.
+
+    One with `wants_prior = True` takes `block_matching.prior_planes` as a second input.
+    """
+
+    def __call__(
+        self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B 5 H W"]
+    ) -> StereoPrediction | TrainingPrediction:
         """The prediction for a batch of pairs."""
         ...

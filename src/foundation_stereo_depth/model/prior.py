@@ -1,0 +1,38 @@
+"""What a network is called with: the pair, and for some networks what a classical matcher says of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from foundation_stereo_depth.block_matching import prior_planes
+
+_THREADS = 16
+
+
+def network_inputs(network: nn.Module, pair: Float[Tensor, "B 6 H W"]) -> tuple[Tensor, ...]:
+    """What to call the network with: the pair, and for one that wants it the classical matcher's answer to the pair."""
+    if not wants_prior(network):
+        return (pair,)
+    pairs = pair.detach().mul(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return pair, torch.from_numpy(priors_of(pairs)).to(pair.device)
+
+
+def wants_prior(network: nn.Module) -> bool:
+    """True for a network that takes `block_matching.prior_planes` as its second input."""
+    return getattr(network, "wants_prior", False)
+
+
+def priors_of(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 5 H W"]:
+    """`block_matching.prior_planes` of each pair; OpenCV releases Python's lock, so threads share the work."""
+    if len(pairs) == 1:
+        return _planes(pairs[0])[None]
+    with ThreadPoolExecutor(min(len(pairs), _THREADS)) as pool:
+        return np.stack(list(pool.map(_planes, pairs)))
+
+
+def _planes(pair: UInt8[np.ndarray, "H W 6"]) -> Float[np.ndarray, "5 H W"]:
+    left, right = (np.ascontiguousarray(pair[..., at : at + 3]) for at in (0, 3))
+    return prior_planes(left, right)
