@@ -130,7 +130,7 @@ def test_a_real_checkpoint_is_replaced_while_the_view_runs(
         names.append(matchers[0].name)
         if len(names) == 5:
             tiny_checkpoint.write_bytes(b"half of a checkpoint")
-        if len(names) == 60:
+        if len(names) == 30:
             save_checkpoint(tiny_checkpoint, type(fresh)(**{**vars(fresh), "progress": type(fresh.progress)(step=77)}))
         if names[-1].endswith("step 77"):
             raise KeyboardInterrupt
@@ -144,7 +144,7 @@ def test_a_real_checkpoint_is_replaced_while_the_view_runs(
         return original(rig, prepare, matcher, options, **more | {"after_pair": watch})  # pyright: ignore
 
     monkeypatch.setattr(live, "live_view", noted)
-    flags = ["--checkpoint", str(tiny_checkpoint), "--watch-checkpoint", "--headless", "--loop", "--fps", "200"]
+    flags = ["--checkpoint", str(tiny_checkpoint), "--watch-checkpoint", "--headless", "--loop", "--fps", "30"]
     assert live_view_command([*GLOBS, *flags]) == 130  # Ctrl-C ends it
     assert names[0].endswith("step 0")
     assert "best.pt not taken over" in capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_keys_save_record_hold_and_end(
     ("flags", "said"),
     [
         (["--method", "sgbm"], "needs --left and --right, or --side-by-side"),
-        (GLOBS, "needs --checkpoint, the network's file, --run-id, the run that made one, or --method sgbm"),
+        ([*GLOBS, "--watch-checkpoint"], "--watch-checkpoint: which one? give the --run-id of the run"),
         (
             [*GLOBS, "--method", "sgbm", "--checkpoint", "x.pt"],
             "--method sgbm takes no network; leave --checkpoint out",

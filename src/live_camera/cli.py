@@ -124,7 +124,6 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = arguments.build(LiveViewOptions, explicit)
         options.source.needs_eyes()
-        options.matcher.needs_matcher()
         from live_camera.live import live_view
         from live_camera.recording import check_recordable
         from live_camera.rig import open_rig
@@ -204,9 +203,8 @@ def _matcher(options: LiveViewOptions, calibration: "RigCalibration | None", sta
 
 def _network_file(options: LiveViewOptions, stack: ExitStack) -> Path:
     asked = options.matcher
-    if asked.checkpoint is not None:
-        return asked.checkpoint
-    assert asked.run_id is not None
+    if asked.run_id is None:
+        return asked.checkpoint or Path("default")
     from foundation_stereo_depth.tracking import checkpoint_of_run
 
     weights = asked.weights if asked.weights != "auto" else "last" if asked.watch_checkpoint else "best"

@@ -92,7 +92,11 @@ class MatcherOptions(Group):
     """network: a file, a run, or the classical matcher"""
 
     method: Literal["network", "sgbm"] = knob("network", "sgbm: OpenCV's semi-global matcher, which needs no network")
-    checkpoint: Path | None = knob(None, "file that holds the network: .pt, .safetensors or .onnx")
+    checkpoint: Path | None = knob(
+        None,
+        "file that holds the network: .pt, .safetensors or .onnx; default, as where none is named: the one that is "
+        "installed with the program",
+    )
     run_id: str | None = knob(None, "MLflow run whose network to use, in place of --checkpoint")
     weights: Literal["auto", "best", "last"] = knob(
         "auto", "which checkpoint of the run; auto takes the last where it is watched, else the best"
@@ -115,17 +119,10 @@ class MatcherOptions(Group):
             raise UserError("--checkpoint and --run-id both name a network; give one of them")
         if self.method == "sgbm" and (named or self.watch_checkpoint):
             raise UserError(f"--method sgbm takes no network; leave {(*named, '--watch-checkpoint')[0]} out")
+        if self.watch_checkpoint and not named:
+            raise UserError("--watch-checkpoint: which one? give the --run-id of the run, or a --checkpoint")
         if self.weights != "auto" and self.run_id is None:
             raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
-
-    def needs_matcher(self) -> None:
-        """Lets pass where something that matches is named.
-
-        Raises:
-            UserError: nothing is.
-        """
-        if self.method == "network" and self.checkpoint is None and self.run_id is None:
-            raise UserError("needs --checkpoint, the network's file, --run-id, the run that made one, or --method sgbm")
 
 
 @dataclass(frozen=True, kw_only=True)
