@@ -1,7 +1,4 @@
-"""Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once.
-
-`knobs` says how a field becomes a flag.
-"""
+"""Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +33,9 @@ class DataOptions(Group):
     procedural_val_samples: int = knob(
         64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
-    num_workers: int | Literal["auto"] = knob("auto", "threads that read samples; 0 reads in the trainer", minimum=0)
+    num_workers: int | Literal["auto"] = knob(
+        "auto", "threads that read samples; auto measures how many are of use; 0 reads in the trainer", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +186,9 @@ class CacheBuildOptions(Group):
     dataset_root: Path | None = knob(
         None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
     )
+    procedural_samples: int | None = knob(
+        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+    )
     cache_root: Path | None = knob(None, "folder to fill, one <scene>/<stem>.npz per sample")
     height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
@@ -207,6 +209,8 @@ class CacheBuildOptions(Group):
         super().__post_init__()
         if self.verify and self.overwrite:
             raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        if self.dataset_root is not None and self.procedural_samples is not None:
+            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
         self.part()
 
     def part(self) -> tuple[int, int] | None:
@@ -279,15 +283,11 @@ class BatchedInferenceOptions(InferenceOptions):
 class CalibrationFileOptions(Group):
     """calibration: of the rig, in any format that docs/formats.md lists"""
 
-    calibration: Path | None = knob(
-        None, "the rig's calibration file; of one in two files the folder that holds them, or either of them"
-    )
+    calibration: Path | None = knob(None, "the rig's calibration file; of two files their folder, or either of them")
     calibration_unit: Literal["auto", "m", "cm", "mm"] = knob(
         "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
     )
-    calibration_size: str | None = knob(
-        None, "size of the pictures it was made for, 640x480 say, where it does not say, or holds several"
-    )
+    calibration_size: str | None = knob(None, "size of the pictures it was made for, as 640x480, where it is unclear")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         DataError: the file is missing, or is not a picture that can be decoded whole.
     """
     # An EXIF orientation is ignored: a rotated eye would no longer be rectified, and disparity maps carry none.
-    bgr = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -40,14 +39,33 @@ def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
         DataError: the file is missing, cannot be decoded, is not 8-bit RGB, or holds a disparity larger than the
             picture is wide.
     """
+    code = read_fsd_code(path)
+    return plausible_fsd_disparity(path, decode_fsd_disparity(code), code.shape[1])
+
+
+def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The three digits of each pixel of an FSD PNG.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
+    """
     encoded = _decode(path, cv2.IMREAD_UNCHANGED)
     if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
         raise DataError(
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
             f"and type {encoded.dtype}; was it converted to grey or to depth?"
         )
-    disparity_px = decode_fsd_disparity(np.asarray(encoded[..., ::-1], dtype=np.uint8))
-    width = disparity_px.shape[1]
+    return np.asarray(encoded[..., ::-1], dtype=np.uint8)
+
+
+def plausible_fsd_disparity(
+    path: Path, disparity_px: Float[np.ndarray, "*shape"], width: int
+) -> Float[np.ndarray, "*shape"]:
+    """The disparity itself, px of the file's own resolution.
+
+    Raises:
+        DataError: one is larger than the file is wide.
+    """
     if (largest := float(np.nanmax(disparity_px, initial=0.0))) > width:
         raise DataError(
             f"{path}: holds a disparity of {largest:.1f} px in a picture {width} px wide; "
