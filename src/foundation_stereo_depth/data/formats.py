@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.geometry import StereoCalibration
 
 FSD_BASE = 255
 """Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
@@ -210,45 +208,6 @@ def _decode(path: Path, mode: int) -> np.ndarray:
     if picture is None:
         raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
     return picture
-
-
-def read_calibration(path: Path) -> StereoCalibration:
-    """The rectified rig of a calibration NPZ: its keys P1 and P2 (3x4 projections, metres) and image_size.
-
-    OpenCV's stereoRectify writes P2[0, 3] = -f B, and unequal P1[0, 2] and P2[0, 2] where the eyes converge.
-
-    Raises:
-        DataError: it cannot be read, lacks a key, or describes no horizontal pair.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-            missing = [key for key in ("P1", "P2", "image_size") if key not in entry]
-            if missing:
-                raise DataError(f"{path}: lacks {', '.join(missing)}; is it the calibration of a stereo rig?")
-            left, right, size = entry["P1"], entry["P2"], entry["image_size"]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: is not an NPZ of plain numbers ({error})") from error
-    if left.shape != (3, 4) or right.shape != (3, 4) or size.shape != (2,):
-        raise DataError(f"{path}: P1 and P2 have to be 3x4 and image_size two numbers")
-    if not right[0, 3] < 0 or abs(right[1, 3]) > abs(right[0, 3]):
-        raise DataError(
-            f"{path}: P2[0, 3] is {right[0, 3]:.4g} and P2[1, 3] {right[1, 3]:.4g}; a right eye right of the left one "
-            "has a negative first and no second: were the eyes exchanged, or is the rig vertical?"
-        )
-    return StereoCalibration(
-        width=int(size[0]),
-        height=int(size[1]),
-        focal_px=float(left[0, 0]),
-        focal_y_px=float(left[1, 1]),
-        cx_left_px=float(left[0, 2]),
-        cx_right_px=float(right[0, 2]),
-        cy_px=float(left[1, 2]),
-        baseline_m=float(-right[0, 3] / right[0, 0]),
-    )
 
 
 def _bytes(path: Path) -> bytes:
