@@ -253,8 +253,8 @@ def test_pictures_of_two_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -
         ([], "needs --left and --right (or --side-by-side), the cameras, or --images"),
         (["--images", "nothing*.png", "none*.png", "--square-mm", "30"], "nothing*.png: matches no file"),
         (["--images", "a", "b"], "needs --square-mm, the side of one square"),
-        (["--corners", "9by6"], "--corners 9by6: has to be inner corners across and down"),
-        (["--corners", "2x6"], "--corners 2x6: has to be"),
+        (["--corners", "9by6"], "--corners 9by6: has to be two whole numbers, across and down"),
+        (["--corners", "2x6"], "--corners 2x6: a board has at least 3x3 of them"),
         (["--output", "rig.yml"], "--output rig.yml: a calibration is an .npz file"),
         (CHARUCO_FLAGS, "--pattern charuco: needs --marker-mm"),
         (

@@ -147,5 +147,5 @@ def test_a_calibration_of_unrectified_eyes_says_what_it_assumes(capsys: pytest.C
     settings = {"calibration_unit": "mm", "calibration_size": "640x480"}
     Writer(options_of(write="depth", calibration=GOLDEN / "mtxL_mm.npz", **settings))
     assert "mtxL_mm.npz: does not say how it rectifies; depth is right for" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--calibration-size 640,480: has to be a width and a height"):
+    with pytest.raises(UserError, match="--calibration-size 640,480: has to be two whole numbers"):
         options_of(calibration_size="640,480")

@@ -3,13 +3,12 @@
 `knobs` says how a field becomes a flag.
 """
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.knobs import Group, knob
+from foundation_stereo_depth.knobs import Group, check_words, knob, two_numbers, words_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,17 +227,6 @@ class CacheOptions:
     cache: CacheBuildOptions = CacheBuildOptions()
 
 
-def words_of(text: str) -> tuple[str, ...]:
-    """The words of a comma-separated flag, each once, in the order given."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _checked_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
-    wrong = [word for word in words_of(text) if word not in allowed]
-    if wrong or not words_of(text):
-        raise UserError(f"{flag} {text}: has to be one or more of {', '.join(allowed)}, with commas between")
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkSourceOptions(Group):
     """network: a file, or a run"""
@@ -303,18 +291,12 @@ class CalibrationFileOptions(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.calibration_size is not None and re.fullmatch(r"[1-9]\d*x[1-9]\d*", self.calibration_size) is None:
-            raise UserError(
-                f"--calibration-size {self.calibration_size}: has to be a width and a height, as in 640x480"
-            )
+        _ = self.calibration_image_size  # a mistake is told at once
 
     @property
     def calibration_image_size(self) -> tuple[int, int] | None:
         """Width and height that `--calibration-size` names, px."""
-        if self.calibration_size is None:
-            return None
-        width, height = self.calibration_size.split("x")
-        return int(width), int(height)
+        return None if self.calibration_size is None else two_numbers("--calibration-size", self.calibration_size)
 
 
 MAPS = ("disparity", "depth", "sigma", "confidence")
@@ -336,11 +318,6 @@ class OutputOptions(CalibrationFileOptions):
         "confidence in 1/65535; 0 unknown), pfm, npy (px, metres; NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
-    calibration: Path | None = knob(
-        None,
-        "calibration file of the rig whose rectified pictures these are, in any format that docs/formats.md lists; of "
-        "one in two files their folder, or either of them",
-    )
     focal_px: float | None = knob(
         None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3
     )
@@ -355,8 +332,8 @@ class OutputOptions(CalibrationFileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checked_words("--write", self.write, MAPS + PICTURES)
-        _checked_words("--map-format", self.map_format, MAP_FORMATS)
+        check_words("--write", self.write, MAPS + PICTURES)
+        check_words("--map-format", self.map_format, MAP_FORMATS)
         needing = [word for word in ("depth", "cloud") if word in words_of(self.write)]
         numbers = self.focal_px is not None and self.baseline_m is not None
         if needing and self.calibration is None and not numbers:

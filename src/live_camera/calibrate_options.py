@@ -1,13 +1,14 @@
 """Every knob of `foundation-stereo-calibrate` on one page."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.knobs import Group, knob
+from foundation_stereo_depth.knobs import Group, knob, two_numbers
 from live_camera.options import CameraOptions, SourceOptions
+
+_FEWEST_ACROSS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +23,13 @@ class BoardOptions(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if re.fullmatch(r"\d+x\d+", self.corners) is None or min(self.inner_corners) < 3:
-            raise UserError(
-                f"--corners {self.corners}: has to be inner corners across and down, 3x3 or more, as in 9x6"
-            )
+        if min(self.inner_corners) < _FEWEST_ACROSS:
+            raise UserError(f"--corners {self.corners}: a board has at least {_FEWEST_ACROSS}x{_FEWEST_ACROSS} of them")
 
     @property
     def inner_corners(self) -> tuple[int, int]:
         """Columns and rows."""
-        columns, rows = self.corners.split("x")
-        return int(columns), int(rows)
+        return two_numbers("--corners", self.corners)
 
 
 @dataclass(frozen=True, kw_only=True)
