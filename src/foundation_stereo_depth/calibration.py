@@ -108,7 +108,7 @@ class RigCalibration:
 
     @functools.cached_property
     def rectified(self) -> Rectification:
-        """The rectification that the calibration gives, or else OpenCV's, cropped to pixels that both eyes have."""
+        """The rectification that the calibration gives, or else OpenCV's, zoomed until hardly a pixel is missing."""
         if self.rectification is not None:
             return self.rectification
         cameras = (self.left_matrix, self.left_distortion, self.right_matrix, self.right_distortion)
