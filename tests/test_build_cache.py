@@ -12,6 +12,7 @@ from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data import build_cache as module
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import SampleCache, open_cache
+from foundation_stereo_depth.data.procedural import scene_names
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
 from foundation_stereo_depth.options import CacheBuildOptions
@@ -298,3 +299,23 @@ def test_two_builders_of_different_sizes_do_not_mix(fsd_tree: Path) -> None:
     assert sample is not None
     with pytest.raises(UserError, match="was made at 64x48"):
         slow.write("scene_0", "0000", sample)
+
+
+def test_a_pool_of_made_up_scenes_is_always_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--height", "48", "--width", "64", "--cache-root"]
+    assert cache_command(["--procedural-samples", "3", *flags, str(tmp_path / "first")]) == 0
+    assert cache_command(["--procedural-samples", "5", *flags, str(tmp_path / "second")]) == 0
+    assert "5 entries written" in capsys.readouterr().out
+    entries = [tmp_path / pool / "made-up-00000" / "02.npz" for pool in ("first", "second")]
+    assert entries[0].read_bytes() == entries[1].read_bytes()
+    assert cache_command(["--procedural-samples", "5", *flags, str(tmp_path / "first")]) == 0
+    assert "2 entries written" in capsys.readouterr().out
+    both = ["--procedural-samples", "5", "--dataset-root", "x", *flags, "y"]
+    assert cache_command(both) == 2
+    assert "both say what to fill it with" in capsys.readouterr().err
+
+
+def test_names_of_a_pool_stay_when_it_grows() -> None:
+    few, many = scene_names(150), scene_names(1000)
+    assert [few.name(i) for i in range(150)] == [many.name(i) for i in range(150)]
+    assert many.name(999) == "made-up-00009/99"

@@ -323,7 +323,7 @@ def test_damaged_entries_that_training_makes_anew_are_named(fsd_tree: Path, tiny
     build(fsd_tree, Path("cache"))
     for name in ("scene_0/0001", "scene_1/0000"):  # of which one trains, or both
         Path(f"cache/{name}.npz").write_bytes(b"damaged")
-    train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34))
+    train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34, epochs=1))
     named = sorted(Path("out/rebuilt_entries.txt").read_text().split())
     assert named == ["cache/scene_0/0001.npz", "cache/scene_1/0000.npz"]
     assert capsys.readouterr().out.count("cache entries were damaged and made anew, listed in out/rebuilt_entries") == 1

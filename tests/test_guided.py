@@ -146,8 +146,8 @@ def test_it_learns_to_mend_what_the_matcher_missed() -> None:
     prior_px[..., 20:44, 30:60] = 20.0
     prior = torch.cat([prior_px, torch.ones_like(prior_px), right.roll(8, dims=3)], dim=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
-    for _ in range(60):
-        loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions())
+    for _ in range(100):
+        loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions(nll_beta=1))
         (loss.total / loss.valid).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

@@ -92,7 +92,7 @@ def test_a_network_learns_one_pair_by_heart(tiny_options) -> None:
     network = create_network(options.model)
     state = TrainingState.fresh(network, options.optimizer)
     errors_px = []
-    for _ in range(150):
+    for _ in range(250):
         prediction = network(as_pair(batch))
         loss = heteroscedastic_loss(prediction, batch.disparity_px, options.loss)
         (loss.total / loss.valid).backward()
@@ -229,14 +229,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tracking_uri) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_options, tracking_uri, monkeypatch) -> None:
     from foundation_stereo_depth import train as module
 
-    lawful, calls = module.heteroscedastic_loss, []
+    lawful, calls = module.training_loss, []
 
     def blown_up(*args):
         calls.append(1)
         loss = lawful(*args)
         return loss._replace(total=loss.total * float("nan")) if len(calls) == 5 else loss
 
-    monkeypatch.setattr(module, "heteroscedastic_loss", blown_up)
+    monkeypatch.setattr(module, "training_loss", blown_up)
     said = r"step 2 of epoch 2, samples made-up scene \d+ of seed 0, .*; the last good checkpoint is out/last.pt"
     with pytest.raises(NotFiniteError, match=said):
         train(tiny_options())

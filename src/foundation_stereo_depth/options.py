@@ -187,6 +187,9 @@ class CacheBuildOptions(Group):
     dataset_root: Path | None = knob(
         None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
     )
+    procedural_samples: int | None = knob(
+        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+    )
     cache_root: Path | None = knob(None, "folder to fill, one <scene>/<stem>.npz per sample")
     height: int = knob(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = knob(320, "width of the entries, px", minimum=32, maximum=4096)
@@ -207,6 +210,8 @@ class CacheBuildOptions(Group):
         super().__post_init__()
         if self.verify and self.overwrite:
             raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        if self.dataset_root is not None and self.procedural_samples is not None:
+            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
         self.part()
 
     def part(self) -> tuple[int, int] | None:
@@ -241,12 +246,8 @@ class NetworkSourceOptions(Group):
     mlflow_tracking_uri: str | None = knob(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    height: int | None = knob(
-        None, "height that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
-    width: int | None = knob(
-        None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
+    height: int | None = knob(None, "height that the network works at, px; else its own", minimum=32, maximum=4096)
+    width: int | None = knob(None, "width that the network works at, px; else its own", minimum=32, maximum=4096)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -286,7 +287,7 @@ class CalibrationFileOptions(Group):
         "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
     )
     calibration_size: str | None = knob(
-        None, "size of the pictures it was made for, 640x480 say, where it does not say, or holds several"
+        None, "size it was made for, as 640x480, where it does not say, or holds several"
     )
 
     def __post_init__(self) -> None:

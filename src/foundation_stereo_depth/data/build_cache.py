@@ -17,7 +17,8 @@ from tqdm import tqdm
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
 from foundation_stereo_depth.data.dataset import FileReader, Positions, available_cores, read_ahead
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
-from foundation_stereo_depth.data.sample import SourceStamp
+from foundation_stereo_depth.data.procedural import scene_names, scene_sample
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.options import CacheBuildOptions
@@ -83,20 +84,27 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
         DataError: a sample cannot be read and `--skip-bad` is off, or the cache is of another size.
         OSError: the cache is read-only or forbidden.
     """
-    root = named_dataset_root(options.dataset_root)
-    if root is None or options.cache_root is None:
-        raise UserError("needs --dataset-root, the folder to read, and --cache-root, the folder to fill")
+    made_up = options.procedural_samples
+    root = None if made_up is not None else named_dataset_root(options.dataset_root)
+    if (root is None and made_up is None) or options.cache_root is None:
+        raise UserError(
+            "needs --cache-root, the folder to fill, and --dataset-root, the folder to read, or --procedural-samples"
+        )
     cache = open_cache(options.cache_root, options.height, options.width)
-    index = find_samples(root)
     part = _part_of(options)
-    taken = part.of(take_spread(index.names, options.max_samples))
-    if index.incomplete:
-        part.say(f"{len(index.incomplete)} frames lack a part and are left out, the first: {index.incomplete[0]}")
+    if root is None:
+        names, fill = _scene_filler(cache, options)
+    else:
+        index = find_samples(root)
+        names, fill = index.names, _filler(cache, index, options)
+        if index.incomplete:
+            part.say(f"{len(index.incomplete)} frames lack a part and are left out, the first: {index.incomplete[0]}")
+    taken = part.of(take_spread(names, options.max_samples))
     report = CacheReport(workers=part.workers(options.workers))
     faults = _FaultList(cache.root / f"{FAULTS}{part.suffix}.txt")
     try:
         cache.make_root()
-        cache.refuse_twins(index.names)
+        cache.refuse_twins(names)
         faults.clear()
         if removed := cache.remove_abandoned():
             part.say(f"{cache.root}: removed {removed} temporary files whose writers are gone")
@@ -105,7 +113,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
             f" when all are there; {_free(cache.root)} are free"
         )
         try:
-            _run(report, taken, _filler(cache, index, options), faults.add, part=part, verb="caching")
+            _run(report, taken, fill, faults.add, part=part, verb="caching")
         finally:
             print(part.name + _built(cache, report) + faults.words)
     except OSError as error:
@@ -208,6 +216,22 @@ def _filler(cache: SampleCache, index: FsdIndex, options: CacheBuildOptions) -> 
         return outcome._replace(size=cache.path(scene, stem).stat().st_size)
 
     return fill
+
+
+def _scene_filler(cache: SampleCache, options: CacheBuildOptions) -> tuple[SampleNames, Callable[[int], Outcome]]:
+    """The names of made-up scenes, and what brings the entry of one up to date."""
+    assert options.procedural_samples is not None
+    names = scene_names(options.procedural_samples)
+
+    def fill(i: int) -> Outcome:
+        scene, stem = names.scene(i), names.stem(i)
+        outcome = Outcome("missing") if options.overwrite else _looked_at(cache, scene, stem, None)
+        if outcome.kind == "found":
+            return outcome
+        cache.write(scene, stem, scene_sample(i, options.height, options.width))
+        return outcome._replace(size=cache.path(scene, stem).stat().st_size)
+
+    return names, fill
 
 
 def _run(

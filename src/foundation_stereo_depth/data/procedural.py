@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import Positions, StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, uniform, whole
+from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
 PIECES = 36
@@ -30,6 +31,8 @@ PIECES = 36
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
+_PER_FOLDER = 100
+_POOL_SEED = 0
 _LARGEST = 0.32  # of the width: the nearest piece's disparity
 _SMALLEST = 0.004  # of the width: the farthest background's
 _FARTHEST_PLAIN = 0.12  # of the width: the nearest background's
@@ -67,6 +70,20 @@ class ProceduralSource:
                 for i in range(0, len(indices), at_once)
             ]
             yield joined(parts)
+
+
+def scene_names(count: int) -> SampleNames:
+    """Names of the first `count` scenes of a pool, a hundred to a folder."""
+    folders = tuple(f"made-up-{n:05d}" for n in range(-(-count // _PER_FOLDER)))
+    return SampleNames.from_pairs(folders, ((i // _PER_FOLDER, f"{i % _PER_FOLDER:02d}") for i in range(count)))
+
+
+def scene_sample(i: int, height: int, width: int) -> StereoSample:
+    """Scene `i` of the pool, the same at every call."""
+    indices = torch.tensor([i])
+    scene = render_scenes(sample_keys(_POOL_SEED, 0, indices), indices, height, width)
+    left, right = (view[0].permute(1, 2, 0).numpy() for view in (scene.left, scene.right))
+    return StereoSample(left=left, right=right, disparity_px=scene.disparity_px[0, 0].numpy())
 
 
 def joined(parts: Sequence[StereoBatch]) -> StereoBatch:

@@ -30,9 +30,10 @@ _MULTIPLE = 8  # of the padded size, px: whole cells, and whole squares to smoot
 _AROUND = ((0, 0), (0, -2), (0, 2), (0, -1), (0, 1), (-1, 0), (1, 0))
 """Rows and columns of half resolution to where classical values are taken from: an edge that the matcher put a few
 pixels off is mended by the value from its other side."""
-_FRESH_SHARE = 3.0  # logarithm of how much more the classical value weighs than each other one, before training
+_FRESH_SHARE = 1.2
+_SHARE_GAIN = 4.0  # makes choosing one value, and so a sharp edge, cheap to learn
 _FRESH_LOG_VARIANCE = 1.0
-_LARGEST_LOGARITHM = 8.0  # of a share: keeps its exponential within what 16 bits hold
+_LARGEST_LOGARITHM = 10.0  # of a share: keeps its exponential within what 16 bits hold
 
 
 class GuidedNetwork(nn.Module):
@@ -66,13 +67,14 @@ class GuidedNetwork(nn.Module):
         self.last = _Up(quarter, half)
         # For each pixel of half resolution: its correction and how far to trust the correlation; and for each of the
         # four full-resolution pixels under it a log-variance, a fine correction, and the shares of the mixture.
-        self.head = nn.Conv2d(half, 2 + 4 * (2 + len(_AROUND) + 1), kernel_size=1)
+        last = nn.Conv2d(2 * half, 2 + 4 * (2 + len(_AROUND) + 1), kernel_size=1)
         with torch.no_grad():
-            self.head.weight.mul_(0.1)
-            bias = torch.zeros(self.head.out_channels)
+            last.weight.mul_(0.1)
+            bias = torch.zeros(last.out_channels)
             bias[1] = -2.0
             bias[10:14] = _FRESH_SHARE
-            self.head.bias.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
+            last.bias.copy_(bias)  # pyright: ignore[reportOptionalMemberAccess]
+        self.head = nn.Sequential(_convolution(half, 2 * half), last)
 
     def forward(
         self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 5 H W"]
@@ -110,7 +112,7 @@ class GuidedNetwork(nn.Module):
         coarse_px = half_px + raw[:, 1:2].sigmoid() * (found_px - half_px) + raw[:, :1] * 4
         log_variance = (raw[:, 2:6] * 4 + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
         # A softmax over groups of four channels, spelt out: torch's own would move them about in memory.
-        weights = raw[:, 10:].clamp(-_LARGEST_LOGARITHM, _LARGEST_LOGARITHM).exp().unflatten(1, (-1, 4))
+        weights = (raw[:, 10:] * _SHARE_GAIN).clamp(-_LARGEST_LOGARITHM, _LARGEST_LOGARITHM).exp().unflatten(1, (-1, 4))
         around_px = F.pad(F.pixel_unshuffle(prior_px, 2), (2, 2, 1, 1), mode="replicate")
         h, w = coarse_px.shape[-2:]
         mixed = weights[:, -1] * coarse_px
