@@ -245,12 +245,8 @@ class NetworkSourceOptions(Group):
     mlflow_tracking_uri: str | None = knob(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    height: int | None = knob(
-        None, "height that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
-    width: int | None = knob(
-        None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
+    height: int | None = knob(None, "height that the network works at, px; else its own", minimum=32, maximum=4096)
+    width: int | None = knob(None, "width that the network works at, px; else its own", minimum=32, maximum=4096)
 
     def __post_init__(self) -> None:
         super().__post_init__()
