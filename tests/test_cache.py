@@ -85,9 +85,9 @@ def test_damage_is_noticed_and_named(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"disparity": None}, "lacks disparity"),
-        ({"disparity": np.zeros((48, 64), np.float32)}, "not pictures and disparity of 64x48"),
-        ({"left": np.zeros((48, 60, 3), np.uint8)}, "not pictures and disparity of 64x48"),
-        ({"right": np.array([{"code": "to run"}], dtype=object)}, "is damaged"),
+        ({"disparity": np.zeros((48, 64), np.float32)}, r"holds disparity <f4 \(48, 64\), not <f2 \(48, 64\)"),
+        ({"left": np.zeros((48, 60, 3), np.uint8)}, r"holds left \|u1 \(48, 60, 3\), not \|u1 \(48, 64, 3\)"),
+        ({"right": np.array([{"code": "to run"}], dtype=object)}, r"holds right \|O \(1,\), not \|u1"),
     ],
 )
 def test_entries_of_another_kind_are_refused(tmp_path: Path, change: dict, said: str) -> None:

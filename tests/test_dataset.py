@@ -1,5 +1,4 @@
-import threading
-import time
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +6,7 @@ import pytest
 import torch
 from conftest import write_fsd_sample
 
-from foundation_stereo_depth.data.dataset import open_files, read_ahead, training_plan, validation_plan
+from foundation_stereo_depth.data.dataset import open_files, training_plan, validation_plan
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
@@ -48,37 +47,6 @@ def test_processes_share_the_same_batches(world_size: int) -> None:
 
 def test_fewer_samples_than_a_batch_still_make_one() -> None:
     assert [len(batch) for batch in training_plan(3, 8, seed=0, epoch=0)] == [8]
-
-
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_reading_ahead_keeps_the_order(workers: int) -> None:
-    def slow_for_even(task: int) -> int:
-        time.sleep(0.002 * (task % 2 == 0))
-        return task * task
-
-    assert list(read_ahead(range(30), slow_for_even, workers)) == [i * i for i in range(30)]
-
-
-@pytest.mark.parametrize("workers", [0, 3])
-def test_reading_ahead_passes_errors_on_and_leaves_no_thread(workers: int) -> None:
-    def fail_at_seven(task: int) -> int:
-        if task == 7:
-            raise DataError("seven")
-        return task
-
-    seen = []
-    with pytest.raises(DataError, match="seven"):
-        seen.extend(read_ahead(range(100), fail_at_seven, workers))
-    assert not [t for t in threading.enumerate() if t.name.startswith("read-ahead")]
-
-
-def test_reading_ahead_is_bounded() -> None:
-    read: list[int] = []
-    iterator = read_ahead(range(1000), read.append, 2)
-    next(iterator)
-    time.sleep(0.05)
-    assert len(read) <= 5
-    iterator.close()
 
 
 def test_batches_hold_what_the_files_hold(tmp_path: Path, fsd_tree: Path) -> None:
@@ -172,3 +140,32 @@ def test_at_most_so_many_samples(tmp_path: Path, fsd_tree: Path) -> None:
     data = open_files(options_for(tmp_path, max_samples=3), fsd_tree, pin_memory=False)
     assert len(data.train) == 3
     assert data.facts["train_samples"] == 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_epoch_taken_up_in_its_middle_goes_on_in_the_same_order(
+    tmp_path: Path, fsd_tree: Path, workers: int
+) -> None:
+    source = open_files(options_for(tmp_path, num_workers=workers), fsd_tree, pin_memory=False).train
+    plan = training_plan(len(source), 2, seed=3, epoch=1)
+    whole = [batch.indices.tolist() for batch in source.batches(plan, 1)]
+    assert whole == [batch.tolist() for batch in plan]
+    for done in range(len(plan)):
+        assert [batch.indices.tolist() for batch in source.batches(plan[done:], 1)] == whole[done:]
+
+
+def test_the_line_says_what_was_picked_and_why(tmp_path: Path, fsd_tree: Path) -> None:
+    asked = open_files(options_for(tmp_path, num_workers=3), fsd_tree, pin_memory=False)
+    assert asked.reading == "reading with 3 threads (as --num-workers says)"
+    picked = open_files(options_for(tmp_path, num_workers="auto"), fsd_tree, pin_memory=False)
+    assert re.fullmatch(r"reading with \d threads? \(measured samples/s: [\d,]+ with 1.*\)", picked.reading)
+    assert picked.facts["reading_threads"] == picked.train.workers
+
+
+def test_measuring_changes_nothing(tmp_path: Path, fsd_tree: Path) -> None:
+    """Neither an entry, nor what the epoch will count; complaints come when a sample is read in earnest."""
+    options = options_for(tmp_path, num_workers="auto", cache_root=tmp_path / "cache")
+    bad = fsd_tree / "scene_1/dataset/data/left/rgb/0001.png"
+    bad.write_bytes(b"not a picture")
+    open_files(options, fsd_tree, pin_memory=False)
+    assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["cache.json"]

@@ -17,7 +17,6 @@ from foundation_stereo_depth.data.formats import (
     encode_ply,
     encode_png16,
     encode_whole_steps,
-    read_calibration,
     read_fsd_disparity,
     read_pfm,
     read_png16,
@@ -25,7 +24,6 @@ from foundation_stereo_depth.data.formats import (
     write_rgb,
 )
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.geometry import depth_from_disparity
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -202,50 +200,3 @@ def test_golden_ply() -> None:
         "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
     )
     assert cloud == header.encode() + bytes.fromhex("0000803f 00000040 00004040 0a141e")
-
-
-def rig_of(**changes) -> dict:
-    left = np.array([[500.0, 0, 330, 0], [0, 480, 240, 0], [0, 0, 1, 0]])
-    right = np.array([[500.0, 0, 320, -50], [0, 480, 240, 0], [0, 0, 1, 0]])
-    return {"P1": left, "P2": right, "image_size": np.array([640, 480])} | changes
-
-
-def test_a_rig_puts_a_known_pixel_at_its_depth(tmp_path: Path) -> None:
-    np.savez(tmp_path / "rig.npz", **rig_of())
-    rig = read_calibration(tmp_path / "rig.npz")
-    assert (rig.width, rig.height, rig.baseline_m, rig.offset_px) == (640, 480, 0.1, 10.0)
-    # Z = f B / (d - (cx_left - cx_right)) = 500 * 0.1 / (35 - 10) = 2 m; at half the width the same point has half d.
-    assert depth_from_disparity(np.array([35.0]), rig) == 2.0
-    assert depth_from_disparity(np.array([17.5]), rig.resized(480, 320)) == 2.0
-
-
-def test_a_real_rig_is_read(shared_data: Path) -> None:
-    rig = read_calibration(shared_data / "calibration/usb_rig_640x480.npz")
-    assert rig.baseline_m == pytest.approx(0.0715, abs=5e-5)
-    assert rig.focal_px * rig.baseline_m == pytest.approx(34.945, abs=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"P2": rig_of()["P1"]}, "were the eyes exchanged, or is the rig vertical"),
-        ({"P2": rig_of()["P2"] * [[1, 1, 1, -1]] * np.ones((3, 1))}, "were the eyes exchanged"),
-        ({"P1": np.eye(3)}, "have to be 3x4"),
-        ({"image_size": np.array([{"code": "to run"}], dtype=object)}, "is not an NPZ of plain numbers"),
-    ],
-)
-def test_an_unsuitable_rig_is_refused(tmp_path: Path, change: dict, said: str) -> None:
-    np.savez(tmp_path / "rig.npz", **rig_of(**change))
-    with pytest.raises(DataError, match=said):
-        read_calibration(tmp_path / "rig.npz")
-
-
-def test_a_rig_without_projections_names_what_it_lacks(tmp_path: Path) -> None:
-    np.savez(tmp_path / "rig.npz", P1=np.eye(3, 4))
-    with pytest.raises(DataError, match=r"rig\.npz: lacks P2, image_size"):
-        read_calibration(tmp_path / "rig.npz")
-    with pytest.raises(DataError, match="cannot be read"):
-        read_calibration(tmp_path / "none.npz")
-    (tmp_path / "torn.npz").write_bytes(b"PK torn")
-    with pytest.raises(DataError, match="is not an NPZ"):
-        read_calibration(tmp_path / "torn.npz")

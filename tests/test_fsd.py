@@ -11,7 +11,7 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
-from foundation_stereo_depth.data.sample import SampleNames
+from foundation_stereo_depth.data.sample import SampleNames, resize_sample
 from foundation_stereo_depth.errors import DataError
 
 
@@ -78,6 +78,17 @@ def test_a_sample_is_read_at_its_native_size(fsd_tree: Path) -> None:
     np.testing.assert_array_equal(sample.disparity_px, expected_px)
     shift = int(np.nanmax(expected_px))
     np.testing.assert_array_equal(sample.left[:, shift:], sample.right[:, :-shift])
+
+
+def test_a_sample_read_at_another_size_is_the_one_resized_afterwards(fsd_tree: Path) -> None:
+    index = find_samples(fsd_tree)
+    for i in range(len(index)):
+        for height, width in [(32, 40), (100, 70), (48, 64)]:
+            resized = resize_sample(read_fsd_sample(index.paths(i)), height, width)
+            read = read_fsd_sample(index.paths(i), (height, width))
+            for expected, found in zip(vars(resized).values(), vars(read).values(), strict=True):
+                assert found.dtype == expected.dtype
+                np.testing.assert_array_equal(found, expected)
 
 
 def test_eyes_of_different_size_are_refused(fsd_tree: Path) -> None:

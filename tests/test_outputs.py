@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 from foundation_stereo_depth.data.formats import decode_whole_steps, read_pfm, read_png16
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import CalibrationError, UserError
 from foundation_stereo_depth.geometry import depth_from_disparity
 from foundation_stereo_depth.options import OutputOptions
 from foundation_stereo_depth.outputs import Writer, centred_calibration, point_cloud
 from foundation_stereo_depth.predict import Prediction
 
+GOLDEN = Path(__file__).parent / "golden/calibration"
 H, W = 21, 33
 LEFT = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
 
@@ -124,3 +125,27 @@ def test_the_picture_is_a_picture_also_of_nothing_valid(geometry: dict) -> None:
 def test_what_cannot_be_written_is_said(changes: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
         options_of(**changes)
+
+
+def flat_prediction(height: int, width: int, disparity_px: float) -> Prediction:
+    flat = np.full((height, width), disparity_px, np.float32)
+    return Prediction(disparity_px=flat, sigma_px=np.ones_like(flat), distribution="laplace")
+
+
+def test_a_calibration_gives_depth_at_the_size_of_the_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    options = options_of(write="depth", map_format="npy", calibration=GOLDEN / "middlebury_calib.txt")
+    half = np.zeros((240, 320, 3), np.uint8)
+    Writer(options).write("half", half, flat_prediction(240, 320, 5.0))
+    # 0.12 m * 500 px / (2 * 5 px + doffs 20 px): at half the width a disparity counts twice.
+    np.testing.assert_allclose(np.load("out/half_depth.npy"), 2.0, rtol=1e-6)
+    with pytest.raises(CalibrationError, match="pictures of 320x200 do not fit a calibration made at 640x480"):
+        Writer(options).write("wide", half[:200], flat_prediction(200, 320, 5.0))
+    assert capsys.readouterr().err == ""
+
+
+def test_a_calibration_of_unrectified_eyes_says_what_it_assumes(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"calibration_unit": "mm", "calibration_size": "640x480"}
+    Writer(options_of(write="depth", calibration=GOLDEN / "mtxL_mm.npz", **settings))
+    assert "mtxL_mm.npz: does not say how it rectifies; depth is right for" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--calibration-size 640,480: has to be two whole numbers"):
+        options_of(calibration_size="640,480")

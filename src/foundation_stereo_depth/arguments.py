@@ -61,7 +61,8 @@ def parser_for(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """What the user typed, and nothing that the user did not."""
-    return vars(parser.parse_args(arguments))
+    typed = vars(parser.parse_args(arguments))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
 def build(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
@@ -140,6 +141,9 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         settings["action"] = argparse.BooleanOptionalAction
     elif get_origin(hint) is Literal:
         settings["choices"] = get_args(hint)
+    elif several := [each for each in _alternatives(hint) if get_origin(each) is tuple]:
+        kinds = get_args(several[0])
+        settings |= {"nargs": len(kinds), "type": _converter(kinds[0]), "metavar": tuple(map(_metavar, kinds))}
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)

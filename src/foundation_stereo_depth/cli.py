@@ -2,12 +2,12 @@
 
 import sys
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from foundation_stereo_depth import arguments
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import UserError, answer
 from foundation_stereo_depth.options import (
     CacheOptions,
     EvaluateOptions,
@@ -48,7 +48,7 @@ def train_command(argv: Sequence[str] | None = None) -> int:
             ) from error
         return 0
 
-    return _answer(parser.prog, run)
+    return answer(parser.prog, run)
 
 
 def cache_command(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def cache_command(argv: Sequence[str] | None = None) -> int:
         report = verify_cache(options)
         return 1 if report.counts["damaged"] or report.counts["changed"] else 0
 
-    return _answer(parser.prog, run)
+    return answer(parser.prog, run)
 
 
 def evaluate_command(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
                 print(benchmark(checkpoint, options))
         return 0
 
-    return _answer(parser.prog, run)
+    return answer(parser.prog, run)
 
 
 def predict_command(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +120,7 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
             predict_files(explicit["left"], explicit.get("right"), checkpoint, options)
         return 0
 
-    return _answer(parser.prog, run)
+    return answer(parser.prog, run)
 
 
 def export_command(argv: Sequence[str] | None = None) -> int:
@@ -140,7 +140,7 @@ def export_command(argv: Sequence[str] | None = None) -> int:
             export_network(checkpoint, options)
         return 0
 
-    return _answer(parser.prog, run)
+    return answer(parser.prog, run)
 
 
 @contextmanager
@@ -154,23 +154,3 @@ def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         uri = source.mlflow_tracking_uri
         yield checkpoint_of_run(uri, source.run_id, Path(folder), name=f"{source.weights}.pt", flag="--run-id")
-
-
-def _answer(command: str, run: Callable[[], int]) -> int:
-    """Runs a command; a mistake that the user can mend becomes one line, everything else keeps its traceback."""
-    try:
-        return run()
-    except UserError as error:
-        return _say(command, str(error), 2)
-    except KeyboardInterrupt:
-        return _say(command, "interrupted", 130)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # The machine refuses a path: full, read-only, forbidden.
-        return _say(command, f"{error.filename}: {error.strerror}", 2)
-
-
-def _say(command: str, message: str, status: int) -> int:
-    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
-    return status

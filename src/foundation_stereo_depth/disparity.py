@@ -5,10 +5,11 @@ left view stands at column x - d of the right one. Unknown is NaN in files and i
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 ArrayOrTensor = TypeVar("ArrayOrTensor", bound=Any)
 
@@ -31,15 +32,25 @@ def nearest_indices(source: int, target: int) -> Int[np.ndarray, " target"]:
     return (2 * np.arange(target) + 1) * source // (2 * target)
 
 
-def resize_disparity(disparity_px: Float[np.ndarray, "H W"], height: int, width: int) -> Float[np.ndarray, "h w"]:
+def resize_disparity(
+    stored: Shaped[np.ndarray, "H W *digits"],
+    height: int,
+    width: int,
+    decode: Callable[[np.ndarray], np.ndarray] = lambda disparity_px: disparity_px,
+) -> Float[np.ndarray, "h w"]:
     """The map at another size, in pixels of that size: nearest sample, value times the ratio of the widths.
 
     Disparity is horizontal, so the height ratio never touches the value. No two samples are mixed: an average of
     foreground and background would be a surface that is not there.
+
+    Args:
+        stored: the map in px, or as a file keeps it.
+        height: of the result.
+        width: of the result.
+        decode: turns what is stored into px, of the size it is stored at; only what is sampled is decoded.
     """
-    rows = nearest_indices(disparity_px.shape[0], height)
-    columns = nearest_indices(disparity_px.shape[1], width)
-    return disparity_px[rows[:, None], columns] * np.float32(width / disparity_px.shape[1])
+    rows, columns = (nearest_indices(*sizes) for sizes in zip(stored.shape[:2], (height, width), strict=True))
+    return decode(stored[rows[:, None], columns]) * np.float32(width / stored.shape[1])
 
 
 def resize_log_variance(log_variance: Float[np.ndarray, "H W"], height: int, width: int) -> Float[np.ndarray, "h w"]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
 from foundation_stereo_depth.errors import UserError
 
@@ -105,6 +106,20 @@ def disparity_from_depth(depth_m: Numbers, calibration: StereoCalibration) -> Nu
     known = (depth_m > 0) & (depth_m < math.inf)
     shift_px: Any = calibration.focal_px * calibration.baseline_m / _nan_unless(known, depth_m)
     return shift_px + calibration.offset_px
+
+
+def point_cloud(
+    depth_m: Float[np.ndarray, "H W"],
+    left: UInt8[np.ndarray, "H W 3"],
+    keep: Bool[np.ndarray, "H W"],
+    rig: StereoCalibration,
+) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
+    """Points in metres, x right, y down, z forward from the left camera, and their colours."""
+    rows, columns = np.nonzero(keep & np.isfinite(depth_m))
+    z = depth_m[rows, columns]
+    x = (columns - rig.cx_left_px) * z / rig.focal_px
+    y = (rows - rig.cy_px) * z / rig.focal_y_px
+    return np.stack([x, y, z], axis=-1).astype(np.float32), left[rows, columns]
 
 
 def _nan_unless(known: Any, values: Numbers) -> Numbers:

@@ -6,6 +6,7 @@ the command line, a checkpoint, or Python.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,3 +57,31 @@ class Group:
             if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
                 allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
                 raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated flag, each once, in the order given."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def check_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
+    """Lets pass words that are allowed.
+
+    Raises:
+        UserError: another one is there, or none.
+    """
+    wrong = [word for word in words_of(text) if word not in allowed]
+    if wrong or not words_of(text):
+        raise UserError(f"{flag} {text}: has to be one or more of {', '.join(allowed)}, with commas between")
+
+
+def two_numbers(flag: str, text: str) -> tuple[int, int]:
+    """What goes across and down, of a flag such as `640x480` (px) or `9x6` (corners).
+
+    Raises:
+        UserError: it is not written so.
+    """
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text, re.ASCII) is None:
+        raise UserError(f"{flag} {text}: has to be two whole numbers, across and down, as in 640x480 or 9x6")
+    across, down = text.split("x")
+    return int(across), int(down)

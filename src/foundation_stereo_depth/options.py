@@ -1,14 +1,11 @@
-"""Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once.
-
-`knobs` says how a field becomes a flag.
-"""
+"""Every knob of every command on one page. A field is the flag, the default, the unit and the help, all at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.knobs import Group, knob
+from foundation_stereo_depth.knobs import Group, check_words, knob, two_numbers, words_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +33,9 @@ class DataOptions(Group):
     procedural_val_samples: int = knob(
         64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
-    num_workers: int | Literal["auto"] = knob("auto", "threads that read samples; 0 reads in the trainer", minimum=0)
+    num_workers: int | Literal["auto"] = knob(
+        "auto", "threads that read samples; auto measures how many are of use; 0 reads in the trainer", minimum=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,17 +231,6 @@ class CacheOptions:
     cache: CacheBuildOptions = CacheBuildOptions()
 
 
-def words_of(text: str) -> tuple[str, ...]:
-    """The words of a comma-separated flag, each once, in the order given."""
-    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def _checked_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
-    wrong = [word for word in words_of(text) if word not in allowed]
-    if wrong or not words_of(text):
-        raise UserError(f"{flag} {text}: has to be one or more of {', '.join(allowed)}, with commas between")
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkSourceOptions(Group):
     """network: a file, or a run"""
@@ -257,12 +245,8 @@ class NetworkSourceOptions(Group):
     mlflow_tracking_uri: str | None = knob(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    height: int | None = knob(
-        None, "height that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
-    width: int | None = knob(
-        None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
-    )
+    height: int | None = knob(None, "height that the network works at, px; else its own", minimum=32, maximum=4096)
+    width: int | None = knob(None, "width that the network works at, px; else its own", minimum=32, maximum=4096)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -291,6 +275,26 @@ class BatchedInferenceOptions(InferenceOptions):
     batch_size: int = knob(1, "pairs that go through the network together", minimum=1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationFileOptions(Group):
+    """calibration: of the rig, in any format that docs/formats.md lists"""
+
+    calibration: Path | None = knob(None, "the rig's calibration file; of two files their folder, or either of them")
+    calibration_unit: Literal["auto", "m", "cm", "mm"] = knob(
+        "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
+    )
+    calibration_size: str | None = knob(None, "size of the pictures it was made for, as 640x480, where it is unclear")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.calibration_image_size  # a mistake is told at once
+
+    @property
+    def calibration_image_size(self) -> tuple[int, int] | None:
+        """Width and height that `--calibration-size` names, px."""
+        return None if self.calibration_size is None else two_numbers("--calibration-size", self.calibration_size)
+
+
 MAPS = ("disparity", "depth", "sigma", "confidence")
 """What can be written as a map of numbers."""
 PICTURES = ("picture", "cloud")
@@ -299,7 +303,7 @@ MAP_FORMATS = ("png", "pfm", "npy")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutputOptions(Group):
+class OutputOptions(CalibrationFileOptions):
     """results: files <name>_<what>.<format> in a folder"""
 
     output: Path | None = knob(None, "folder to write to; made where it does not exist", short="-o")
@@ -310,10 +314,6 @@ class OutputOptions(Group):
         "confidence in 1/65535; 0 unknown), pfm, npy (px, metres; NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
-    calibration: Path | None = knob(
-        None,
-        "rig calibration, an NPZ with P1, P2 (metres) and image_size, of pictures that are rectified by it already",
-    )
     focal_px: float | None = knob(
         None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3
     )
@@ -328,8 +328,8 @@ class OutputOptions(Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _checked_words("--write", self.write, MAPS + PICTURES)
-        _checked_words("--map-format", self.map_format, MAP_FORMATS)
+        check_words("--write", self.write, MAPS + PICTURES)
+        check_words("--map-format", self.map_format, MAP_FORMATS)
         needing = [word for word in ("depth", "cloud") if word in words_of(self.write)]
         numbers = self.focal_px is not None and self.baseline_m is not None
         if needing and self.calibration is None and not numbers:

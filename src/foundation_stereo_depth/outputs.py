@@ -1,15 +1,18 @@
 """What a prediction is written as: maps of numbers, a picture for people, a point cloud in metres."""
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from foundation_stereo_depth.calibration import RigCalibration
+from foundation_stereo_depth.calibration_files import read_calibration
 from foundation_stereo_depth.data.formats import (
     KITTI_STEPS_PER_PX,
     encode_npy,
@@ -17,12 +20,12 @@ from foundation_stereo_depth.data.formats import (
     encode_ply,
     encode_png16,
     encode_whole_steps,
-    read_calibration,
 )
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
-from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity
-from foundation_stereo_depth.options import PICTURES, OutputOptions, words_of
+from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity, point_cloud
+from foundation_stereo_depth.knobs import words_of
+from foundation_stereo_depth.options import PICTURES, OutputOptions
 from foundation_stereo_depth.predict import Prediction
 
 _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}
@@ -63,7 +66,7 @@ class Writer:
         self._folder = options.output
         self._wanted = words_of(options.write)
         self._largest: float | None = None
-        self._calibration = None if options.calibration is None else read_calibration(options.calibration)
+        self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
 
     def paths(self, name: str) -> dict[tuple[str, str], Path]:
         """(what, format) -> the file that it is written to."""
@@ -126,7 +129,8 @@ class Writer:
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """The rig for pictures of this size, if one is known."""
         if self._calibration is not None:
-            return self._calibration.resized(height, width)
+            self._calibration.check_size(height, width)
+            return self._calibration.stereo_calibration.resized(height, width)
         if self._options.focal_px is None or self._options.baseline_m is None:
             return None
         return centred_calibration(height, width, self._options.focal_px, self._options.baseline_m)
@@ -145,18 +149,15 @@ class Writer:
         return result_picture(name, left, prediction, depth_m, self._largest)
 
 
-def point_cloud(
-    depth_m: Float[np.ndarray, "H W"],
-    left: UInt8[np.ndarray, "H W 3"],
-    keep: Bool[np.ndarray, "H W"],
-    rig: StereoCalibration,
-) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
-    """Points in metres, x right, y down, z forward from the left camera, and their colours."""
-    rows, columns = np.nonzero(keep & np.isfinite(depth_m))
-    z = depth_m[rows, columns]
-    x = (columns - rig.cx_left_px) * z / rig.focal_px
-    y = (rows - rig.cy_px) * z / rig.focal_y_px
-    return np.stack([x, y, z], axis=-1).astype(np.float32), left[rows, columns]
+def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
+    rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
+    if rig.rectification is None:
+        print(
+            f"warning: {path}: does not say how it rectifies; depth is right for pictures rectified by OpenCV's "
+            "stereoRectify with alpha=0, as foundation-stereo-live-view does it",
+            file=sys.stderr,
+        )
+    return rig
 
 
 def result_picture(

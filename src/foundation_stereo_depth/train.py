@@ -23,7 +23,6 @@ from foundation_stereo_depth.data.dataset import (
     Positions,
     Source,
     StereoBatch,
-    one_ahead,
     open_files,
     training_plan,
     validation_plan,
@@ -31,6 +30,7 @@ from foundation_stereo_depth.data.dataset import (
 from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
 from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.data.read_ahead import one_ahead
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.evaluate import Evaluation, evaluate
@@ -240,7 +240,7 @@ def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str],
     files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
     if files.incomplete:
         tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
-    tell(f"{files.facts['dataset']}: split by {files.split.by}; reading with {files.facts['reading_threads']} threads")
+    tell(f"{files.facts['dataset']}: split by {files.split.by}; {files.reading}")
     return Data(files.train, files.validation, dict(files.facts))
 
 

@@ -1,4 +1,4 @@
-"""Two webcams, seen live. Still to come: list cameras, calibrate the rig, and show metric depth with its confidence.
+"""Two webcams, live: list cameras, calibrate the rig, and see metric depth with its confidence.
 
-The package never imports torch or mlflow; of `foundation_stereo_depth` it sees only the pure-arithmetic modules.
+The package never imports torch or mlflow, but for `cli`, inside the functions that open a network.
 """

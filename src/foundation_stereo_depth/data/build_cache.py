@@ -15,9 +15,10 @@ import numpy as np
 from tqdm import tqdm
 
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import FileReader, Positions, available_cores, read_ahead
+from foundation_stereo_depth.data.dataset import FileReader, Positions
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
 from foundation_stereo_depth.data.procedural import scene_names, scene_sample
+from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import DataError, UserError
@@ -95,7 +96,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
     if root is None:
         names, fill = _scene_filler(cache, options)
     else:
-        index = find_samples(root)
+        index = find_samples(root, cache.root, print)
         names, fill = index.names, _filler(cache, index, options)
         if index.incomplete:
             part.say(f"{len(index.incomplete)} frames lack a part and are left out, the first: {index.incomplete[0]}")

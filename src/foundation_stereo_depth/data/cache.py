@@ -8,6 +8,7 @@ A folder of such entries without `cache.json`, made by another program, is read 
 """
 
 import errno
+import functools
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import remove_abandoned, write_whole
@@ -27,7 +29,6 @@ CACHE_FORMAT = 1
 MANIFEST = "cache.json"
 ENTRY_SUFFIX = ".npz"
 
-_KEYS = ("left", "right", "disparity")
 _SOURCE_KEY = "source"
 _SOURCE_BYTES = 3 * 2 * 8
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
@@ -63,30 +64,43 @@ class SampleCache:
         """Where the entry of a sample lies."""
         return self.root / scene / (stem + ENTRY_SUFFIX)
 
-    def read(self, scene: str, stem: str) -> StereoSample | None:
+    @functools.cached_property
+    def reader(self) -> NpzReader:
+        """Reads entries; it learns what they have in common."""
+        picture = Kind(dtype=np.dtype(np.uint8), shape=(self.height, self.width, 3))
+        disparity = Kind(dtype=np.dtype(np.float16), shape=(self.height, self.width))
+        return NpzReader({"left": picture, "right": picture, "disparity": disparity})
+
+    def empty_sample(self) -> StereoSample:
+        """Room for one entry."""
+        size = (self.height, self.width)
+        return StereoSample(
+            left=np.empty((*size, 3), np.uint8),
+            right=np.empty((*size, 3), np.uint8),
+            disparity_px=np.empty(size, np.float16),
+        )
+
+    def read(self, scene: str, stem: str, into: StereoSample | None = None) -> StereoSample | None:
         """The cached sample, its checksums verified; None where there is no entry.
+
+        Args:
+            scene: the sample's scene.
+            stem: its frame.
+            into: arrays of the entries' size and types to read to, and to return, in place of new ones.
 
         Raises:
             DamagedEntryError: the entry is not a whole NPZ of the expected keys, types and size.
         """
-        path = self.path(scene, stem)
+        sample = self.empty_sample() if into is None else into
+        # A path as text: pathlib takes longer to make one than the checksums take.
+        path = f"{self.root}/{scene}/{stem}{ENTRY_SUFFIX}"
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-                missing = [key for key in _KEYS if key not in entry]
-                if missing:
-                    raise DamagedEntryError(f"{path}: lacks {', '.join(missing)}; delete it to have it made anew")
-                left, right, disparity = (entry[key] for key in _KEYS)
+            self.reader.read(path, {"left": sample.left, "right": sample.right, "disparity": sample.disparity_px})
         except FileNotFoundError:
             return None
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
-            if isinstance(error, DamagedEntryError):
-                raise
-            raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it made anew") from error
-        size = (self.height, self.width)
-        found = {(a.shape, a.dtype.name) for a in (left, right)} | {(disparity.shape, disparity.dtype.name)}
-        if found != {((*size, 3), "uint8"), (size, "float16")}:
-            raise DamagedEntryError(f"{path}: holds {sorted(found)}, not pictures and disparity of {size[1]}x{size[0]}")
-        return StereoSample(left=left, right=right, disparity_px=disparity)
+        except NpzError as error:
+            raise DamagedEntryError(f"{path}: {error}; delete it to have it made anew") from error
+        return sample
 
     def source(self, scene: str, stem: str) -> SourceStamp | None:
         """What the entry was made of; None where there is no entry, or one that does not say.

@@ -1,19 +1,15 @@
-"""Samples -> batches: what an epoch visits in which order, and threads that read ahead of the trainer.
+"""Samples -> batches: what an epoch visits in which order, and what reading it meets.
 
-The order and every random draw follow from (seed, epoch, index) alone. Threads rather than processes: decoding and
-file reading release Python's lock, nothing is copied or pickled, and a worker cannot be left behind.
+The order and every random draw follow from (seed, epoch, index) alone, whatever the number of threads.
 """
 
 import contextlib
-import os
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,12 +27,12 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
-from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, resize_sample
+from foundation_stereo_depth.data.memory import BatchMemory
+from foundation_stereo_depth.data.read_ahead import pick_workers, read_ahead
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 Positions = Int64[np.ndarray, " _"]
 
 _LOOKED_AT = 32
@@ -80,7 +76,8 @@ class StereoBatch:
 
     Attributes:
         left, right: RGB.
-        disparity_px: of the left view, at this size; NaN or 0 where unknown.
+        disparity_px: of the left view, at this size; NaN or 0 where unknown. float16 where it came from a cache, and
+            float32 on the device.
         indices: the sample's position in its source, from which its random draws follow.
         counts: what reading it met.
     """
@@ -92,13 +89,11 @@ class StereoBatch:
     counts: ReadCounts = ReadCounts()
 
     def to(self, device: torch.device) -> "StereoBatch":
-        """The batch on a device, without waiting where the memory is pinned."""
-        if self.left.device == device:
-            return self
+        """The batch on a device, disparity in float32, without waiting where the memory is pinned."""
         left, right, disparity_px, indices = (
             tensor.to(device, non_blocking=True) for tensor in (self.left, self.right, self.disparity_px, self.indices)
         )
-        return replace(self, left=left, right=right, disparity_px=disparity_px, indices=indices)
+        return replace(self, left=left, right=right, disparity_px=disparity_px.float(), indices=indices)
 
     def pinned(self) -> "StereoBatch":
         """The batch in page-locked memory, from which a GPU copies without waiting."""
@@ -146,39 +141,6 @@ def validation_plan(length: int, batch_size: int, *, rank: int = 0, world_size: 
     return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
 
-def read_ahead(tasks: Iterable[Task], read: Callable[[Task], Result], workers: int) -> Iterator[Result]:
-    """read(task) for each task, in order; `workers` threads keep up to two results each in stock. 0 reads in place."""
-    if workers == 0:
-        yield from map(read, tasks)
-        return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="read-ahead")
-    stock: deque[Future[Result]] = deque()
-    try:
-        for task in tasks:
-            stock.append(pool.submit(read, task))
-            if len(stock) > 2 * workers:
-                yield stock.popleft().result()
-        while stock:
-            yield stock.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def one_ahead(items: Iterable[Result]) -> Iterator[Result]:
-    """The same items, each made by a thread while the one before it is in use."""
-    iterator = iter(items)
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, iterator, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, iterator, None)
-            yield item
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Once:
     """Tells the first line that it is given, whichever thread comes first, and no other."""
 
@@ -216,8 +178,8 @@ class FileReader:
     width: int
     warn: Once = field(default_factory=lambda: Once(tell_on_stderr))
 
-    def read(self, i: int) -> tuple[StereoSample, ReadCounts]:
-        """Sample i.
+    def read(self, i: int, place: StereoSample | None = None) -> tuple[StereoSample, ReadCounts]:
+        """Sample i; `place` itself where it was read from the cache straight into that.
 
         Raises:
             DataError: it cannot be had; the message names the file.
@@ -226,7 +188,7 @@ class FileReader:
         scene, stem = self.names.scene(i), self.names.stem(i)
         if self.cache is not None:
             try:
-                cached = self.cache.read(scene, stem)
+                cached = self.cache.read(scene, stem, place)
             except DamagedEntryError:
                 if self.require_cache or self.index is None:
                     raise
@@ -253,6 +215,15 @@ class FileReader:
             return as_cached(sample), ReadCounts(cache_misses=1, unwritten=1)
         return written, ReadCounts(cache_misses=1, rebuilt=rebuilt)
 
+    def rehearse(self, i: int) -> None:
+        """Does the work of reading sample i, changes nothing, and leaves complaints to whoever reads it in earnest."""
+        with contextlib.suppress(DataError):
+            cached = None
+            if self.cache is not None:
+                cached = self.cache.read(self.names.scene(i), self.names.stem(i))
+            if cached is None and self.index is not None:
+                self.from_files(i)
+
     def from_files(self, i: int) -> tuple[StereoSample, SourceStamp]:
         """Sample i from its own files, and what they were.
 
@@ -262,7 +233,12 @@ class FileReader:
         assert self.index is not None, "a reader has a cache, files, or both"
         paths = self.index.paths(i)
         source = source_stamp(paths)
-        return resize_sample(read_fsd_sample(paths), self.height, self.width), source
+        return read_fsd_sample(paths, (self.height, self.width)), source
+
+
+def _some_of(taken: Positions, at_most: int) -> list[int]:
+    """Positions in random order, others at each start."""
+    return np.random.default_rng().choice(taken, min(at_most, len(taken)), replace=False).tolist()
 
 
 def _outdated(reader: FileReader, taken: Positions) -> int:
@@ -273,7 +249,7 @@ def _outdated(reader: FileReader, taken: Positions) -> int:
     assert reader.cache is not None
     assert reader.index is not None
     outdated = 0
-    for i in np.random.default_rng().choice(taken, min(_LOOKED_AT, len(taken)), replace=False).tolist():
+    for i in _some_of(taken, _LOOKED_AT):
         # What is damaged or missing is met, and told, when it is read.
         with contextlib.suppress(DataError):
             made_of = reader.cache.source(reader.names.scene(i), reader.names.stem(i))
@@ -291,6 +267,7 @@ class FileSource:
     workers: int
     skip_bad: bool
     pin_memory: bool = False
+    memory: BatchMemory = field(default_factory=BatchMemory)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -304,30 +281,48 @@ class FileSource:
         return read_ahead(plan, self._read_batch, self.workers)
 
     def _read_batch(self, indices: Positions) -> StereoBatch:
-        shape = (len(indices), self.reader.height, self.reader.width)
-        left, right = np.zeros((*shape, 3), np.uint8), np.zeros((*shape, 3), np.uint8)
-        disparity_px = np.full(shape, np.nan, np.float32)
+        room = self._room(len(indices))
         counts = ReadCounts()
         for row, index in enumerate(indices):
+            place = StereoSample(left=room.left[row], right=room.right[row], disparity_px=room.disparity_px[row])
             try:
-                sample, met = self.reader.read(int(self.positions[index]))
+                sample, met = self.reader.read(int(self.positions[index]), place)
             except DataError as error:
                 if not self.skip_bad:
                     raise
                 # All unknown: the sample keeps its place in the batch and adds nothing to loss or metrics.
-                counts = counts.plus(ReadCounts(bad=(str(error),)))
-                continue
-            left[row], right[row], disparity_px[row] = sample.left, sample.right, sample.disparity_px
+                sample, met = None, ReadCounts(bad=(str(error),))
+            if sample is not place:
+                place.left[...], place.right[...], place.disparity_px[...] = (
+                    (0, 0, np.nan) if sample is None else (sample.left, sample.right, sample.disparity_px)
+                )
             counts = counts.plus(met)
         # [B,H,W,3] seen as [B,3,H,W] is what torch calls channels_last: nothing is copied.
         batch = StereoBatch(
-            left=torch.from_numpy(left).permute(0, 3, 1, 2),
-            right=torch.from_numpy(right).permute(0, 3, 1, 2),
-            disparity_px=torch.from_numpy(disparity_px)[:, None],
+            left=torch.from_numpy(room.left).permute(0, 3, 1, 2),
+            right=torch.from_numpy(room.right).permute(0, 3, 1, 2),
+            disparity_px=torch.from_numpy(room.disparity_px)[:, None],
             indices=torch.from_numpy(np.asarray(indices, np.int64)),
             counts=counts,
         )
         return batch.pinned() if self.pin_memory else batch
+
+    def _room(self, B: int) -> "_Room":
+        H, W = self.reader.height, self.reader.width
+        # What a cache holds is float16, and so stays small until it is on the device.
+        disparity = np.dtype(np.float32 if self.reader.cache is None else np.float16)
+        picture_bytes, disparity_bytes = B * H * W * 3, B * H * W * disparity.itemsize
+        block = self.memory.take(2 * picture_bytes + disparity_bytes)
+        left, right, disparity_px = np.split(block, [picture_bytes, 2 * picture_bytes])
+        return _Room(left.reshape(B, H, W, 3), right.reshape(B, H, W, 3), disparity_px.view(disparity).reshape(B, H, W))
+
+
+class _Room(NamedTuple):
+    """Arrays for a batch, as samples are laid out."""
+
+    left: UInt8[np.ndarray, "B H W 3"]
+    right: UInt8[np.ndarray, "B H W 3"]
+    disparity_px: Float[np.ndarray, "B H W"]
 
 
 class FileData(NamedTuple):
@@ -338,6 +333,7 @@ class FileData(NamedTuple):
     facts: dict[str, str | int]
     split: Split
     incomplete: tuple[str, ...]
+    reading: str
 
 
 def open_files(
@@ -359,7 +355,9 @@ def open_files(
         DataError: nothing usable is there.
     """
     cache = None if options.cache_root is None else open_cache(options.cache_root, options.height, options.width)
-    index = None if dataset_root is None else find_samples(dataset_root)
+    # A folder that the user takes for a whole cache, and that is not there, is not made.
+    keep_in = options.cache_root if cache is None or cache.root.is_dir() or not options.require_cache else None
+    index = None if dataset_root is None else find_samples(dataset_root, keep_in, tell)
     if index is not None:
         names, incomplete = index.names, tuple(str(frame) for frame in index.incomplete)
     else:
@@ -386,8 +384,10 @@ def open_files(
             f"{outdated} of {min(_LOOKED_AT, len(taken))} cache entries that were looked at were made of files that "
             "have changed, and are used as they are; foundation-stereo-cache makes all such entries anew"
         )
-    # One core is left to the trainer; more than 8 threads only wait for Python's lock.
-    workers = min(8, max(1, available_cores() - 1)) if options.num_workers == "auto" else options.num_workers
+    if options.num_workers == "auto":
+        workers, why = pick_workers(reader.rehearse, _some_of(taken, 4096))
+    else:
+        workers, why = options.num_workers, "as --num-workers says"
 
     def source(positions: Positions) -> FileSource:
         return FileSource(
@@ -396,11 +396,12 @@ def open_files(
 
     facts: dict[str, str | int] = {
         "dataset": str(dataset_root or options.cache_root),
-        "dataset_fingerprint": fingerprint(names.name(int(i)) for i in taken),
+        "dataset_fingerprint": fingerprint(names.some(taken)),
         "train_samples": len(split.train),
         "validation_samples": len(split.validation),
         "split_by": split.by,
         "incomplete_samples": len(incomplete),
         "reading_threads": workers,
     }
-    return FileData(source(split.train), source(split.validation), facts, split, incomplete)
+    reading = f"reading with {workers} thread{'' if workers == 1 else 's'} ({why})"
+    return FileData(source(split.train), source(split.validation), facts, split, incomplete, reading)

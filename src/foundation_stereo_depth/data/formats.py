@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from pathlib import Path
 
 import cv2
@@ -10,7 +9,6 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.geometry import StereoCalibration
 
 FSD_BASE = 255
 """Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
@@ -31,8 +29,7 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         DataError: the file is missing, or is not a picture that can be decoded whole.
     """
     # An EXIF orientation is ignored: a rotated eye would no longer be rectified, and disparity maps carry none.
-    bgr = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -42,14 +39,33 @@ def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
         DataError: the file is missing, cannot be decoded, is not 8-bit RGB, or holds a disparity larger than the
             picture is wide.
     """
+    code = read_fsd_code(path)
+    return plausible_fsd_disparity(path, decode_fsd_disparity(code), code.shape[1])
+
+
+def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The three digits of each pixel of an FSD PNG.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
+    """
     encoded = _decode(path, cv2.IMREAD_UNCHANGED)
     if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
         raise DataError(
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
             f"and type {encoded.dtype}; was it converted to grey or to depth?"
         )
-    disparity_px = decode_fsd_disparity(np.asarray(encoded[..., ::-1], dtype=np.uint8))
-    width = disparity_px.shape[1]
+    return np.asarray(encoded[..., ::-1], dtype=np.uint8)
+
+
+def plausible_fsd_disparity(
+    path: Path, disparity_px: Float[np.ndarray, "*shape"], width: int
+) -> Float[np.ndarray, "*shape"]:
+    """The disparity itself, px of the file's own resolution.
+
+    Raises:
+        DataError: one is larger than the file is wide.
+    """
     if (largest := float(np.nanmax(disparity_px, initial=0.0))) > width:
         raise DataError(
             f"{path}: holds a disparity of {largest:.1f} px in a picture {width} px wide; "
@@ -192,45 +208,6 @@ def _decode(path: Path, mode: int) -> np.ndarray:
     if picture is None:
         raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
     return picture
-
-
-def read_calibration(path: Path) -> StereoCalibration:
-    """The rectified rig of a calibration NPZ: its keys P1 and P2 (3x4 projections, metres) and image_size.
-
-    OpenCV's stereoRectify writes P2[0, 3] = -f B, and unequal P1[0, 2] and P2[0, 2] where the eyes converge.
-
-    Raises:
-        DataError: it cannot be read, lacks a key, or describes no horizontal pair.
-    """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entry:
-            missing = [key for key in ("P1", "P2", "image_size") if key not in entry]
-            if missing:
-                raise DataError(f"{path}: lacks {', '.join(missing)}; is it the calibration of a stereo rig?")
-            left, right, size = entry["P1"], entry["P2"], entry["image_size"]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: is not an NPZ of plain numbers ({error})") from error
-    if left.shape != (3, 4) or right.shape != (3, 4) or size.shape != (2,):
-        raise DataError(f"{path}: P1 and P2 have to be 3x4 and image_size two numbers")
-    if not right[0, 3] < 0 or abs(right[1, 3]) > abs(right[0, 3]):
-        raise DataError(
-            f"{path}: P2[0, 3] is {right[0, 3]:.4g} and P2[1, 3] {right[1, 3]:.4g}; a right eye right of the left one "
-            "has a negative first and no second: were the eyes exchanged, or is the rig vertical?"
-        )
-    return StereoCalibration(
-        width=int(size[0]),
-        height=int(size[1]),
-        focal_px=float(left[0, 0]),
-        focal_y_px=float(left[1, 1]),
-        cx_left_px=float(left[0, 2]),
-        cx_right_px=float(right[0, 2]),
-        cy_px=float(left[1, 2]),
-        baseline_m=float(-right[0, 3] / right[0, 0]),
-    )
 
 
 def _bytes(path: Path) -> bytes:

@@ -8,28 +8,36 @@ so that the same tree gives the same samples on every machine.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 
-from foundation_stereo_depth.data.formats import read_fsd_disparity, read_rgb
-from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
+from foundation_stereo_depth.data.formats import (
+    decode_fsd_disparity,
+    plausible_fsd_disparity,
+    read_fsd_code,
+    read_rgb,
+)
+from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, as_utf8, resize_image
+from foundation_stereo_depth.data.scan import (
+    DATA,
+    DISPARITY,
+    DISPARITY_SUFFIX,
+    IMAGE_SUFFIXES,
+    LEFT,
+    RIGHT,
+    Incomplete,
+    scan,
+)
+from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-"""In order of preference, should one frame come in several."""
-DISPARITY_SUFFIX = ".png"
 
 DATASET_ROOT_VARIABLE = "FOUNDATION_STEREO_ROOT"
 """The environment variable that names the data set where no flag does."""
-
-_LEFT = Path("dataset/data/left/rgb")
-_RIGHT = Path("dataset/data/right/rgb")
-_DISPARITY = Path("dataset/data/left/disparity")
 
 
 class SamplePaths(NamedTuple):
@@ -38,17 +46,6 @@ class SamplePaths(NamedTuple):
     left: Path
     right: Path
     disparity: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incomplete:
-    """A frame that lacks an eye or its disparity map."""
-
-    name: str
-    missing: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} (no {', no '.join(self.missing)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +71,9 @@ class FsdIndex:
         scene, stem = self.root / self.names.scene(i), self.names.stem(i)
         left, right = (IMAGE_SUFFIXES[int(s)] for s in self.suffixes[i])
         return SamplePaths(
-            left=scene / _LEFT / (stem + left),
-            right=scene / _RIGHT / (stem + right),
-            disparity=scene / _DISPARITY / (stem + DISPARITY_SUFFIX),
+            left=scene / LEFT / (stem + left),
+            right=scene / RIGHT / (stem + right),
+            disparity=scene / DISPARITY / (stem + DISPARITY_SUFFIX),
         )
 
 
@@ -85,56 +82,68 @@ def named_dataset_root(named: Path | None) -> Path | None:
     return named or (Path(variable) if (variable := os.environ.get(DATASET_ROOT_VARIABLE)) else None)
 
 
-def find_samples(root: Path) -> FsdIndex:
+def find_samples(root: Path, keep_in: Path | None = None, tell: Callable[[str], None] = lambda _: None) -> FsdIndex:
     """The index of whatever subset of FSD's scenes lies below `root`.
 
+    Args:
+        root: the data set.
+        keep_in: a folder that keeps a large scan: the next start scans only where files came or went.
+        tell: says to the user that the scan cannot be kept.
+
     Raises:
-        DataError: `root` is no folder, or holds no complete sample.
+        DataError: `root` is no folder, or holds no complete sample, or the kept scan is damaged.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; --dataset-root names the folder that holds the scenes")
-    scenes = sorted(entry.name for entry in os.scandir(root) if (root / entry.name / _LEFT.parent.parent).is_dir())
+    scenes = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(f"{entry.path}/{DATA}"))  # noqa: PTH112
     if not scenes:
-        hint = f"; did you mean {root.parent}?" if (root / _LEFT.parent.parent).is_dir() else ""
+        hint = f"; did you mean {root.parent}?" if (root / DATA).is_dir() else ""
         raise DataError(f"{root}: holds no <scene>/dataset/data folder{hint}")
-
-    frames: list[tuple[int, str]] = []
-    suffixes: list[tuple[int, int]] = []
-    incomplete: list[Incomplete] = []
-    for position, scene in enumerate(scenes):
-        left = _frames(root / scene / _LEFT, IMAGE_SUFFIXES)
-        right = _frames(root / scene / _RIGHT, IMAGE_SUFFIXES)
-        disparity = _frames(root / scene / _DISPARITY, (DISPARITY_SUFFIX,))
-        parts = {"left picture": left, "right picture": right, "disparity map": disparity}
-        for stem in sorted({*left, *right, *disparity}):
-            missing = tuple(part for part, found in parts.items() if stem not in found)
-            if missing:
-                incomplete.append(Incomplete(name=f"{scene}/{stem}", missing=missing))
-                continue
-            frames.append((position, stem))
-            suffixes.append((left[stem], right[stem]))
-    if not frames:
+    for scene in scenes:
+        as_utf8(scene)
+    scans, trouble = scan(root, scenes, keep_in)
+    if trouble:
+        tell(trouble)
+    incomplete = tuple(frame for one in scans for frame in one.incomplete)
+    counts = [len(one.lengths) for one in scans]
+    if not sum(counts):
         example = f"; for example {incomplete[0]}" if incomplete else ""
         raise DataError(f"{root}: none of its {len(scenes)} scenes holds a complete sample{example}")
     return FsdIndex(
         root=root,
-        names=SampleNames.from_pairs(tuple(scenes), frames),
-        suffixes=np.array(suffixes, np.uint8),
-        incomplete=tuple(incomplete),
+        names=SampleNames(
+            scenes=tuple(scenes),
+            scene_of=np.repeat(np.arange(len(scenes), dtype=np.uint32), counts),
+            stems=np.concatenate([one.stems for one in scans]),
+            stem_ends=np.cumsum(np.concatenate([one.lengths for one in scans]), dtype=np.int64),
+        ),
+        suffixes=np.concatenate([one.suffixes for one in scans]),
+        incomplete=incomplete,
     )
 
 
-def read_fsd_sample(paths: SamplePaths) -> StereoSample:
-    """One sample at its native size.
+def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> StereoSample:
+    """One sample at its native size, or at another height and width.
+
+    The result at another size is `resize_sample`'s, but no more of the disparity is decoded than is kept.
 
     Raises:
         DataError: a file cannot be decoded, or the three do not have one size.
     """
-    left, right, disparity_px = read_rgb(paths.left), read_rgb(paths.right), read_fsd_disparity(paths.disparity)
-    for path, array in ((paths.right, right), (paths.disparity, disparity_px)):
+    left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity)
+    for path, array in ((paths.right, right), (paths.disparity, code)):
         if array.shape[:2] != left.shape[:2]:
             raise DataError(f"{path}: is {_size(array)}, but {paths.left} is {_size(left)}; the eyes must match")
-    return StereoSample(left=left, right=right, disparity_px=disparity_px)
+
+    def decode(sampled: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
+        return plausible_fsd_disparity(paths.disparity, decode_fsd_disparity(sampled), code.shape[1])
+
+    height, width = left.shape[:2] if size is None else size
+    return StereoSample(
+        left=resize_image(left, height, width),
+        right=resize_image(right, height, width),
+        disparity_px=resize_disparity(code, height, width, decode),
+    )
 
 
 def source_stamp(paths: SamplePaths) -> SourceStamp:
@@ -190,7 +199,7 @@ def split_samples(names: SampleNames, taken: Int64[np.ndarray, " n"], val_fracti
         by = f"scene: {len(kept)} of {len(scenes)} scenes validate"
     else:
         chosen = np.zeros(len(taken), bool)
-        chosen[_ranked([names.name(int(i)) for i in taken])[: max(1, round(len(taken) * val_fraction))]] = True
+        chosen[_ranked(names.some(taken))[: max(1, round(len(taken) * val_fraction))]] = True
         by = f"frame: {len(scenes)} scenes are too few to keep some apart, so validation may look too good"
     if chosen.all():
         raise DataError(f"{len(taken)} samples are too few to keep {val_fraction:.0%} apart; use --val-fraction 0")
@@ -205,22 +214,11 @@ def fingerprint(names: Iterable[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def _frames(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Frame name -> position of its suffix; the preferred suffix where a frame has several."""
-    frames: dict[str, int] = {}
-    if not folder.is_dir():
-        return frames
-    for entry in os.scandir(folder):
-        stem, suffix = os.path.splitext(entry.name)  # noqa: PTH122 (a Path per file costs more than the scan)
-        if suffix in suffixes:
-            frames[stem] = min(frames.get(stem, len(suffixes)), suffixes.index(suffix))
-    return frames
-
-
 def _ranked(names: Iterable[str]) -> Int64[np.ndarray, " n"]:
     """Positions of `names` in an order that looks random and depends on the names alone."""
-    digests = [hashlib.sha256(name.encode()).digest() for name in names]
-    return np.array(sorted(range(len(digests)), key=digests.__getitem__), np.int64)
+    # Eight bytes of each digest: a million of them are alike with a probability of 3e-8, and then keep their order.
+    digests = np.frombuffer(b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names), ">u8")
+    return np.argsort(digests, kind="stable").astype(np.int64, copy=False)
 
 
 def _size(array: np.ndarray) -> str:

@@ -1,5 +1,6 @@
 """One stereo pair with its disparity, in NumPy, and its resizing; and the names of a million of them."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,6 +22,18 @@ class StereoSample:
     left: UInt8[np.ndarray, "H W 3"]
     right: UInt8[np.ndarray, "H W 3"]
     disparity_px: Float[np.ndarray, "H W"]
+
+
+def as_utf8(name: str) -> bytes:
+    """The name as bytes.
+
+    Raises:
+        DataError: it is not text: Python keeps bytes that are not UTF-8 as half of a character.
+    """
+    try:
+        return name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name!a}: a name of a scene or frame that is not UTF-8; rename it") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,28 +61,36 @@ class SampleNames:
         Raises:
             DataError: a name is not text.
         """
-        scene_of: list[int] = []
-        stems: list[bytes] = []
-        try:
-            for name in scenes:
-                name.encode()
-            for scene, stem in frames:
-                scene_of.append(scene)
-                stems.append(stem.encode())
-        except UnicodeEncodeError as error:  # Python keeps bytes that are not UTF-8 as half of a character
-            raise DataError(f"{error.object!a}: a name of a scene or frame that is not UTF-8; rename it") from error
+        for name in scenes:
+            as_utf8(name)
+        # Numbers and bytes that grow, rather than lists: a million objects each would outweigh the result ten times.
+        scene_of, stem_ends, stems = array("I"), array("q"), bytearray()
+        for scene, stem in frames:
+            scene_of.append(scene)
+            stems += as_utf8(stem)
+            stem_ends.append(len(stems))
         return cls(
             scenes=scenes,
             scene_of=np.array(scene_of, np.uint32),
-            stems=np.frombuffer(b"".join(stems), np.uint8),
-            stem_ends=np.cumsum([len(stem) for stem in stems], dtype=np.int64),
+            stems=np.frombuffer(bytes(stems), np.uint8),
+            stem_ends=np.array(stem_ends, np.int64),
         )
 
     def __len__(self) -> int:
         return len(self.scene_of)
 
     def __iter__(self) -> Iterator[str]:
-        return (self.name(i) for i in range(len(self)))
+        return self.some(np.arange(len(self), dtype=np.int64))
+
+    def some(self, positions: Int64[np.ndarray, " n"]) -> Iterator[str]:
+        """`<scene>/<stem>` of each position; for many of them ten times quicker than `name`."""
+        stems = self.stems.tobytes()
+        for first in range(0, len(positions), 4096):
+            part = positions[first : first + 4096]
+            scenes, ends = self.scene_of[part].tolist(), self.stem_ends[part].tolist()
+            starts = np.where(part > 0, self.stem_ends[part - 1], 0).tolist()
+            for scene, start, end in zip(scenes, starts, ends, strict=True):
+                yield f"{self.scenes[scene]}/{stems[start:end].decode()}"
 
     def scene(self, i: int) -> str:
         """The scene that sample i belongs to."""

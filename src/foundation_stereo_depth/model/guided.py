@@ -30,10 +30,10 @@ _MULTIPLE = 8  # of the padded size, px: whole cells, and whole squares to smoot
 _AROUND = ((0, 0), (0, -2), (0, 2), (0, -1), (0, 1), (-1, 0), (1, 0))
 """Rows and columns of half resolution to where classical values are taken from: an edge that the matcher put a few
 pixels off is mended by the value from its other side."""
-_FRESH_SHARE = 1.2
-_SHARE_GAIN = 4.0  # makes choosing one value, and so a sharp edge, cheap to learn
+_FRESH_SHARE = 2.5
+_SHARE_GAIN = 2.0  # makes choosing one value, and so a sharp edge, cheap to learn
+_FINE_PX = 0.25
 _FRESH_LOG_VARIANCE = 1.0
-_LARGEST_LOGARITHM = 10.0  # of a share: keeps its exponential within what 16 bits hold
 
 
 class GuidedNetwork(nn.Module):
@@ -111,14 +111,13 @@ class GuidedNetwork(nn.Module):
 
         coarse_px = half_px + raw[:, 1:2].sigmoid() * (found_px - half_px) + raw[:, :1] * 4
         log_variance = (raw[:, 2:6] * 4 + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
-        # A softmax over groups of four channels, spelt out: torch's own would move them about in memory.
-        weights = (raw[:, 10:] * _SHARE_GAIN).clamp(-_LARGEST_LOGARITHM, _LARGEST_LOGARITHM).exp().unflatten(1, (-1, 4))
+        weights = (raw[:, 10:] * _SHARE_GAIN).unflatten(1, (-1, 4)).softmax(dim=1)
         around_px = F.pad(F.pixel_unshuffle(prior_px, 2), (2, 2, 1, 1), mode="replicate")
         h, w = coarse_px.shape[-2:]
         mixed = weights[:, -1] * coarse_px
         for n, (down, across) in enumerate(_AROUND):
             mixed = mixed + weights[:, n] * around_px[:, :, 1 + down : 1 + down + h, 2 + across : 2 + across + w]
-        disparity_px = F.pixel_shuffle(mixed / weights.sum(dim=1) + raw[:, 6:10], 2).clamp(min=0)
+        disparity_px = F.pixel_shuffle(mixed + raw[:, 6:10] * _FINE_PX, 2).clamp(min=0)
 
         disparity_px, log_variance = disparity_px[..., :H, :W], F.pixel_shuffle(log_variance, 2)[..., :H, :W]
         if self.training:

@@ -1,0 +1,219 @@
+"""What the live view costs on top of its network: one JSON line.
+
+Two videos of 640x480 play as two cameras would, at a fixed rate, missing what nobody takes. The whole (grab, decode,
+rectify, network, depth, colours, windows) and the bare network on a resident pair take turns in one process; so do the
+parts, on one thread. Windows need a display: `xvfb-run -a` gives one where there is none.
+
+    xvfb-run -a uv run python benchmarks/live_latency.py --checkpoint best.pt
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from skimage import data
+from training_loop import commit, device_name, summary
+
+from foundation_stereo_depth.geometry import depth_from_disparity
+from foundation_stereo_depth.predict import Predictor
+from live_camera.calibration import RigCalibration
+from live_camera.capture import Camera
+from live_camera.eyes import Grabbed, TwoCameras
+from live_camera.live import Preparation, live_view
+from live_camera.matcher import NetworkMatcher
+from live_camera.options import CameraOptions, ShowOptions, SourceOptions
+from live_camera.rectify import Rectifier
+from live_camera.rig import Rig, StereoFrame
+from live_camera.view import Result, Status, ViewState, Windows, panels
+
+WIDTH, HEIGHT = 640, 480
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=100, help="per round")
+    parser.add_argument("--fps", type=float, default=60.0, help="of the made-up cameras")
+    asked = parser.parse_args()
+    predictor = Predictor.from_checkpoint(asked.checkpoint)
+    matcher = NetworkMatcher(predictor, name=predictor.description, height=predictor.height, width=predictor.width)
+    rectifier = Rectifier(distorted_rig(), height=matcher.height, width=matcher.width)
+    prepare = Preparation(
+        height=matcher.height, width=matcher.width, rectifier=rectifier, calibration=rectifier.stereo_calibration
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        videos = [
+            write_video(Path(folder) / name, eye) for name, eye in zip(("left.avi", "right.avi"), eyes(), strict=True)
+        ]
+        whole_ms: list[float] = []
+        bare_ms: list[float] = []
+        latency_ms: list[float] = []
+        parts_ms: dict[str, list[float]] = {}
+        for turn in range(asked.rounds + 1):
+            meter_ms, latencies = whole(videos, prepare, matcher, asked.pairs, asked.fps)
+            pair = prepare(frame_of(videos))
+            bare = [timed(lambda pair=pair: predictor(*pair)) for _ in range(asked.pairs)]
+            parts = part_times(videos, prepare, matcher, asked.pairs)
+            if turn:  # the first round warms up
+                whole_ms.append(meter_ms)
+                bare_ms.append(statistics.median(bare))
+                latency_ms.append(latencies)
+                for name, value in parts.items():
+                    parts_ms.setdefault(name, []).append(value)
+    around_ms = [sum(values) for values in zip(*parts_ms.values(), strict=True)]
+    print(
+        json.dumps(
+            {
+                "benchmark": "live_latency",
+                "commit": commit(),
+                "device": device_name(),
+                "torch_threads": torch.get_num_threads(),
+                "network": predictor.description,
+                "camera_fps": asked.fps,
+                "bare_network_ms": summary(bare_ms),
+                "whole_ms_a_pair": summary(whole_ms),
+                "rate_of_whole_over_bare": summary([b / w for b, w in zip(bare_ms, whole_ms, strict=True)]),
+                "latency_ms": summary(latency_ms),
+                "latency_in_pair_times": summary([a / w for a, w in zip(latency_ms, whole_ms, strict=True)]),
+                "around_the_network_ms": summary(around_ms),
+                "around_as_share_of_network": summary([a / b for a, b in zip(around_ms, bare_ms, strict=True)]),
+                "parts_ms": {name: summary(values) for name, values in parts_ms.items()},
+            }
+        )
+    )
+
+
+def whole(
+    videos: list[Path], prepare: Preparation, matcher: NetworkMatcher, pairs: int, fps: float
+) -> tuple[float, float]:
+    """Median ms between two pairs in the windows, and median ms from grab to window."""
+    eyes_of_videos = LiveVideos(videos, fps)
+    shown_s: list[float] = []
+    rig = Rig(eyes_of_videos, SourceOptions(left="left", right="right"))
+    meter = live_view(
+        rig, prepare, matcher, ShowOptions(frames=pairs), after_pair=lambda _: shown_s.append(time.monotonic())
+    )
+    return 1000 * statistics.median(np.diff(shown_s)), meter.latency_ms
+
+
+def part_times(videos: list[Path], prepare: Preparation, matcher: NetworkMatcher, pairs: int) -> dict[str, float]:
+    """Median ms of everything that is not the network, one after the other."""
+    cameras = [Camera(str(path), "video", CameraOptions()) for path in videos]
+    times: dict[str, list[float]] = {}
+
+    def part(name: str, work: Callable[[], Any]) -> Any:
+        began_s = time.perf_counter()
+        answer = work()
+        times.setdefault(name, []).append(1000 * (time.perf_counter() - began_s))
+        return answer
+
+    calibration = prepare.calibration
+    assert calibration is not None
+    with Windows() as windows:
+        for _ in range(pairs):
+            for camera in cameras:
+                if part("grab", camera.grab) is None:
+                    raise SystemExit("the videos are shorter than --pairs")
+            left, right = (part("decode", camera.retrieve) for camera in cameras)
+            frame = StereoFrame(left_rgb=left, right_rgb=right, captured_at_s=0.0, skew_ms=0.0)
+            left, right = part("rectify", lambda frame=frame: prepare(frame))
+            answer = matcher(left, right)
+            depth_m = part("depth", lambda answer=answer: depth_from_disparity(answer.disparity_px, calibration))
+            result = Result(
+                frame=frame, left=left, right=right, answer=answer, depth_m=depth_m, calibration=calibration
+            )
+            pictures = part("colours", lambda result=result: panels(result, ViewState(), Status(running="x"), 0.5))
+            part("windows", lambda pictures=pictures: windows.show(pictures, (prepare.height, prepare.width)))
+    for camera in cameras:
+        camera.release()
+    both = {"grab": 2, "decode": 2}
+    return {name: both.get(name, 1) * statistics.median(values) for name, values in times.items()}
+
+
+class LiveVideos(TwoCameras):
+    """Two videos that behave like cameras: a picture comes at its time, and is gone if nobody takes it."""
+
+    def __init__(self, videos: list[Path], fps: float) -> None:
+        super().__init__(*(Camera(str(path), "video", CameraOptions()) for path in videos))
+        self.live = True
+        self._began_s = time.monotonic()
+        self._period_s = 1 / fps
+        self._number = 0
+
+    def grab(self) -> Grabbed:
+        """The next pair, not yet decoded."""
+        self._number += 1
+        at_s = self._began_s + self._number * self._period_s
+        time.sleep(max(0.0, at_s - time.monotonic()))
+        for camera in self.cameras:
+            if camera.grab() is None:
+                camera.rewind()
+                camera.grab()
+        now_s = time.monotonic()
+        return Grabbed(now_s, now_s)
+
+
+def eyes() -> tuple[np.ndarray, np.ndarray]:
+    """A real pair of scikit-image's (Middlebury's Motorcycle), 640x480."""
+    left, right, _ = data.stereo_motorcycle()
+    return tuple(cv2.resize(eye, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for eye in (left, right))  # pyright: ignore[reportReturnType]
+
+
+def write_video(path: Path, picture: np.ndarray, pictures: int = 200) -> Path:
+    """A Motion-JPEG video with noise, as webcams send it."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 30, (WIDTH, HEIGHT))
+    random = np.random.default_rng(0)
+    bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+    for _ in range(pictures):
+        noise = random.integers(0, 4, bgr.shape, dtype=np.uint8)
+        writer.write(cv2.add(bgr, noise))
+    writer.release()
+    return path
+
+
+def frame_of(videos: list[Path]) -> StereoFrame:
+    """The first pair."""
+    pictures: list[Any] = []
+    for path in videos:
+        camera = Camera(str(path), "video", CameraOptions())
+        camera.grab()
+        pictures.append(camera.retrieve())
+        camera.release()
+    return StereoFrame(left_rgb=pictures[0], right_rgb=pictures[1], captured_at_s=0.0, skew_ms=0.0)
+
+
+def distorted_rig() -> RigCalibration:
+    """A made-up rig of two webcams with some distortion and a slight turn, so that rectification is no identity."""
+    matrix = np.array([[500.0, 0, 322], [0, 501.0, 243], [0, 0, 1]])
+    distortion = np.array([0.05, -0.1, 0.001, -0.0005, 0.02])
+    turn, _ = cv2.Rodrigues(np.array([0.005, 0.01, -0.004]))
+    return RigCalibration(
+        width=WIDTH,
+        height=HEIGHT,
+        left_matrix=matrix,
+        left_distortion=distortion,
+        right_matrix=matrix,
+        right_distortion=distortion,
+        rotation=np.asarray(turn, np.float64),
+        translation_m=np.array([-0.07, 0.0005, -0.0003]),
+    )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Milliseconds."""
+    began_s = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - began_s)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Memory for batches that is used again: fresh pages from the system cost a reader more than the bytes it reads."""
+
+import mmap
+import weakref
+from collections import defaultdict, deque
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+class BatchMemory:
+    """Blocks that come back when the last array and tensor in them is gone. Any number of threads may share one."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[int, deque[mmap.mmap]] = defaultdict(deque)
+
+    def take(self, size_bytes: int) -> UInt8[np.ndarray, " size_bytes"]:
+        """A block of so many bytes, which may hold anything."""
+        free = self._free[size_bytes]
+        try:
+            block = free.pop()
+        except IndexError:
+            block = mmap.mmap(-1, size_bytes)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+        # Views of this array, and tensors on them, keep it alive, since the block below it is no array.
+        array = np.frombuffer(block, np.uint8)
+        weakref.finalize(array, free.append, block).atexit = False
+        return array

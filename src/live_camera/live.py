@@ -1,0 +1,248 @@
+"""The live loop: newest pair -> rectified -> disparity -> depth -> windows. One function that reads like a recipe."""
+
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from foundation_stereo_depth.data.sample import resize_image
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity
+from live_camera.calibration import RigCalibration
+from live_camera.draw import Canvas
+from live_camera.matcher import Matcher, WatchedMatcher
+from live_camera.options import ShowOptions
+from live_camera.recording import Recorder, Snapshots, check_recordable
+from live_camera.rectify import Rectifier
+from live_camera.rig import Rig, StereoFrame
+from live_camera.view import Result, Status, Windows, panels
+from live_camera.watch import FrameWatch, arrangement_complaint
+
+_AVERAGED_PAIRS = 30
+_FIGURES_EVERY_S = 0.25
+"""Figures that change faster cannot be read."""
+_WAIT_S = 0.05
+_ARRANGEMENT_EVERY = 300
+_KEPT_LATENCIES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """Raw eyes -> the pair that is matched.
+
+    Attributes:
+        height, width: of that pair, px.
+        rectifier: None for eyes that are rectified already.
+        calibration: of the pair; None where nobody knows.
+        rig: what the eyes were rectified by already, where nothing is left to rectify.
+    """
+
+    height: int
+    width: int
+    rectifier: Rectifier | None
+    calibration: StereoCalibration | None
+    rig: RigCalibration | None = None
+
+    def __call__(self, frame: StereoFrame) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]:
+        """The pair at the matcher's size, RGB.
+
+        Raises:
+            CalibrationError: the eyes are not of the calibration's aspect.
+        """
+        if self.rectifier is not None:
+            return self.rectifier(frame.left_rgb, frame.right_rgb)
+        if self.rig is not None:
+            self.rig.check_size(*frame.left_rgb.shape[:2])
+        return (
+            resize_image(frame.left_rgb, self.height, self.width),
+            resize_image(frame.right_rgb, self.height, self.width),
+        )
+
+
+class Meter:
+    """Rates and delays of the newest pairs; always the same few numbers, however long the view runs.
+
+    Attributes:
+        pairs: shown so far.
+    """
+
+    def __init__(self) -> None:
+        self.pairs = 0
+        self._shown_at_s: deque[float] = deque(maxlen=_AVERAGED_PAIRS)
+        self._latencies_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
+
+    def count(self, frame: StereoFrame) -> None:
+        """A pair is on the screen now."""
+        now_s = time.monotonic()
+        self.pairs += 1
+        self._shown_at_s.append(now_s)
+        self._latencies_ms.append(1000 * (now_s - frame.captured_at_s))
+
+    @property
+    def fps(self) -> float:
+        """Pairs a second, over the newest ones."""
+        if len(self._shown_at_s) < 2:
+            return 0.0
+        return (len(self._shown_at_s) - 1) / (self._shown_at_s[-1] - self._shown_at_s[0])
+
+    @property
+    def latency_ms(self) -> float:
+        """From the camera's grab to the window, median of the newest pairs."""
+        newest = list(self._latencies_ms)[-_AVERAGED_PAIRS:]
+        return statistics.median(newest) if newest else 0.0
+
+    def figures(self, rig: Rig) -> str:
+        """All of it on one line."""
+        text = f"{self.fps:.1f} fps  ·  {self.latency_ms:.0f} ms from grab to window  ·  skew {rig.skew_ms:+.1f} ms"
+        text += f"  ·  {rig.skew_dropped} dropped for skew" if rig.skew_dropped else ""
+        return text + (f"  ·  {rig.damaged} damaged" if rig.damaged else "")
+
+
+class Teller:
+    """Says each complaint once while it lasts, on standard error."""
+
+    def __init__(self) -> None:
+        self._last: set[str] = set()
+
+    def __call__(self, complaints: list[str]) -> None:
+        """Says what is new among these."""
+        for line in complaints:
+            if line not in self._last:
+                tqdm.write(line, file=sys.stderr)
+        self._last = set(complaints)
+
+
+def live_view(
+    rig: Rig,
+    prepare: Preparation,
+    matcher: Matcher,
+    options: ShowOptions,
+    *,
+    extra_view: Callable[[Result], None] | None = None,
+    after_pair: Callable[[Result], None] | None = None,
+) -> Meter:
+    """Shows pairs until the user ends it, a recording ends, or `--frames` are shown; returns what was measured.
+
+    Args:
+        rig: gives pairs; it is started and stopped here.
+        prepare: makes a raw pair one that can be matched.
+        matcher: disparity of that pair.
+        options: all knobs of the view.
+        extra_view: shows each result as well.
+        after_pair: called after each pair, for measurements.
+
+    Raises:
+        UserError: the cameras, the calibration, the display or the disk do not allow it.
+    """
+    meter, teller, pictures_watch = Meter(), Teller(), FrameWatch()
+    result: Result | None = None
+    pictures: dict[str, Canvas] = {}
+    recorder: Recorder | None = None
+    arrangement: str | None = None
+    figures, figures_at_s = "", 0.0
+    if options.record is not None:
+        check_recordable(options.record)
+    with ExitStack() as stack:
+        windows = None if options.headless else stack.enter_context(Windows())
+        snapshots = stack.enter_context(Snapshots(options.save_dir))
+        bar = stack.enter_context(
+            tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
+        )
+        if isinstance(matcher, WatchedMatcher):
+            stack.enter_context(matcher)
+        if options.record is not None:
+            recorder = _start_recording(options.record, rig)
+        stack.enter_context(rig)
+        while (options.frames is None or meter.pairs < options.frames) and not rig.ended:
+            # -------- the newest pair, and what is in it
+            holding = windows is not None and windows.state.hold and result is not None
+            frame = None if holding else rig.next(_WAIT_S)
+            complaints: list[str] = []
+            if frame is not None:
+                left, right = prepare(frame)
+                answer = matcher(left, right)
+                calibration = prepare.calibration
+                depth_m = None if calibration is None else depth_from_disparity(answer.disparity_px, calibration)
+                result = Result(
+                    frame=frame, left=left, right=right, answer=answer, depth_m=depth_m, calibration=calibration
+                )
+                if meter.pairs % _ARRANGEMENT_EVERY == 0:
+                    arrangement = arrangement_complaint(left, right)
+                if rig.live:
+                    complaints += pictures_watch.complaints(frame)
+            # -------- what there is to say
+            if rig.waiting_for is not None:
+                complaints.append(f"{rig.waiting_for} is gone; waiting until it is back")
+            if arrangement is not None:
+                complaints.append(arrangement)
+            if isinstance(matcher, WatchedMatcher) and matcher.problem is not None:
+                complaints.append(matcher.problem)
+            if recorder is not None and recorder.failure is not None:
+                recorder = _stop_recording(recorder, rig)
+            teller(complaints)
+            # -------- the windows
+            now_s = time.monotonic()
+            if now_s - figures_at_s > _FIGURES_EVERY_S:
+                figures, figures_at_s = meter.figures(rig), now_s
+                bar.set_postfix_str(f"{figures}  ·  {matcher.name}", refresh=False)
+            keys = ""
+            if windows is not None and result is not None:
+                status = Status(
+                    running=matcher.name, figures=figures, complaints=complaints, recording=recorder is not None
+                )
+                pictures = panels(result, windows.state, status, options.min_confidence)
+                keys = windows.show(pictures, (prepare.height, prepare.width))
+                if windows.closed:
+                    break
+            if holding:
+                time.sleep(_WAIT_S)
+            if frame is not None and result is not None:
+                meter.count(frame)
+                bar.update()
+                if extra_view is not None:
+                    extra_view(result)
+                if after_pair is not None:
+                    after_pair(result)
+            # -------- what the keys ask for
+            if "s" in keys and result is not None:
+                snapshots.save(result, pictures)
+            if "r" in keys:
+                if recorder is not None:
+                    recorder = _stop_recording(recorder, rig)
+                else:
+                    recorder = _start_recording(_recording_name(options.save_dir), rig)
+            for folder in snapshots.saved():
+                tqdm.write(f"{folder}: saved")
+        bar.set_postfix_str(f"{meter.figures(rig)}  ·  {matcher.name}")
+        if recorder is not None:
+            _stop_recording(recorder, rig)
+    for folder in snapshots.saved():
+        print(f"{folder}: saved")
+    return meter
+
+
+def _start_recording(path: Path, rig: Rig) -> Recorder:
+    recorder = Recorder(path, fps=rig.fps, live=rig.live)
+    rig.tap = recorder.add
+    return recorder
+
+
+def _stop_recording(recorder: Recorder, rig: Rig) -> None:
+    """Ends a recording and says what became of it; the view goes on whatever became of it."""
+    rig.tap = None
+    try:
+        tqdm.write(recorder.finish())
+    except UserError as error:
+        tqdm.write(str(error), file=sys.stderr)
+
+
+def _recording_name(folder: Path) -> Path:
+    return folder / time.strftime("%Y%m%d-%H%M%S.avi")

@@ -1,0 +1,95 @@
+"""Cameras that are not there: what `cv2.VideoCapture` would be on a machine with webcams, whose faults we choose."""
+
+import time
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+
+class FakeCamera:
+    """A webcam in a port of a machine."""
+
+    def __init__(self, picture: np.ndarray, *, fps: float = 100.0, late_s: float = 0.0) -> None:
+        self.picture = picture
+        self.fps = fps
+        self.late_s = late_s
+        self.plugged = True
+        self.frozen = False
+        self.torn = 0
+        self.opened = 0
+        self.offers: dict[int, float] = {}
+        self.driver_times = True
+        self.settings: dict[int, float] = {
+            cv2.CAP_PROP_FRAME_WIDTH: picture.shape[1],
+            cv2.CAP_PROP_FRAME_HEIGHT: picture.shape[0],
+            cv2.CAP_PROP_FPS: fps,
+            cv2.CAP_PROP_EXPOSURE: 156.0,
+            cv2.CAP_PROP_GAIN: 8.0,
+            cv2.CAP_PROP_WB_TEMPERATURE: 4600.0,
+        }
+
+
+class FakeCapture:
+    """One program's hold on a camera; a picture appears at every multiple of its interval."""
+
+    def __init__(self, camera: FakeCamera | None) -> None:
+        self.camera = camera
+        self.number = 0
+        self.at_s = 0.0
+        self.began_s = time.monotonic()
+        if camera is not None:
+            camera.opened += 1
+
+    def isOpened(self) -> bool:
+        return self.camera is not None and self.camera.plugged
+
+    def set(self, name: int, value: float) -> bool:
+        assert self.camera is not None
+        self.camera.settings[name] = self.camera.offers.get(name, value)
+        return True
+
+    def get(self, name: int) -> float:
+        assert self.camera is not None
+        if name == cv2.CAP_PROP_POS_MSEC:
+            return 1000 * self.at_s if self.camera.driver_times else 0.0
+        return self.camera.settings.get(name, 0.0)
+
+    def grab(self) -> bool:
+        if not self.isOpened():
+            return False
+        assert self.camera is not None
+        interval_s = 1 / self.camera.fps
+        self.number += 1
+        self.at_s = self.began_s + self.number * interval_s + self.camera.late_s
+        time.sleep(max(0.0, self.at_s - time.monotonic()))
+        return True
+
+    def retrieve(self) -> tuple[bool, Any]:
+        assert self.camera is not None
+        if self.camera.torn:
+            self.camera.torn -= 1
+            return False, None
+        picture = self.camera.picture
+        if not self.camera.frozen:
+            noise = np.random.default_rng(self.number).integers(0, 3, picture.shape, dtype=np.uint8)
+            picture = np.minimum(picture, 252) + noise
+        return True, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+
+    def release(self) -> None:
+        pass
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCamera]:
+    """A machine without cameras; put some into it, by their index."""
+    cameras: dict[int, FakeCamera] = {}
+    real = cv2.VideoCapture
+
+    def opened(address: Any, *rest: Any) -> Any:
+        return FakeCapture(cameras.get(address)) if isinstance(address, int) else real(address, *rest)
+
+    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    monkeypatch.setattr("live_camera.capture.stable_path", lambda _: None)
+    return cameras

@@ -1,0 +1,39 @@
+import gc
+
+import numpy as np
+import torch
+
+from foundation_stereo_depth.data.memory import BatchMemory
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def test_a_block_comes_back_when_nothing_looks_at_it_any_more() -> None:
+    memory = BatchMemory()
+    first = address(memory.take(1000))
+    assert address(memory.take(1000)) == first
+
+
+def test_a_block_stays_taken_while_any_view_or_tensor_is_left() -> None:
+    memory = BatchMemory()
+    array = memory.take(4000)
+    array[:] = 7
+    tensor = torch.from_numpy(array[1000:].view(np.float16).reshape(15, 100))[3].view(torch.uint8)
+    del array
+    gc.collect()
+    others = [memory.take(4000) for _ in range(3)]
+    for other in others:
+        other[:] = 1
+    assert (tensor == 7).all()
+    address_before = tensor.data_ptr() - 1000 - 3 * 200
+    del tensor
+    assert address(memory.take(4000)) == address_before
+
+
+def test_blocks_of_one_size_are_never_handed_out_as_another() -> None:
+    memory = BatchMemory()
+    memory.take(1000)
+    assert memory.take(2000).nbytes == 2000
+    assert memory.take(1000).nbytes == 1000
