@@ -286,9 +286,7 @@ class CalibrationFileOptions(Group):
     calibration_unit: Literal["auto", "m", "cm", "mm"] = knob(
         "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
     )
-    calibration_size: str | None = knob(
-        None, "size it was made for, as 640x480, where it does not say, or holds several"
-    )
+    calibration_size: str | None = knob(None, "size that it was made for, as 640x480, where it does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
