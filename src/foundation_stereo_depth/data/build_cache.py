@@ -89,7 +89,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
     root = None if made_up is not None else named_dataset_root(options.dataset_root)
     if (root is None and made_up is None) or options.cache_root is None:
         raise UserError(
-            "needs --cache-root, the folder to fill, and --dataset-root, the folder to read, or --procedural-samples"
+            "needs --dataset-root, the folder to read, or --procedural-samples, and --cache-root, the folder to fill"
         )
     cache = open_cache(options.cache_root, options.height, options.width)
     part = _part_of(options)
