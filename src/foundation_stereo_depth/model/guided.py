@@ -1,9 +1,9 @@
 """A network that corrects a classical matcher: it starts from what OpenCV answers, and looks where that is wrong.
 
-Three sources of disparity meet in it. The classical matcher's answer at full resolution is right for most pixels. Where
+Three views of the pair meet in it. The classical matcher's answer at full resolution is right for most pixels. Where
 it is not, a correlation of learnt features at a quarter of the resolution knows other candidates, and a U-Net at half
 the resolution sees edges, surfaces and how well the right view, warped by the classical answer, fits. The output is a
-mixture of the classical value and of corrected ones around each pixel.
+mixture of the classical values around each pixel, finely corrected.
 
 The correlation seen as channels of a 2-D network: Mayer et al., "A large dataset to train convolutional networks for
 disparity, optical flow, and scene flow estimation", CVPR 2016, section 5.2 (DispNetC). Upsampling by a learnt mixture
@@ -102,28 +102,42 @@ class GuidedNetwork(nn.Module):
         x = skips.pop()
         for up in self.up:
             x = up(x, skips.pop())
-        shares = self.candidates(x).float().softmax(dim=1)
-        places_px = torch.arange(DISPARITIES, device=pair.device, dtype=torch.float32) * CELL_PX
-        found_px = F.interpolate(
-            torch.einsum("bdhw,d->bhw", shares, places_px)[:, None], scale_factor=2.0, mode="bilinear"
-        )
         raw = self.head(self.last(x, x_half)).float()
+        log_variance = F.pixel_shuffle((raw[:, 2:6] * 4 + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE), 2)
 
-        coarse_px = half_px + raw[:, 1:2].sigmoid() * (found_px - half_px) + raw[:, :1] * 4
-        log_variance = (raw[:, 2:6] * 4 + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
-        weights = (raw[:, 10:] * _SHARE_GAIN).unflatten(1, (-1, 4)).softmax(dim=1)
+        # The answer: a mixture of the classical values around each pixel, and a fine correction.
         around_px = F.pad(F.pixel_unshuffle(prior_px, 2), (2, 2, 1, 1), mode="replicate")
-        h, w = coarse_px.shape[-2:]
-        mixed = weights[:, -1] * coarse_px
-        for n, (down, across) in enumerate(_AROUND):
-            mixed = mixed + weights[:, n] * around_px[:, :, 1 + down : 1 + down + h, 2 + across : 2 + across + w]
-        disparity_px = F.pixel_shuffle(mixed + raw[:, 6:10] * _FINE_PX, 2).clamp(min=0)
+        h, w = half_px.shape[-2:]
+        mixable = [around_px[:, :, 1 + down : 1 + down + h, 2 + across : 2 + across + w] for down, across in _AROUND]
+        # While training a coarse value of the network's own is mixed in as well.
+        coarse_px = self._coarse_px(x, raw, half_px) if self.training else None
+        if coarse_px is not None:
+            mixable.append(coarse_px[:, 1:].expand(-1, 4, -1, -1))
+        weights = (raw[:, 10:].unflatten(1, (-1, 4))[:, : len(mixable)] * _SHARE_GAIN).softmax(dim=1)
+        mixed = raw[:, 6:10] * _FINE_PX
+        for n, values_px in enumerate(mixable):
+            mixed = mixed + weights[:, n] * values_px
+        disparity_px = F.pixel_shuffle(mixed, 2).clamp(min=0)
 
-        disparity_px, log_variance = disparity_px[..., :H, :W], F.pixel_shuffle(log_variance, 2)[..., :H, :W]
-        if self.training:
-            coarse = torch.cat([found_px, coarse_px], dim=1)[..., : (H + 1) // 2, : (W + 1) // 2]
-            return TrainingPrediction(disparity_px, log_variance, coarse)
+        disparity_px, log_variance = disparity_px[..., :H, :W], log_variance[..., :H, :W]
+        if coarse_px is not None:
+            return TrainingPrediction(disparity_px, log_variance, coarse_px[..., : (H + 1) // 2, : (W + 1) // 2])
         return StereoPrediction(disparity_px, log_variance)
+
+    def _coarse_px(
+        self, x: Float[Tensor, "B C qh qw"], raw: Float[Tensor, "B R h w"], half_px: Float[Tensor, "B 1 h w"]
+    ) -> Float[Tensor, "B 2 h w"]:
+        """What the correlation finds, and the classical value corrected by it, px; both at half resolution.
+
+        Only for training, where they teach the network to match. At inference they are left out of the mixture: made-up
+        scenes teach it to trust them more than real pairs bear out (docs/experiments.md).
+        """
+        shares = self.candidates(x).float().softmax(dim=1)
+        places_px = torch.arange(DISPARITIES, device=x.device, dtype=torch.float32) * CELL_PX
+        quarter_px = torch.einsum("bdhw,d->bhw", shares, places_px)[:, None]
+        found_px = F.interpolate(quarter_px, scale_factor=2.0, mode="bilinear")
+        corrected_px = half_px + raw[:, 1:2].sigmoid() * (found_px - half_px) + raw[:, :1] * 4
+        return torch.cat([found_px, corrected_px], dim=1)
 
     def _correlation(self, left: Float[Tensor, "B 3 H W"], right: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """How alike the features of left (x, y) and right (x - d, y) are, less the mean over d; 0 beyond the border.
