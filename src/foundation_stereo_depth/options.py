@@ -29,7 +29,7 @@ class DataOptions(Group):
         fixed=True,
     )
     skip_bad: bool = knob(False, "go on past unreadable samples, counting them and listing them at the end")
-    procedural_samples: int = knob(1200, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
+    procedural_samples: int = knob(800, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
     procedural_val_samples: int = knob(
         64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
