@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.block_matching import PRIOR_PLANES, match_blocks, prior_planes
 from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, save_safetensors
+from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
+from foundation_stereo_depth.data.sample import resize_sample
 from foundation_stereo_depth.export import export_network
 from foundation_stereo_depth.loss import heteroscedastic_loss, training_loss
 from foundation_stereo_depth.model import (
@@ -23,6 +25,8 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.model.guided import CELL_PX, DISPARITIES
 from foundation_stereo_depth.options import ExportOptions, LossOptions, ModelOptions
 from foundation_stereo_depth.predict import Predictor
+from foundation_stereo_depth.trained import DEFAULT_WEIGHTS
+from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
 
 @pytest.fixture
@@ -183,3 +187,23 @@ def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
 
 def test_cells_cover_a_hundred_pixels() -> None:
     assert DISPARITIES * CELL_PX > 100
+
+
+def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pairs(shared_data: Path) -> None:
+    assert DEFAULT_WEIGHTS.stat().st_size < 16e6
+    predictor = Predictor.from_checkpoint("default", device="cpu")
+    index = find_samples(shared_data / "fsd-sample")
+    ours_px, matchers_px, within = [], [], []
+    for i in range(len(index.names)):
+        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        known = np.isfinite(sample.disparity_px) & (sample.disparity_px > 0)
+        answer = predictor(sample.left, sample.right)
+        error_px = np.abs(answer.disparity_px - sample.disparity_px)[known]
+        ours_px.append(error_px.mean())
+        matchers_px.append(
+            np.abs(match_blocks(sample.left, sample.right).disparity_px - sample.disparity_px)[known].mean()
+        )
+        interval_px = DISTRIBUTIONS["laplace"].interval(0.68) * answer.sigma_px[known]
+        within.append((error_px <= interval_px).mean())
+    assert np.mean(ours_px) < 0.95 * np.mean(matchers_px)
+    assert 0.60 < np.mean(within) < 0.76

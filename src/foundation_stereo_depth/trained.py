@@ -24,7 +24,7 @@ from foundation_stereo_depth.options import DataOptions, ModelOptions
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-"""The network that is installed with the program; docs/model_card.md says what it is."""
+"""The network that is installed with the program; MODEL_CARD.md says what it is."""
 _DEFAULT = Path("default")
 
 
