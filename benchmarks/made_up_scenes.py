@@ -1,12 +1,15 @@
 """A page of made-up scenes, each checked by warping its right view; one JSON line of how well they agree, and how fast.
 
-uv run python benchmarks/made_up_scenes.py -o docs/scenes.jpg
+Also how hard they are for the classical matcher that one network starts from, beside real pairs where there are some.
+
+uv run python benchmarks/made_up_scenes.py -o docs/scenes.jpg --dataset-root <FSD folder>
 """
 
 import argparse
 import json
 import statistics
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -14,11 +17,16 @@ import numpy as np
 import torch
 from training_loop import commit, device_name
 
+from foundation_stereo_depth.block_matching import prior_planes
+from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.procedural import scene_sample
-from foundation_stereo_depth.data.sample import StereoSample
+from foundation_stereo_depth.data.sample import StereoSample, resize_sample
 
 _ROWS, _ACROSS = 6, 2
 _HEIGHT, _WIDTH = 240, 320
+_HARDNESS_SCENES = 100
+_JUMP_PX = 2.0  # between neighbours: a depth edge
+_NEAR_PX = 9
 _ALIKE = 12  # of 255: how much a visible point may differ between the eyes, where sampling differs
 
 
@@ -28,6 +36,13 @@ def warped_back(sample: StereoSample) -> np.ndarray:
     return cv2.remap(sample.right, columns - sample.disparity_px.astype(np.float32), rows, cv2.INTER_LINEAR)
 
 
+def real_samples(root: Path) -> Iterator[StereoSample]:
+    """The pairs of an FSD folder, at the network's size."""
+    index = find_samples(root)
+    for i in range(len(index.names)):
+        yield resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH)
+
+
 def strip(sample: StereoSample, warped: np.ndarray, unlike: np.ndarray) -> np.ndarray:
     """Left, right, disparity, and the right view warped back, darkened where it shows something else."""
     level = np.clip(sample.disparity_px.astype(np.float32) / (0.3 * _WIDTH) * 255, 0, 255).astype(np.uint8)
@@ -35,9 +50,39 @@ def strip(sample: StereoSample, warped: np.ndarray, unlike: np.ndarray) -> np.nd
     return np.hstack([sample.left, sample.right, colours, np.where(unlike[..., None], warped // 5, warped)])
 
 
+def hardness(samples: Iterable[StereoSample]) -> dict[str, float]:
+    """Means over pairs: how often and by how much `prior_planes` is wrong, near depth edges and away from them."""
+    rows = []
+    for sample in samples:
+        true_px = np.asarray(sample.disparity_px, np.float32)
+        known = np.isfinite(true_px) & (true_px > 0)
+        planes = prior_planes(sample.left, sample.right)
+        error_px = np.abs(planes[0] - true_px)
+        whole_px = np.nan_to_num(true_px)
+        jumps = np.maximum(
+            np.abs(np.diff(whole_px, axis=1, prepend=whole_px[:, :1])),
+            np.abs(np.diff(whole_px, axis=0, prepend=whole_px[:1])),
+        )
+        near = cv2.dilate((jumps > _JUMP_PX).astype(np.uint8), np.ones((_NEAR_PX, _NEAR_PX), np.uint8)) > 0
+        rows.append(
+            {
+                "epe_px": error_px[known].mean(),
+                "bad_1_percent": 100 * (error_px[known] > 1).mean(),
+                "bad_1_near_edges_percent": 100 * (error_px[known & near] > 1).mean(),
+                "bad_1_away_percent": 100 * (error_px[known & ~near] > 1).mean(),
+                "near_edges_percent": 100 * near[known].mean(),
+                "matched_percent": 100 * planes[3][known].mean(),
+                "median_disparity_px": np.median(true_px[known]),
+                "largest_disparity_px": true_px[known].max(),
+            }
+        )
+    return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in rows[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--dataset-root", type=Path, help="real pairs to compare with")
     asked = parser.parse_args()
     strips, alike_percent, times_ms = [], [], []
     scene_sample(0, _HEIGHT, _WIDTH)
@@ -61,6 +106,8 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "median_ms_per_scene": statistics.median(times_ms),
                 "alike_percent": [round(share, 1) for share in alike_percent],
+                "for_the_matcher": hardness(scene_sample(i, _HEIGHT, _WIDTH) for i in range(_HARDNESS_SCENES)),
+                "for_the_matcher_real": asked.dataset_root and hardness(real_samples(asked.dataset_root)),
             }
         )
     )

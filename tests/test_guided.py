@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,8 @@ from foundation_stereo_depth.model import (
     network_inputs,
     priors_of,
     wants_prior,
+    with_norms_folded,
 )
-from foundation_stereo_depth.model.guided import CELL_PX, DISPARITIES
 from foundation_stereo_depth.options import ExportOptions, LossOptions, ModelOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import DEFAULT_WEIGHTS
@@ -38,8 +39,15 @@ def network() -> GuidedNetwork:
 def inputs_of(B: int, H: int, W: int, disparity_px: float = 7.0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     pair = torch.rand(B, 6, H, W, generator=generator)
-    prior = torch.cat([torch.full((B, 1, H, W), disparity_px), torch.ones(B, 1, H, W), pair[:, 3:]], dim=1)
-    return pair, prior
+    return pair, prior_of(torch.full((B, 1, H, W), disparity_px), pair[:, :3] - pair[:, 3:])
+
+
+def prior_of(disparity_px: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
+    """The planes of a matcher that answered so everywhere, by which the views differ so."""
+    least_px = -F.max_pool2d(-disparity_px, 9, stride=1, padding=4)
+    most_px = F.max_pool2d(disparity_px, 9, stride=1, padding=4)
+    grey = unlike.mean(dim=1, keepdim=True)
+    return torch.cat([disparity_px, least_px, most_px, torch.ones_like(grey), unlike, grey, grey], dim=1)
 
 
 @pytest.mark.parametrize(("B", "H", "W"), [(1, 32, 32), (2, 37, 61), (1, 240, 320), (1, 33, 200)])
@@ -64,44 +72,68 @@ def test_bf16_does_not_round_large_disparities(network: GuidedNetwork) -> None:
     assert (rounded_px - network(pair, prior).disparity_px).abs().mean() < 0.1
 
 
-def test_the_correlation_is_that_of_its_definition(network: GuidedNetwork) -> None:
-    pair, _ = inputs_of(2, 32, 48)
-    left, right = pair[:, :3], pair[:, 3:]
-    with torch.no_grad():
-        fast = network._correlation(left, right)
-        both = network.features((torch.cat([left, right]) - 0.5) * 4)
-        both = both / (both.square().mean(dim=1, keepdim=True) + 1e-4).sqrt()
-    ours, theirs = both.chunk(2)
-    slow = torch.zeros(2, DISPARITIES, 8, 12)
-    for d in range(12):
-        slow[:, DISPARITIES - 1 - d, :, d:] = (ours[..., d:] * theirs[..., : 12 - d]).mean(dim=1)
-    slow = (slow - slow.mean(dim=1, keepdim=True)) * 4
-    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-5)
-
-
 def test_every_weight_gets_a_gradient(network: GuidedNetwork) -> None:
     network.train()
-    answer = network(*inputs_of(2, 48, 64))
+    pair, prior = inputs_of(2, 48, 64)
+    prior[:, 2] += 4  # one candidate is right
+    answer = network(pair, prior)
     assert isinstance(answer, TrainingPrediction)
-    assert answer.coarse_px.shape == (2, 2, 24, 32)
-    loss = training_loss(answer, torch.full((2, 1, 48, 64), 9.0), LossOptions())
+    assert answer.region_px.shape == (2, 1, 24, 32)
+    loss = training_loss(answer, torch.full((2, 1, 48, 64), 11.0), LossOptions())
     loss.total.backward()
     for name, weights in network.named_parameters():
         assert weights.grad is not None, name
         assert weights.grad.abs().sum() > 0, name
 
 
-def test_the_coarse_stages_count_in_the_loss_where_truth_is_known(network: GuidedNetwork) -> None:
+def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network: GuidedNetwork) -> None:
+    network.train()
+    pair, prior = inputs_of(1, 48, 64)
+    prior[:, 1] -= 5
+    prior[:, 2] += 5
+    answer = network(pair, prior)
+    region_px = F.interpolate(answer.region_px, scale_factor=2.0, mode="nearest")
+    candidates_px = torch.cat([prior[:, :3], region_px], dim=1)
+    assert (answer.disparity_px > candidates_px.amin(dim=1, keepdim=True) - 0.5).all()
+    assert (answer.disparity_px < candidates_px.amax(dim=1, keepdim=True) + 0.5).all()
+
+
+def test_regions_count_in_the_loss_where_truth_is_known(network: GuidedNetwork) -> None:
     network.train()
     answer = network(*inputs_of(1, 35, 45))
     truth = torch.full((1, 1, 35, 45), 9.0)
     truth[..., 20:] = float("nan")
     plain = heteroscedastic_loss(answer, truth, LossOptions())
-    guided = training_loss(answer, truth, LossOptions(coarse_weight=0.25))
-    error_px = (answer.coarse_px - 9).abs()[..., :10]
+    guided = training_loss(answer, truth, LossOptions(region_weight=0.25))
+    error_px = (answer.region_px - 9).abs()[..., :10]
     expected = 0.25 * 4 * (10 * torch.log1p(error_px / 10)).sum()
     torch.testing.assert_close(guided.total - plain.total, expected, rtol=1e-4, atol=1e-2)
     assert guided.valid == plain.valid
+
+
+def test_folded_norms_change_no_answer(network: GuidedNetwork) -> None:
+    network.train()
+    for seed in range(3):  # statistics that are not those of a fresh network
+        torch.manual_seed(seed)
+        network(*inputs_of(2, 48, 64))
+    network.eval()
+    inputs = inputs_of(1, 64, 96)
+    before = network(*inputs)
+    kinds = {type(part).__name__ for part in with_norms_folded(network).modules()}
+    assert "BatchNorm2d" not in kinds
+    after = network(*inputs)
+    torch.testing.assert_close(after.disparity_px, before.disparity_px, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.log_variance, before.log_variance, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shift_px", [4, 30, 70, 110])
+def test_it_looks_for_the_disparities_that_are_there(shift_px: int) -> None:
+    rng = np.random.default_rng(shift_px)
+    wide = cv2.resize(rng.integers(0, 256, (60, 110, 3), dtype=np.uint8), (440, 240), interpolation=cv2.INTER_CUBIC)
+    left, right = np.ascontiguousarray(wide[:, :320]), np.ascontiguousarray(wide[:, shift_px : shift_px + 320])
+    found_px = prior_planes(left, right)[0][8:-8, shift_px + 8 : -8]
+    assert np.median(np.abs(found_px - shift_px)) < 0.25
+    assert (np.abs(found_px - shift_px) < 1).mean() > 0.98
 
 
 def test_only_a_network_that_wants_a_prior_gets_one() -> None:
@@ -117,19 +149,31 @@ def test_only_a_network_that_wants_a_prior_gets_one() -> None:
     np.testing.assert_array_equal(priors_of(pairs[1:]), priors_of(pairs)[1:])
 
 
-def test_the_prior_is_the_matchers_answer_and_the_right_view_warped_by_it() -> None:
+def test_the_prior_is_an_answer_what_lies_around_it_and_the_right_view_warped_by_them() -> None:
     rng = np.random.default_rng(0)
     wide = rng.integers(0, 256, (60, 140, 3), dtype=np.uint8)
     left, right = np.ascontiguousarray(wide[:, :128]), np.ascontiguousarray(wide[:, 6:134])
+    right[20:40, 40:80] = wide[20:40, 49:89]  # a square at 9 px
     planes = prior_planes(left, right)
-    np.testing.assert_array_equal(planes[0], match_blocks(left, right, grey=True).disparity_px)
     inner = np.s_[8:-8, 30:-8]
     assert np.median(np.abs(planes[0][inner] - 6)) < 0.1
-    assert planes[1][inner].mean() > 0.9
-    assert set(np.unique(planes[1])) <= {0.0, 1.0}
-    exact = planes[0][inner] == 6
-    shown = planes[2:].transpose(1, 2, 0)[inner] * 255
-    np.testing.assert_allclose(shown[exact], left[inner][exact], atol=1)
+    assert planes[3][inner].mean() > 0.8
+    assert set(np.unique(planes[3])) <= {0.0, 1.0}
+    for y, x in ((20, 50), (30, 70), (45, 30)):
+        around = planes[0][y - 4 : y + 5, x - 4 : x + 5]
+        assert (planes[1][y, x], planes[2][y, x]) == (around.min(), around.max())
+    assert planes[2].max() > 8.5
+    exact = planes[0] == 6
+    exact[:45] = exact[:, :30] = False
+    np.testing.assert_allclose(planes[4:7, exact], 0, atol=0.005)
+    behind = np.zeros_like(exact)
+    behind[25:35, 52:75] = True  # by the least, where that is the ground's 6 px, the right view shows the ground
+    behind &= planes[1] == 6
+    assert behind.any()
+    rows, columns = np.nonzero(behind)
+    grey_left, grey_right = (cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(float) for view in (left, right))
+    expected = grey_left[rows, columns] - grey_right[rows, columns - 6]
+    np.testing.assert_allclose(planes[7][behind] * 255, expected, atol=1)
 
 
 def test_a_picture_in_which_nothing_matches_begins_far_away() -> None:
@@ -148,7 +192,9 @@ def test_it_learns_to_mend_what_the_matcher_missed() -> None:
     truth = torch.full((1, 1, 64, 96), 8.0)
     prior_px = truth.clone()
     prior_px[..., 20:44, 30:60] = 20.0
-    prior = torch.cat([prior_px, torch.ones_like(prior_px), right.roll(8, dims=3)], dim=1)
+    # By the matcher's answer the views are alike but in the square, where it looks 12 px too far.
+    unlike = torch.where(prior_px == 20, left - right.roll(20, dims=3), 0.0)
+    prior = prior_of(prior_px, unlike)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(100):
         loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions(nll_beta=1))
@@ -183,10 +229,6 @@ def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
         theirs = Predictor.from_checkpoint(onnx, backend=backend, precision=precision)(left, right)
         np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=0.01)
         np.testing.assert_allclose(theirs.sigma_px, ours.sigma_px, rtol=0.02)
-
-
-def test_cells_cover_a_hundred_pixels() -> None:
-    assert DISPARITIES * CELL_PX > 100
 
 
 def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pairs(shared_data: Path) -> None:

@@ -41,7 +41,12 @@ def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same() -
     error = (warped - batch.left.float()).abs().mean(dim=1, keepdim=True)
     assert visible.float().mean() > 0.7
     assert error[visible].median() < 1.0  # of 255
-    assert error[visible].quantile(0.9) < 4.0
+    # What is left comes from sampling texture between pixels; half a pixel beside the truth leaves far more.
+    for beside_px in (-0.5, 0.5):
+        there, _ = warp(batch.right.float(), batch.disparity_px + beside_px, "bilinear")
+        wrong = (there - batch.left.float()).abs().mean(dim=1, keepdim=True)
+        assert error[visible].mean() < 0.5 * wrong[visible].mean()
+        assert error[visible].quantile(0.9) < 0.4 * wrong[visible].quantile(0.9)
     occluded = inside & (seen_px > batch.disparity_px + 2)
     assert occluded.float().mean() > 0.02
     assert error[occluded].mean() > 30

@@ -14,7 +14,7 @@ from torch import nn
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.model import priors_of, wants_prior
+from foundation_stereo_depth.model import priors_of, wants_prior, with_norms_folded
 from foundation_stereo_depth.options import RuntimeOptions
 from foundation_stereo_depth.trained import NetworkFacts, read_trained
 
@@ -92,7 +92,10 @@ class TorchBackend:
         options = RuntimeOptions(device=device, precision=precision)
         self.device = pick_device(options, Processes(rank=0, local_rank=0, world_size=1))
         self._precision = pick_precision(options, self.device)
-        self._network = network.to(self.device)
+        self._network = with_norms_folded(network).to(self.device)
+        for part in self._network.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(self._precision)  # once, where autocast would do it at every call
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._wants_prior = wants_prior(network)
         if compile:

@@ -26,7 +26,7 @@ from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.procedural import ProceduralSource, render_scenes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
-from foundation_stereo_depth.model import StereoPrediction, wants_prior
+from foundation_stereo_depth.model import StereoPrediction, wants_prior, with_norms_folded
 from foundation_stereo_depth.options import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.trained import TrainedNetwork, read_trained
 
@@ -134,7 +134,8 @@ class _Half(nn.Module):
 
 
 def _exported(trained: TrainedNetwork, options: ExportFileOptions) -> nn.Module:
-    return _Half(trained.network()).eval() if options.half else trained.network()
+    network = with_norms_folded(trained.network())
+    return _Half(network).eval() if options.half else network
 
 
 def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, options: ExportFileOptions) -> bytes:

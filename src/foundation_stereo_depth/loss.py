@@ -13,7 +13,7 @@ from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingP
 from foundation_stereo_depth.options import LossOptions
 
 _ROBUST_PX = 10.0
-_PIXELS_PER_COARSE = 4  # a pixel of half resolution stands for so many
+_PIXELS_PER_REGION = 4  # a pixel of half resolution stands for so many
 
 
 class LossSum(NamedTuple):
@@ -33,16 +33,16 @@ def training_loss(
     true_disparity_px: Float[Tensor, "B 1 H W"],
     options: LossOptions,
 ) -> LossSum:
-    """The heteroscedastic loss, and for a network that shows them the errors of its coarse stages."""
+    """The heteroscedastic loss, and for a network that has values of its own for regions their errors."""
     loss = heteroscedastic_loss(prediction, true_disparity_px, options)
-    if not isinstance(prediction, TrainingPrediction) or options.coarse_weight == 0:
+    if not isinstance(prediction, TrainingPrediction):
         return loss
     true_px = true_disparity_px[..., ::2, ::2].float()
-    error_px = (prediction.coarse_px.float() - true_px).abs()
+    valid = valid_mask(true_px)
+    error_px = (prediction.region_px.float() - torch.where(valid, true_px, 0.0)).abs()
     # Grows like L1 up to some px and like a logarithm beyond: what one eye alone sees must not drown the rest.
-    robust = _ROBUST_PX * torch.log1p(error_px / _ROBUST_PX)
-    total = torch.where(valid_mask(true_px), robust, 0.0).sum()
-    return LossSum(loss.total + options.coarse_weight * _PIXELS_PER_COARSE * total, loss.valid)
+    total = torch.where(valid, _ROBUST_PX * torch.log1p(error_px / _ROBUST_PX), 0.0).sum()
+    return LossSum(loss.total + options.region_weight * _PIXELS_PER_REGION * total, loss.valid)
 
 
 def heteroscedastic_loss(

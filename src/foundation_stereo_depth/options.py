@@ -104,8 +104,8 @@ class LossOptions(Group):
     loss: Literal["laplace", "gaussian"] = knob(
         "laplace", "distribution of the error; it is stored with the weights", fixed=True
     )
-    coarse_weight: float = knob(
-        0.5, "guided: weight of the errors of its coarse stages", minimum=0.0, maximum=100.0, fixed=True
+    region_weight: float = knob(
+        0.5, "guided: weight of the errors of its own values", minimum=0.0, maximum=100.0, fixed=True
     )
     nll_beta: float = knob(
         0.5,

@@ -33,9 +33,8 @@ SAMPLES = 2
 
 _PER_FOLDER = 100
 _POOL_SEED = 0
-_LARGEST = 0.32  # of the width: the nearest piece's disparity
-_SMALLEST = 0.004  # of the width: the farthest background's
-_FARTHEST_PLAIN = 0.12  # of the width: the nearest background's
+_SMALLEST, _FARTHEST_PLAIN = 0.01, 0.14  # of the width: disparities of backgrounds
+_LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +134,8 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
 
     # The background: a disparity at its centre, and a tilt and curvature that change it by at most 0.7 of that.
     far_px = width * uniform(keys, "far", 1, low=math.log(_SMALLEST), high=math.log(_FARTHEST_PLAIN)).exp()
+    # Some scenes are deep, most are not, as on real pictures: a matcher is about as often right on these.
+    near_px = far_px * 1.5 + (_LARGEST * width - 1.5 * far_px) * uniform(keys, "near", 1) ** 2
     tilt = uniform(keys, "background tilt", 4, low=-1.0, high=1.0) * torch.tensor(
         [0.25, 0.35, 0.05, 0.05], device=keys.device
     )
@@ -158,8 +159,8 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
     axis = torch.stack(
         [torch.stack([cos, sin], -1) / half_a[..., None], torch.stack([-sin, cos], -1) / half_b[..., None]], -2
     )
-    nearness = draw("nearness") ** 2.5
-    d0 = far_px * (_LARGEST * width / far_px).pow(nearness)
+    nearness = draw("nearness") ** 2
+    d0 = far_px * (near_px / far_px).pow(nearness)
     # Slopes are per pixel; bounded so that over the piece disparity changes by at most 0.6 d0 and never folds.
     bound = torch.minimum(0.25 * d0 / half_a, torch.full_like(d0, 0.3))
     gx, gy = (draw(f"slope {axis_name}", -1.0, 1.0) * bound for axis_name in "xy")
@@ -211,16 +212,17 @@ def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tens
     """Texture placement (2x2 matrix, offset, first row in the atlas), colour, contrast, shading across x and y."""
     n = half_size_px.shape[1]
     angle = uniform(keys, "texture angle", n, high=2 * math.pi)
-    texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.15), high=math.log(2.0)).exp()
+    texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.3), high=math.log(2.0)).exp()
     cos, sin = angle.cos() * texels_per_px, angle.sin() * texels_per_px
     offset = uniform(keys, "texture offset", n, 2, high=2 * TEXTURE_SIZE)
     first_row = whole(keys, "texture", n, below=TEXTURES).to(torch.float32) * TEXTURE_SIZE
     grey = uniform(keys, "grey", n, 1, low=0.1, high=0.9)
-    colour = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * uniform(keys, "saturation", n, 1)
-    # One in five is nearly plain, as walls and tables are.
-    plain = chance(keys, "plain", n, 1, probability=0.2)
-    contrast = uniform(keys, "contrast", n, 1, low=0.15, high=0.6) * torch.where(plain, 0.1, 1.0)
-    contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.4, high=1.0)
+    saturation = uniform(keys, "saturation", n, 1) * uniform(keys, "colourful", 1, 1)
+    colour = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * saturation
+    # One in seven is nearly plain, as walls and tables are.
+    plain = chance(keys, "plain", n, 1, probability=0.15)
+    contrast = uniform(keys, "contrast", n, 1, low=0.2, high=0.7) * torch.where(plain, 0.2, 1.0)
+    contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.7, high=1.0)
     shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
     placement = torch.stack([cos, -sin, sin, cos], -1)
     return torch.cat([placement, offset, first_row[..., None], colour, contrast, shading], dim=-1)

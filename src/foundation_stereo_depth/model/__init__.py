@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from foundation_stereo_depth.model.folding import with_norms_folded
 from foundation_stereo_depth.model.guided import GuidedNetwork
 from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction, TrainingPrediction
 from foundation_stereo_depth.model.prior import network_inputs, priors_of, wants_prior
@@ -18,6 +19,7 @@ __all__ = [
     "network_inputs",
     "priors_of",
     "wants_prior",
+    "with_norms_folded",
 ]
 
 

@@ -19,16 +19,16 @@ class StereoPrediction(NamedTuple):
 
 
 class TrainingPrediction(NamedTuple):
-    """A prediction with the stages on the way to it, which a loss can guide as well.
+    """A prediction with what it was mixed from, which a loss can guide as well.
 
     Attributes:
         disparity_px, log_variance: as in `StereoPrediction`.
-        coarse_px: disparity at half the size (rounded up), in px of the full size, one channel per stage.
+        region_px: the network's own value at half the size (rounded up), in px of the full size.
     """
 
     disparity_px: Float[Tensor, "B 1 H W"]
     log_variance: Float[Tensor, "B 1 H W"]
-    coarse_px: Float[Tensor, "B stages h w"]
+    region_px: Float[Tensor, "B 1 h w"]
 
 
 class StereoNetwork(Protocol):
@@ -38,7 +38,7 @@ class StereoNetwork(Protocol):
     """
 
     def __call__(
-        self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B 5 H W"]
+        self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B 9 H W"]
     ) -> StereoPrediction | TrainingPrediction:
         """The prediction for a batch of pairs."""
         ...

@@ -25,7 +25,7 @@ def wants_prior(network: nn.Module) -> bool:
     return getattr(network, "wants_prior", False)
 
 
-def priors_of(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 5 H W"]:
+def priors_of(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 9 H W"]:
     """`block_matching.prior_planes` of each pair; OpenCV releases Python's lock, so threads share the work."""
     if len(pairs) == 1:
         return _planes(pairs[0])[None]
@@ -33,6 +33,6 @@ def priors_of(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 5 H W
         return np.stack(list(pool.map(_planes, pairs)))
 
 
-def _planes(pair: UInt8[np.ndarray, "H W 6"]) -> Float[np.ndarray, "5 H W"]:
+def _planes(pair: UInt8[np.ndarray, "H W 6"]) -> Float[np.ndarray, "9 H W"]:
     left, right = (np.ascontiguousarray(pair[..., at : at + 3]) for at in (0, 3))
     return prior_planes(left, right)
