@@ -12,7 +12,7 @@ from test_benchmarks import eth3d
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.benchmark import benchmark
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from foundation_stereo_depth.cli import _checkpoint, evaluate_command
+from foundation_stereo_depth.cli import _checkpoint, evaluate_command, predict_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
@@ -197,6 +197,10 @@ def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path)
     )
     files = {Path(found.path).name for found in client.list_artifacts(run_id, "evaluate/fsd")}
     assert files == {"results.json", "table.txt", "reliability.png", "sparsification.png"}
+    scene = fsd_tree / sorted(path.name for path in fsd_tree.iterdir())[0] / "dataset/data"
+    views = [str(next((scene / eye / "rgb").iterdir())) for eye in ("left", "right")]
+    assert predict_command([*views, "-o", "predicted", "--run-id", run_id, "--mlflow-tracking-uri", tracking_uri]) == 0
+    assert any(Path("predicted").iterdir())
 
 
 def test_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
