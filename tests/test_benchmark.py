@@ -197,7 +197,7 @@ def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path)
     )
     files = {Path(found.path).name for found in client.list_artifacts(run_id, "evaluate/fsd")}
     assert files == {"results.json", "table.txt", "reliability.png", "sparsification.png"}
-    scene = fsd_tree / sorted(path.name for path in fsd_tree.iterdir())[0] / "dataset/data"
+    scene = fsd_tree / min(path.name for path in fsd_tree.iterdir()) / "dataset/data"
     views = [str(next((scene / eye / "rgb").iterdir())) for eye in ("left", "right")]
     assert predict_command([*views, "-o", "predicted", "--run-id", run_id, "--mlflow-tracking-uri", tracking_uri]) == 0
     assert any(Path("predicted").iterdir())

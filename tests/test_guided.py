@@ -24,9 +24,10 @@ from foundation_stereo_depth.model import (
     wants_prior,
     with_norms_folded,
 )
-from foundation_stereo_depth.options import ExportOptions, LossOptions, ModelOptions
+from foundation_stereo_depth.options import ExportOptions, LossOptions, ModelOptions, OptimizerOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import DEFAULT_WEIGHTS
+from foundation_stereo_depth.training_state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
 
@@ -249,3 +250,18 @@ def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pair
         within.append((error_px <= interval_px).mean())
     assert np.mean(ours_px) < 0.95 * np.mean(matchers_px)
     assert 0.60 < np.mean(within) < 0.76
+
+
+def test_the_average_of_the_weights_has_an_average_of_the_statistics() -> None:
+    torch.manual_seed(0)
+    network = GuidedNetwork(base_channels=8).train()
+    state = TrainingState.fresh(network, OptimizerOptions(ema_decay=0.9))
+    assert state.average is not None
+    for seed in range(30):
+        pair, prior = inputs_of(2, 48, 64)
+        network(pair * (1 + seed), prior)
+        state.average.update_parameters(network)
+    ours, averaged = (dict(part.named_buffers()) for part in (network, state.evaluated))
+    name = "stem.0.1.running_var"
+    assert 0 < averaged[name].mean() < 0.95 * ours[name].mean()
+    assert averaged["stem.0.1.num_batches_tracked"] == 30
