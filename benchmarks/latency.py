@@ -1,6 +1,8 @@
 """How long one pair takes by every way of running a network, beside OpenCV's semi-global matcher: one JSON line.
 
-Pictures in memory to maps in memory, batch 1, at the network's own size; all ways take turns in one run.
+Pictures in memory to maps in memory, batch 1, at the network's own size. Each way has a process of its own, as it has
+in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV wait for work by spinning, and slow one another down
+threefold in one process. In each the way and the matcher take turns, some calls at a time.
 
     uv run foundation-stereo-export --checkpoint best.pt -o best.onnx
     uv run python benchmarks/latency.py --checkpoint best.pt --onnx best.onnx
@@ -9,6 +11,8 @@ Pictures in memory to maps in memory, batch 1, at the network's own size; all wa
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,44 +26,68 @@ from foundation_stereo_depth.block_matching import match_blocks
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.predict import Predictor
 
+_CALLS = 10  # of one way before the other's turn; the first two do not count
+_UNCOUNTED = 2
+_WAYS = ("torch_fp32", "torch_bf16", "torch_bf16_compiled", "onnxruntime", "openvino")
+
+
+def predictor_of(way: str, checkpoint: Path, onnx: Path | None) -> Predictor:
+    """The network run in one of `_WAYS`."""
+    if way in ("onnxruntime", "openvino"):
+        assert onnx is not None
+        return Predictor.from_checkpoint(onnx, backend=way)
+    precision = "fp32" if way == "torch_fp32" else "bf16"
+    return Predictor.from_checkpoint(checkpoint, precision=precision, compile=way.endswith("compiled"))
+
+
+def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
+    """The figures of one way, and of the matcher beside it."""
+    network = predictor_of(way, asked.checkpoint, asked.onnx)
+    source = ProceduralSource(length=1, seed=0, height=network.height, width=network.width, device=torch.device("cpu"))
+    batch = next(source.batches([np.arange(1)], 0))
+    left, right = (np.ascontiguousarray(eye[0].permute(1, 2, 0).numpy()) for eye in (batch.left, batch.right))
+    calls: dict[str, Callable[[], object]] = {
+        "way": lambda: network(left, right),
+        "sgbm_3way": lambda: match_blocks(left, right),
+    }
+    for call in calls.values():
+        for _ in range(3):
+            call()
+    times_ms: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(asked.rounds):
+        for name, call in calls.items():
+            taken_ms = []
+            for _ in range(_CALLS):
+                began_s = time.perf_counter()
+                call()
+                taken_ms.append(1000 * (time.perf_counter() - began_s))
+            times_ms[name].append(statistics.median(taken_ms[_UNCOUNTED:]))
+    ratios = [ours / theirs for ours, theirs in zip(times_ms["way"], times_ms["sgbm_3way"], strict=True)]
+    return {
+        "described": network.description,
+        "size": f"{network.width}x{network.height}",
+        "ms": summary(times_ms["way"]),
+        "sgbm_3way_ms": summary(times_ms["sgbm_3way"]),
+        "over_sgbm_3way": summary(ratios),
+    }
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--onnx", type=Path)
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--way", choices=_WAYS, help="measure this one alone, in this process")
     asked = parser.parse_args()
-
-    networks = {
-        "torch_fp32": Predictor.from_checkpoint(asked.checkpoint, precision="fp32"),
-        "torch_bf16": Predictor.from_checkpoint(asked.checkpoint, precision="bf16"),
-    }
-    if asked.compile:
-        networks["torch_bf16_compiled"] = Predictor.from_checkpoint(asked.checkpoint, precision="bf16", compile=True)
-    if asked.onnx is not None:
-        networks["onnxruntime"] = Predictor.from_checkpoint(asked.onnx, backend="onnxruntime")
-        networks["openvino"] = Predictor.from_checkpoint(asked.onnx, backend="openvino")
-    size = networks["torch_fp32"]
-    source = ProceduralSource(length=1, seed=0, height=size.height, width=size.width, device=torch.device("cpu"))
-    batch = next(source.batches([np.arange(1)], 0))
-    left, right = (np.ascontiguousarray(eye[0].permute(1, 2, 0).numpy()) for eye in (batch.left, batch.right))
-    ways: dict[str, Callable[[], object]] = {"sgbm_3way": lambda: match_blocks(left, right)}
-    ways |= {name: lambda network=network: network(left, right) for name, network in networks.items()}
-
-    for way in ways.values():
-        for _ in range(3):
-            way()
-    times_ms: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(asked.rounds):
-        for name, way in ways.items():
-            began_s = time.perf_counter()
-            way()
-            times_ms[name].append(1000 * (time.perf_counter() - began_s))
-    sgbm_ms = times_ms["sgbm_3way"]
-    over_sgbm = {
-        name: statistics.median(a / b for a, b in zip(times, sgbm_ms, strict=True)) for name, times in times_ms.items()
-    }
+    if asked.way is not None:
+        print(json.dumps(measured(asked.way, asked)))
+        return
+    ways = _WAYS if asked.onnx is not None else _WAYS[:3]
+    results = {}
+    for way in ways:
+        command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[way] = json.loads(answer.stdout.splitlines()[-1])
     print(
         json.dumps(
             {
@@ -67,10 +95,7 @@ def main() -> None:
                 "commit": commit(),
                 "device": device_name(),
                 "opencv_threads": cv2.getNumThreads(),
-                "size": f"{size.width}x{size.height}",
-                "ms": {name: summary(times) for name, times in times_ms.items()},
-                "median_ratio_to_sgbm": over_sgbm,
-                "described": {name: network.description for name, network in networks.items()},
+                "ways": results,
             }
         )
     )

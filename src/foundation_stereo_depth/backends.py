@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -159,22 +160,33 @@ class OpenVinoBackend:
         core = openvino.Core()
         encoded = _read(path)
         hints = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
-        hint = hints.get(precision, {}) | {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        config = {"PERFORMANCE_HINT": "LATENCY"} | threads | hints.get(precision, {})
         try:
-            model = core.read_model(encoded)
-            self.metadata = _metadata(model)
-            self._compiled: Any = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"} | hint)
+            self._model: Any = core.read_model(encoded)
+            self.metadata = _metadata(self._model)
+            self._compile = partial(
+                core.compile_model, device_name="CPU", config={"PERFORMANCE_HINT": "LATENCY"} | hint
+            )
+            compiled: Any = self._compile(self._model)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
-        shape = self._compiled.input(0).get_partial_shape()
+        shape = compiled.input(0).get_partial_shape()
         self.fixed_size = _fixed([size.get_length() if size.is_static else None for size in shape])
-        self._names = [value.get_any_name() for value in self._compiled.inputs]
-        computed_in = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self._names = [value.get_any_name() for value in compiled.inputs]
+        self._by_shape: dict[tuple[int, ...], Any] = {}
+        computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B H W 6"]) -> RawPrediction:
         """The prediction for left RGB and right RGB bytes, channels last."""
-        answer = self._compiled(_inputs(pairs, self._names))
+        inputs = _inputs(pairs, self._names)
+        if pairs.shape not in self._by_shape:
+            # Compiled for this very shape it takes half the time that it takes for any.
+            model = self._model.clone()
+            model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
+            self._by_shape[pairs.shape] = self._compile(model)
+        answer = self._by_shape[pairs.shape](inputs)
         disparity_px, log_variance = (np.array(answer[name][:, 0]) for name in ONNX_OUTPUTS)
         return RawPrediction(disparity_px, log_variance)
 
