@@ -165,9 +165,7 @@ class OpenVinoBackend:
         try:
             self._model: Any = core.read_model(encoded)
             self.metadata = _metadata(self._model)
-            self._compile = partial(
-                core.compile_model, device_name="CPU", config={"PERFORMANCE_HINT": "LATENCY"} | hint
-            )
+            self._compile = partial(core.compile_model, device_name="CPU", config=config)
             compiled: Any = self._compile(self._model)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
