@@ -2,6 +2,7 @@ import errno
 import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,7 @@ def test_an_interrupt_reports_ends_with_130_and_leaves_nothing_half(
     def interrupted(*arguments):
         if len(done) == 3:
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)  # this is a worker; the main thread has to hear of it before the rest is written
         done.append(arguments)
         return write(*arguments)
 
