@@ -4,7 +4,7 @@ Two videos of 640x480 play as two cameras would, at a fixed rate, missing what n
 rectify, network, depth, colours, windows) and the bare network on a resident pair take turns in one process; so do the
 parts, on one thread. Windows need a display: `xvfb-run -a` gives one where there is none.
 
-    xvfb-run -a uv run python benchmarks/live_latency.py --checkpoint best.pt
+    xvfb-run -a uv run python benchmarks/live_latency.py
 """
 
 import argparse
@@ -39,12 +39,13 @@ WIDTH, HEIGHT = 640, 480
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=Path, default=Path("default"), help=".pt, .safetensors, .onnx, or default")
+    parser.add_argument("--backend", choices=("auto", "torch", "onnxruntime", "openvino"), default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=100, help="per round")
     parser.add_argument("--fps", type=float, default=60.0, help="of the made-up cameras")
     asked = parser.parse_args()
-    predictor = Predictor.from_checkpoint(asked.checkpoint)
+    predictor = Predictor.from_checkpoint(asked.checkpoint, backend=asked.backend)
     matcher = NetworkMatcher(predictor, name=predictor.description, height=predictor.height, width=predictor.width)
     rectifier = Rectifier(distorted_rig(), height=matcher.height, width=matcher.width)
     prepare = Preparation(
@@ -81,6 +82,7 @@ def main() -> None:
                 "camera_fps": asked.fps,
                 "bare_network_ms": summary(bare_ms),
                 "whole_ms_a_pair": summary(whole_ms),
+                "whole_less_bare_ms": summary([w - b for b, w in zip(bare_ms, whole_ms, strict=True)]),
                 "rate_of_whole_over_bare": summary([b / w for b, w in zip(bare_ms, whole_ms, strict=True)]),
                 "latency_ms": summary(latency_ms),
                 "latency_in_pair_times": summary([a / w for a, w in zip(latency_ms, whole_ms, strict=True)]),

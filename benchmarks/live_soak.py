@@ -3,18 +3,22 @@
 Two videos play as cameras would. A camera is lost again and again, and each time opened anew; the watched checkpoint is
 replaced again and again, every fifth time by half a file first. Rectification, a real network, depth and all.
 
-    uv run python benchmarks/live_soak.py --minutes 60
+    uv run python benchmarks/live_soak.py --minutes 60 --fps 33 --height 120 --width 160
 """
 
 import argparse
 import dataclasses
 import gc
 import json
+import math
 import statistics
 import tempfile
 import time
+from array import array
 from pathlib import Path
 
+import cv2
+import numpy as np
 import psutil
 import torch
 from live_latency import distorted_rig, eyes, write_video
@@ -76,7 +80,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--replacements", type=int, default=50)
     parser.add_argument("--losses", type=int, default=20)
-    parser.add_argument("--fps", type=float, default=15.0)
+    parser.add_argument("--fps", type=float, default=15.0, help="of the made-up cameras")
+    parser.add_argument("--height", type=int, default=240, help="that the network works at, px")
+    parser.add_argument("--width", type=int, default=320, help="the same")
     asked = parser.parse_args()
     process = psutil.Process()
     model = ModelOptions(base_channels=8, depth=4)
@@ -87,7 +93,7 @@ def main() -> None:
         metrics={},
         run_id="soak",
         progress=Progress(),
-        options=arguments.to_plain(TrainOptions(data=DataOptions(height=240, width=320))),
+        options=arguments.to_plain(TrainOptions(data=DataOptions(height=asked.height, width=asked.width))),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"
@@ -106,15 +112,24 @@ def main() -> None:
         began_s = time.monotonic()
         length_s = 60 * asked.minutes
         rss_mb: list[float] = []
-        latency_ms: list[float] = []
+        latencies = Tenths()
+        yardstick = Tenths()
+        pairs = 0
+        threads: list[int] = []
+        files: list[int] = []
         done = {"saved": 0, "broken": 0, "lost": 0}
 
         def after_pair(result: Result) -> None:
+            nonlocal pairs
+            pairs += 1
             now_s = time.monotonic()
-            latency_ms.append(1000 * (now_s - result.frame.captured_at_s))
             share = (now_s - began_s) / length_s
-            if len(latency_ms) % 100 == 0:
+            latencies.add(share, 1000 * (now_s - result.frame.captured_at_s))
+            if pairs % 100 == 0:
                 rss_mb.append(process.memory_info().rss / 2**20)
+                threads.append(process.num_threads())
+                files.append(process.num_fds())
+                yardstick.add(share, yardstick_ms())
             if share * (asked.replacements + 1) > done["saved"] + 1 and done["saved"] < asked.replacements:
                 if done["saved"] % 5 == 4 and done["broken"] <= done["saved"] // 5:
                     path.write_bytes(path.read_bytes()[:10_000])
@@ -134,7 +149,6 @@ def main() -> None:
             live_view(rig, prepare, matcher, ShowOptions(headless=True), after_pair=after_pair)
         except KeyboardInterrupt:
             gc.collect()
-        tenth = max(1, len(latency_ms) // 10)
         print(
             json.dumps(
                 {
@@ -142,25 +156,50 @@ def main() -> None:
                     "commit": commit(),
                     "device": device_name(),
                     "torch_threads": torch.get_num_threads(),
+                    "network": matcher.name,
                     "minutes": (time.monotonic() - began_s) / 60,
-                    "pairs": len(latency_ms),
+                    "camera_fps": asked.fps,
+                    "pairs": pairs,
                     "replacements_taken_over": matcher.replaced,
                     "broken_files_refused": done["broken"],
                     "camera_losses": rig.losses,
                     "rss_mb": {
                         "after_100_pairs": rss_mb[0],
-                        "at_a_tenth": rss_mb[len(rss_mb) // 10],
-                        "at_half": rss_mb[len(rss_mb) // 2],
-                        "end": rss_mb[-1],
+                        "tenths": [rss_mb[tenth * (len(rss_mb) - 1) // 10] for tenth in range(1, 11)],
                         "highest": max(rss_mb),
                     },
-                    "median_latency_ms": {
-                        "first_tenth": statistics.median(latency_ms[:tenth]),
-                        "last_tenth": statistics.median(latency_ms[-tenth:]),
-                    },
+                    "threads": {"after_100_pairs": threads[0], "end": threads[-1], "highest": max(threads)},
+                    "open_files": {"after_100_pairs": files[0], "end": files[-1], "highest": max(files)},
+                    "median_latency_ms_by_tenth": latencies.medians(),
+                    "yardstick_ms_by_tenth": yardstick.medians(),
                 }
             )
         )
+
+
+class Tenths:
+    """Values by the tenth of the time in which they were measured; four bytes each, since memory is what is watched."""
+
+    def __init__(self) -> None:
+        self._values = [array("f") for _ in range(10)]
+
+    def add(self, share: float, value: float) -> None:
+        """A value measured when this share of the time was over, 0 to 1."""
+        self._values[min(9, int(10 * share))].append(value)
+
+    def medians(self) -> list[float]:
+        """One per tenth; NaN where there was no value."""
+        return [statistics.median(values) if values else math.nan for values in self._values]
+
+
+def yardstick_ms() -> float:
+    """How long a fixed piece of work takes: a machine that others use more becomes slower at this as well."""
+    began_s = time.perf_counter()
+    cv2.GaussianBlur(YARDSTICK, (0, 0), 3)
+    return 1000 * (time.perf_counter() - began_s)
+
+
+YARDSTICK = np.zeros((240, 320, 3), np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The live view as a whole, without windows: what a user types, and what stays on disk."""
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from fake_cameras import FakeCamera, machine
 
 from foundation_stereo_depth.checkpoint import load_checkpoint, save_checkpoint
 from foundation_stereo_depth.data.formats import read_rgb, write_rgb
+from foundation_stereo_depth.errors import UserError
 from live_camera import capture, live, view
 from live_camera import rig as rig_module
 from live_camera.calibration import RigCalibration, save_calibration
@@ -19,10 +21,10 @@ from live_camera.capture import FoundCamera
 from live_camera.cli import calibrate_command, list_cameras_command, live_view_command
 from live_camera.draw import Canvas
 from live_camera.live import Preparation, live_view
-from live_camera.matcher import BlockMatcher, WatchedMatcher
+from live_camera.matcher import Answer, BlockMatcher, WatchedMatcher
 from live_camera.options import CameraOptions, ShowOptions, SourceOptions
 from live_camera.recording import Recorder, Snapshots
-from live_camera.rig import StereoFrame, open_rig
+from live_camera.rig import Rig, StereoFrame, open_rig
 from live_camera.view import Result
 
 __all__ = ["machine"]
@@ -181,6 +183,90 @@ def test_cameras_end_to_end_with_a_loss(
     assert rig.losses == 1
     assert capsys.readouterr().err.count("--right 2 is gone; waiting until it is back") == 1
     assert "skew" in meter.figures(rig)
+
+
+class CountingMatcher(BlockMatcher):
+    """Counts its pairs, and fails at one of them where asked."""
+
+    def __init__(self, *, fails_at: int | None = None, failure: Exception | None = None) -> None:
+        super().__init__(height=H, width=W)
+        self.begun = 0
+        self.began = threading.Condition()
+        self._fails_at, self._failure = fails_at, failure
+
+    def __call__(self, left: np.ndarray, right: np.ndarray) -> Answer:
+        with self.began:
+            self.begun += 1
+            self.began.notify_all()
+        if self.begun == self._fails_at and self._failure is not None:
+            raise self._failure
+        return super().__call__(left, right)
+
+
+def picture_rig(*, loop: bool = False) -> Rig:
+    return open_rig(SourceOptions(left="left*.png", right="right*.png", loop=loop), CameraOptions(), realtime=False)
+
+
+def matching_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("matching")]
+
+
+def test_the_next_pair_is_matched_while_this_one_is_shown_and_no_more(pictures: None) -> None:
+    matcher = CountingMatcher()
+    begun: list[int] = []
+
+    def after(_: Result) -> None:
+        with matcher.began:
+            assert matcher.began.wait_for(lambda: matcher.begun > len(begun) + 1 or len(begun) == 4, timeout=10)
+        time.sleep(0.02)  # time enough for a third one, if it were begun
+        begun.append(matcher.begun)
+
+    live_view(picture_rig(), plain_preparation(), matcher, ShowOptions(headless=True), after_pair=after)
+    assert begun == [2, 3, 4, 5, 5]
+    assert not matching_threads()
+
+
+def test_no_more_pairs_are_matched_than_are_asked_for(pictures: None) -> None:
+    matcher, shown = CountingMatcher(), list[Result]()
+    options = ShowOptions(headless=True, frames=3)
+    meter = live_view(picture_rig(loop=True), plain_preparation(), matcher, options, after_pair=shown.append)
+    assert meter.pairs == matcher.begun == len(shown) == 3
+    times_s = [result.frame.captured_at_s for result in shown]
+    assert times_s == sorted(times_s)
+
+
+@pytest.mark.parametrize("failure", [UserError("out of memory"), ZeroDivisionError()])
+def test_what_the_matcher_runs_into_comes_after_the_pairs_before_it(pictures: None, failure: Exception) -> None:
+    shown: list[Result] = []
+    matcher = CountingMatcher(fails_at=3, failure=failure)
+    with pytest.raises(type(failure)) as caught:
+        live_view(picture_rig(), plain_preparation(), matcher, ShowOptions(headless=True), after_pair=shown.append)
+    assert caught.value is failure
+    assert len(shown) == 2
+    assert not matching_threads()
+
+
+def test_a_damaged_picture_is_told_after_the_pairs_before_it(
+    pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = noted_results(monkeypatch)
+    Path("right3.png").write_bytes(b"no picture")
+    assert live_view_command([*GLOBS, "--method", "sgbm", "--headless"]) == 2
+    assert "right3.png" in capsys.readouterr().err
+    assert len(results) == 3
+
+
+def test_an_interrupt_ends_the_threads_and_the_recording(pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: Result) -> None:
+        raise KeyboardInterrupt
+
+    options = ShowOptions(headless=True, record=Path("all.mkv"))
+    with pytest.raises(KeyboardInterrupt):
+        live_view(picture_rig(loop=True), plain_preparation(), CountingMatcher(), options, after_pair=interrupt)
+    assert not matching_threads()
+    (said,) = (line for line in capsys.readouterr().out.splitlines() if "recorded" in line)
+    with open_rig(SourceOptions(side_by_side="all.mkv"), CameraOptions(), realtime=False) as rig:
+        assert said.startswith(f"all.mkv: {len(list(rig))} pairs recorded")
 
 
 def test_a_recording_plays_again_without_a_loss(pictures: None, capsys: pytest.CaptureFixture[str]) -> None:

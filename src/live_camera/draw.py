@@ -57,7 +57,7 @@ def coloured(
     level = np.clip(share, 0, 255).astype(np.uint8)
     if scale.downwards:
         level = 255 - level
-    picture = np.asarray(cv2.applyColorMap(level, scale.colours), np.uint8)
+    picture = np.asarray(cv2.applyColorMap(level, _colours(scale.colours)), np.uint8)
     picture[unknown] = 0
     if hidden is not None:
         picture[hidden & ~unknown] = MASKED
@@ -138,6 +138,12 @@ def help_picture(keys: dict[str, str], height: int, width: int) -> Canvas:
         _write(picture, key, (2 * _MARGIN_PX, row), WARNING)
         _write(picture, meaning, (2 * _MARGIN_PX + 70, row), TEXT)
     return picture
+
+
+@functools.cache
+def _colours(number: int) -> UInt8[np.ndarray, "256 1 3"]:
+    """BGR of each level. By its number OpenCV makes the list anew at each map, three times the work of the map."""
+    return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number), np.uint8)
 
 
 @functools.cache

@@ -1,10 +1,14 @@
-"""The live loop: newest pair -> rectified -> disparity -> depth -> windows. One function that reads like a recipe."""
+"""The live loop: newest pair -> rectified -> disparity -> depth -> windows. One function that reads like a recipe.
+
+The next pair is matched in a thread while the windows show this one.
+"""
 
 import statistics
 import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent import futures
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +69,64 @@ class Preparation:
             resize_image(frame.left_rgb, self.height, self.width),
             resize_image(frame.right_rgb, self.height, self.width),
         )
+
+
+class Finder:
+    """Results of the newest pairs, in order, found in a thread of its own; to be used in a `with`.
+
+    Once a result is taken the thread goes on to the next pair, which is matched while this one is shown. It is never
+    further ahead, so that what is shown stays new.
+
+    Args:
+        rig: gives pairs.
+        prepare: makes a raw pair one that can be matched.
+        matcher: disparity of that pair.
+        most: results to be found; None for all that the rig gives.
+
+    Attributes:
+        ended: no more results will come.
+    """
+
+    def __init__(self, rig: Rig, prepare: Preparation, matcher: Matcher, *, most: int | None) -> None:
+        self._rig = rig
+        self._prepare = prepare
+        self._matcher = matcher
+        self._most = most
+        self._thread = futures.ThreadPoolExecutor(1, "matching")
+        self._coming: futures.Future[Result | None] | None = None
+        self._taken = 0
+        self.ended = False
+
+    def __enter__(self) -> "Finder":
+        self._coming = self._thread.submit(self._find)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def next(self, timeout_s: float) -> Result | None:
+        """The next result; None where it is not there in that time.
+
+        Raises:
+            UserError: its pair cannot be used.
+        """
+        assert self._coming is not None, "outside of `with`, or after the end"
+        if not futures.wait([self._coming], timeout_s).done:
+            return None
+        result = self._coming.result()
+        self._taken += result is not None
+        self.ended = self._taken == self._most or (result is None and self._rig.ended)
+        self._coming = None if self.ended else self._thread.submit(self._find)
+        return result
+
+    def _find(self) -> Result | None:
+        frame = self._rig.next(_WAIT_S)
+        if frame is None:
+            return None
+        left, right = self._prepare(frame)
+        answer, calibration = self._matcher(left, right), self._prepare.calibration
+        depth_m = None if calibration is None else depth_from_disparity(answer.disparity_px, calibration)
+        return Result(frame=frame, left=left, right=right, answer=answer, depth_m=depth_m, calibration=calibration)
 
 
 class Meter:
@@ -160,24 +222,21 @@ def live_view(
             stack.enter_context(matcher)
         if options.record is not None:
             recorder = _start_recording(options.record, rig)
+        # However the view ends, what is recorded by then is closed as a video has to be.
+        stack.callback(lambda: None if recorder is None else _stop_recording(recorder, rig))
         stack.enter_context(rig)
-        while (options.frames is None or meter.pairs < options.frames) and not rig.ended:
+        finder = stack.enter_context(Finder(rig, prepare, matcher, most=options.frames))
+        while not finder.ended:
             # -------- the newest pair, and what is in it
             holding = windows is not None and windows.state.hold and result is not None
-            frame = None if holding else rig.next(_WAIT_S)
+            fresh = None if holding else finder.next(_WAIT_S)
             complaints: list[str] = []
-            if frame is not None:
-                left, right = prepare(frame)
-                answer = matcher(left, right)
-                calibration = prepare.calibration
-                depth_m = None if calibration is None else depth_from_disparity(answer.disparity_px, calibration)
-                result = Result(
-                    frame=frame, left=left, right=right, answer=answer, depth_m=depth_m, calibration=calibration
-                )
+            if fresh is not None:
+                result = fresh
                 if meter.pairs % _ARRANGEMENT_EVERY == 0:
-                    arrangement = arrangement_complaint(left, right)
+                    arrangement = arrangement_complaint(fresh.left, fresh.right)
                 if rig.live:
-                    complaints += pictures_watch.complaints(frame)
+                    complaints += pictures_watch.complaints(fresh.frame)
             # -------- what there is to say
             if rig.waiting_for is not None:
                 complaints.append(f"{rig.waiting_for} is gone; waiting until it is back")
@@ -204,13 +263,13 @@ def live_view(
                     break
             if holding:
                 time.sleep(_WAIT_S)
-            if frame is not None and result is not None:
-                meter.count(frame)
+            if fresh is not None:
+                meter.count(fresh.frame)
                 bar.update()
                 if extra_view is not None:
-                    extra_view(result)
+                    extra_view(fresh)
                 if after_pair is not None:
-                    after_pair(result)
+                    after_pair(fresh)
             # -------- what the keys ask for
             if "s" in keys and result is not None:
                 snapshots.save(result, pictures)
@@ -222,8 +281,6 @@ def live_view(
             for folder in snapshots.saved():
                 tqdm.write(f"{folder}: saved")
         bar.set_postfix_str(f"{meter.figures(rig)}  ·  {matcher.name}")
-        if recorder is not None:
-            _stop_recording(recorder, rig)
     for folder in snapshots.saved():
         print(f"{folder}: saved")
     return meter
