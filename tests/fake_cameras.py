@@ -16,6 +16,7 @@ class FakeCamera:
         self.fps = fps
         self.late_s = late_s
         self.plugged = True
+        self.mute = False
         self.frozen = False
         self.torn = 0
         self.opened = 0
@@ -60,6 +61,8 @@ class FakeCapture:
         if not self.isOpened():
             return False
         assert self.camera is not None
+        if self.camera.mute:
+            return False
         interval_s = 1 / self.camera.fps
         self.number += 1
         self.at_s = self.began_s + self.number * interval_s + self.camera.late_s

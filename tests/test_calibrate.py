@@ -235,7 +235,10 @@ def test_a_rig_is_calibrated_live(capsys: pytest.CaptureFixture[str]) -> None:
     assert "rig.npz: is there already" in capsys.readouterr().err
     Path("rig.npz").unlink()
     assert calibrate_command([*flags, "-o", "rig.npz"]) == 2
-    assert "rig: holds the pairs of an earlier calibration" in capsys.readouterr().err
+    assert (
+        "rig: holds pairs that were collected before; --images 'rig/left_*.png' 'rig/right_*.png'"
+        in capsys.readouterr().err
+    )
 
 
 def test_pictures_of_two_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -384,6 +384,10 @@ def test_keys_save_record_hold_and_end(
         ([*GLOBS, "--checkpoint", "gone.pt"], "gone.pt: cannot be read"),
         ([*GLOBS, "--method", "sgbm", "--calibration", "gone.npz"], "gone.npz: cannot be read"),
         ([*GLOBS, "--method", "sgbm", "--record", "all.gif"], "--record all.gif: has to end in .avi, .mp4, .mkv"),
+        (
+            [*GLOBS, "--method", "sgbm", "--record", "rig.npz/all.avi"],
+            "--record rig.npz/all.avi: cannot be written there",
+        ),
         (["--left", "a.mp4", "--right", "b.mp4", "--method", "sgbm"], "--left a.mp4: no such file"),
         ([*GLOBS, "--method", "sgbm", "--width", "640"], "--width and --height belong together"),
         ([*GLOBS, "--method", "sgbm", "--fourcc", "JPEGS"], "has four letters"),
@@ -456,3 +460,5 @@ def test_calibrating_needs_cameras_or_pictures(capsys: pytest.CaptureFixture[str
 def test_calibrating_live_without_a_board_says_so(pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate_command([*GLOBS, "--square-mm", "25", "--headless", "--fps", "200"]) == 2
     assert "no pair was collected" in capsys.readouterr().err
+    assert calibrate_command([*GLOBS, "--square-mm", "25", "--headless", "--fps", "200"]) == 2
+    assert "no pair was collected" in capsys.readouterr().err  # and what came to nothing does not stand in the way

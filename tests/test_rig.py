@@ -110,6 +110,28 @@ def test_an_unplugged_camera_is_waited_for(two_cameras: dict[int, FakeCamera]) -
         assert two_cameras[2].opened > 3
 
 
+def test_a_camera_that_never_gives_a_picture_is_told_apart_from_one_that_is_gone(
+    two_cameras: dict[int, FakeCamera], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_cameras[2].mute = True
+    with live() as rig:
+        assert rig.next(timeout_s=0.1) is None
+        assert rig.complaint is not None
+        assert rig.complaint.startswith("--right 2 gives no picture; waiting. Two cameras may be too much for one USB")
+        frames = iter(rig)
+        original = rig.next
+
+        def next_pair(timeout_s: float) -> StereoFrame | None:
+            frame = original(0.05)
+            two_cameras[2].mute = False
+            return frame
+
+        monkeypatch.setattr(rig, "next", next_pair)
+        assert next(frames).right_rgb.shape == RIGHT.shape
+        assert rig.complaint is None
+    assert capsys.readouterr().out.count("--right 2 gives no picture") == 1
+
+
 def test_torn_pictures_are_left_out_and_counted(two_cameras: dict[int, FakeCamera]) -> None:
     two_cameras[2].torn = 3
     with live() as rig:
@@ -210,7 +232,9 @@ def test_a_damaged_picture_stops_with_its_name() -> None:
         ({"right": "0"}, "--right without --left"),
         ({"left": "0", "right": "1", "side_by_side": "2"}, "--side-by-side names both eyes already"),
         ({"left": "0", "right": "0"}, "--left and --right are both 0"),
-        ({"left": "0", "right": "gone.mp4"}, "one waits for us, the other does not"),
+        ({"left": "0", "right": "gone.mp4"}, "--left 0 is live, --right gone.mp4 is a video; both eyes have to be"),
+        ({"left": "-1", "right": "2"}, "--left -1 is pictures in files, --right 2 is live"),
+        ({"left": "", "right": "2"}, "--left: is empty"),
         ({"left": "a*.png", "right": "b*.png"}, r"a\*\.png: matches no file"),
     ],
 )

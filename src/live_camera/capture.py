@@ -1,8 +1,10 @@
 """Cameras, network streams and videos, opened by OpenCV: set, read back, compared. BGR becomes RGB here, once."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ _PLAUSIBLE_AGE_S = 2.0
 """A driver's time stamp older than this is of another clock than ours."""
 _MANUAL_EXPOSURE, _AUTO_EXPOSURE = (1.0, 3.0) if sys.platform == "linux" else (0.25, 0.75)
 """What CAP_PROP_AUTO_EXPOSURE means depends on the backend: V4L2 here, DirectShow and Media Foundation there."""
+_BACKEND = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION, "win32": cv2.CAP_DSHOW}.get(
+    sys.platform, cv2.CAP_ANY
+)
+"""Lists cameras and opens them by index: another backend may count them in another order."""
 _COMMON_SIZES = ((640, 480), (1280, 480), (1280, 720), (2560, 720), (1920, 1080), (3840, 1080))
 """What webcams offer, and stereo webcams with both eyes side by side."""
 
@@ -59,8 +65,6 @@ def find_cameras() -> list[FoundCamera]:
     """The cameras of this machine, by index."""
     from cv2_enumerate_cameras import enumerate_cameras  # noqa: PLC0415 (it loads drivers; files need none)
 
-    preferred = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION, "win32": cv2.CAP_DSHOW}
-    backend = preferred.get(sys.platform, cv2.CAP_ANY)
     return sorted(
         (
             FoundCamera(
@@ -69,7 +73,7 @@ def find_cameras() -> list[FoundCamera]:
                 path=stable_path(found.index) or found.path or "",
                 backend=cv2.videoio_registry.getBackendName(found.backend),
             )
-            for found in enumerate_cameras(backend)
+            for found in enumerate_cameras(_BACKEND)
         ),
         key=lambda camera: camera.index,
     )
@@ -88,7 +92,8 @@ def offered_sizes(index: int, fourcc: str = "MJPG") -> list[OfferedSize]:
 
     Drivers answer with the nearest that they have, so that only answers count, not questions.
     """
-    capture = cv2.VideoCapture(index)
+    with quiet_opencv():
+        capture = cv2.VideoCapture(index, _BACKEND)
     try:
         offered: dict[tuple[int, int], OfferedSize] = {}
         if not capture.isOpened():
@@ -202,22 +207,25 @@ class Camera:
         return locks | self._locked
 
     def _opened(self) -> Any:
-        if not self._is_device:
-            if not self.live:
-                return cv2.VideoCapture(self._address)
-            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
-            timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
-            return cv2.VideoCapture(self._address, cv2.CAP_FFMPEG, timeouts)
-        if self._address.isdecimal():
-            capture = cv2.VideoCapture(int(self._address))
-        else:
-            capture = cv2.VideoCapture(str(Path(self._address).resolve()), cv2.CAP_V4L2)
-        if capture.isOpened():
+        with quiet_opencv():
+            capture = self._found()
+        if self._is_device and capture.isOpened():
             if not self._locked:  # the last program may have left the camera locked
                 capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, _AUTO_EXPOSURE)
                 capture.set(cv2.CAP_PROP_AUTO_WB, 1.0)
             self.settings_missed = _missed(capture, self._settings() | self._locks(), self.role)
         return capture
+
+    def _found(self) -> Any:
+        if not self.live:
+            return cv2.VideoCapture(self._address)
+        if not self._is_device:
+            timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
+            timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
+            return cv2.VideoCapture(self._address, cv2.CAP_FFMPEG, timeouts)
+        if self._address.isdecimal():
+            return cv2.VideoCapture(int(self._address), _BACKEND)
+        return cv2.VideoCapture(str(Path(self._address).resolve()), cv2.CAP_V4L2)
 
     def _settings(self) -> dict[int, float]:
         """What is asked of a device. The format comes first: it decides which sizes and rates there are."""
@@ -272,6 +280,18 @@ def _shown(name: int, value: float) -> str:
         letters = int(value).to_bytes(4, "little", signed=value < 0).decode("ascii", "replace")
         return letters if letters.isprintable() and value > 0 else "of its own"
     return f"{value:g}"
+
+
+@contextmanager
+def quiet_opencv() -> Iterator[None]:
+    """OpenCV says nothing of its own on standard error meanwhile; whoever uses this says what did not work."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its video reader's; looked at once, at the first opening
+    logging = cv2.utils.logging
+    before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        logging.setLogLevel(before)
 
 
 def is_device(address: str) -> bool:

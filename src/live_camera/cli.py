@@ -99,8 +99,11 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
     check_free(options)
     board = Board(options.board)
     folder = options.result.output.with_suffix("")
-    if folder.exists():
-        raise UserError(f"{folder}: holds the pairs of an earlier calibration; move it, or name another --output")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder}: holds pairs that were collected before; --images '{folder}/left_*.png' '{folder}/right_*.png' "
+            "calibrates by them; else move them, or name another --output"
+        )
     with ExitStack() as stack:
         window = None if options.views.headless else stack.enter_context(OneWindow("Calibration"))
         rig = open_rig(options.source, options.camera, tell=lambda line: print(line, file=sys.stderr))

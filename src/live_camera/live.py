@@ -238,8 +238,8 @@ def live_view(
                 if rig.live:
                     complaints += pictures_watch.complaints(fresh.frame)
             # -------- what there is to say
-            if rig.waiting_for is not None:
-                complaints.append(f"{rig.waiting_for} is gone; waiting until it is back")
+            if rig.complaint is not None:
+                complaints.append(rig.complaint)
             if arrangement is not None:
                 complaints.append(arrangement)
             if isinstance(matcher, WatchedMatcher) and matcher.problem is not None:

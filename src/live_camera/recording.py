@@ -2,6 +2,7 @@
 
 import queue
 import shutil
+import tempfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +15,7 @@ from foundation_stereo_depth.data.formats import encode_npy, encode_ply, write_r
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
 from foundation_stereo_depth.geometry import point_cloud
+from live_camera.capture import quiet_opencv
 from live_camera.draw import Canvas
 from live_camera.rig import StereoFrame
 from live_camera.view import Result
@@ -49,7 +51,6 @@ class Recorder:
         self._failure: UserError | None = None
         self._pairs: queue.Queue[StereoFrame | None] = queue.Queue(_WAITING_PAIRS)
         self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
     @property
@@ -87,7 +88,8 @@ class Recorder:
             if writer is None:
                 height, width = frame.left_rgb.shape[:2]
                 code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-                writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
+                with quiet_opencv():
+                    writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
                 if not writer.isOpened():
                     self._failure = UserError(f"--record {self.path}: cannot be written")
                     continue
@@ -102,15 +104,20 @@ class Recorder:
 
 
 def check_recordable(path: Path) -> None:
-    """Lets pass a recording's name.
+    """Lets pass a recording's name; makes its folder.
 
     Raises:
-        UserError: its suffix is unknown, or the file is there already.
+        UserError: its suffix is unknown, the file is there already, or its folder cannot be written to.
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
     if path.exists():
         raise UserError(f"--record {path}: is there already; name another file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise UserError(f"--record {path}: cannot be written there ({error.strerror})") from error
 
 
 class Snapshots:

@@ -54,10 +54,12 @@ class Rig:
         eyes: where they come from.
         source: which eye is which, and how much skew is allowed.
         fps: recordings are played at this rate, pairs a second; None as fast as they are taken.
+        tell: says a line to whoever loops over the pairs while none comes.
 
     Attributes:
         ended: a recording is at its end, and its last pair has been taken.
         waiting_for: what was lost and is being opened again; None where all is well.
+        complaint: one line about that; None where all is well.
         skew_dropped: pairs that were dropped because their eyes were too far apart in time.
         skew_ms: of the newest pair, dropped or not.
         losses: how often an eye was lost.
@@ -65,9 +67,12 @@ class Rig:
         tap: gets every pair, in the rig's own thread, whether anyone takes it or not; None for nobody.
     """
 
-    def __init__(self, eyes: Eyes, source: SourceOptions, *, fps: float | None = None) -> None:
+    def __init__(
+        self, eyes: Eyes, source: SourceOptions, *, fps: float | None = None, tell: Callable[[str], None] = print
+    ) -> None:
         self._eyes = eyes
         self._source = source
+        self._tell = tell
         self._interval_s = 1 / fps if fps and not eyes.live else 0.0
         self._changed = threading.Condition()
         self._newest: StereoFrame | None = None
@@ -98,6 +103,19 @@ class Rig:
     def settings_missed(self) -> list[str]:
         """One line for each setting of a camera that is not as asked."""
         return [line for camera in self._eyes.cameras for line in camera.settings_missed]
+
+    @property
+    def complaint(self) -> str | None:
+        """What is being waited for, in one line; None where all is well."""
+        role = self.waiting_for
+        if role is None:
+            return None
+        if self._shape is not None:
+            return f"{role} is gone; waiting until it is back"
+        return (
+            f"{role} gives no picture; waiting. Two cameras may be too much for one USB port: give each its own, or a "
+            "smaller --width and --height, or --fourcc MJPG"
+        )
 
     @property
     def ended(self) -> bool:
@@ -136,11 +154,16 @@ class Rig:
             return frame
 
     def __iter__(self) -> Iterator[StereoFrame]:
-        """All pairs, each the newest; waits for lost cameras, ends with a recording."""
+        """All pairs, each the newest; waits for lost cameras and says so, ends with a recording."""
+        said: str | None = None
         while not self.ended:
             frame = self.next(timeout_s=0.5)
             if frame is not None:
                 yield frame
+            elif self.complaint != said:
+                said = self.complaint
+                if said is not None:
+                    self._tell(said)
 
     def _run(self) -> None:
         try:
@@ -258,7 +281,7 @@ def open_rig(
     eyes = _open_eyes(source, camera)
     if eyes.live:
         _lock_colours(eyes)
-    rig = Rig(eyes, source, fps=camera.fps or ((eyes.fps or 1.0) if realtime else None))
+    rig = Rig(eyes, source, fps=camera.fps or ((eyes.fps or 1.0) if realtime else None), tell=tell)
     for line in rig.settings_missed:
         tell(line)
     return rig
@@ -275,9 +298,12 @@ def _open_eyes(source: SourceOptions, options: CameraOptions) -> Eyes:
     captures = [_is_capture(source.left), _is_capture(source.right)]
     if not any(captures):
         return PicturePairs(find_pairs(source.left, source.right), f"--left {source.left}")
-    kinds = [(is_video(eye), capture) for eye, capture in zip((source.left, source.right), captures, strict=True)]
+    kinds = _kind(source.left), _kind(source.right)
     if kinds[0] != kinds[1]:
-        raise UserError(f"--left {source.left} and --right {source.right}: one waits for us, the other does not")
+        raise UserError(
+            f"--left {source.left} is {kinds[0]}, --right {source.right} is {kinds[1]}; both eyes have to be of one "
+            "kind"
+        )
     if source.left == source.right and not is_video(source.left):
         raise UserError(f"--left and --right are both {source.left}; one device with both eyes goes by --side-by-side")
     left = Camera(source.left, f"--left {source.left}", options)
@@ -304,3 +330,10 @@ def _lock_colours(eyes: Eyes) -> None:
 
 def _is_capture(address: str) -> bool:
     return is_device(address) or is_stream(address) or is_video(address)
+
+
+def _kind(address: str) -> str:
+    """What an address is taken for, in words."""
+    if is_device(address) or is_stream(address):
+        return "live"
+    return "a video" if is_video(address) else "pictures in files"
