@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,7 +283,7 @@ def _shown(name: int, value: float) -> str:
 
 
 @contextmanager
-def quiet_opencv() -> Iterator[None]:
+def quiet_opencv() -> Generator[None]:
     """OpenCV says nothing of its own on standard error meanwhile; whoever uses this says what did not work."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its video reader's; looked at once, at the first opening
     logging = cv2.utils.logging
