@@ -26,7 +26,7 @@ def wants_prior(network: nn.Module) -> bool:
 
 
 def priors_of(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> Float[np.ndarray, "B 9 H W"]:
-    """`block_matching.prior_planes` of each pair, left and right RGB; OpenCV releases Python's lock, so threads share the work."""
+    """`block_matching.prior_planes` of each pair of RGB views; OpenCV releases Python's lock, so threads share them."""
     if len(pairs) == 1:
         return prior_planes(*pairs[0])[None]
     with ThreadPoolExecutor(min(len(pairs), _THREADS)) as pool:
