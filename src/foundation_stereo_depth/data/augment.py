@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, uniform, whole
+from foundation_stereo_depth.data.jpeg import compressed
 from foundation_stereo_depth.options import AugmentOptions
 
 Images = Float[Tensor, "N 3 H W"]
@@ -21,6 +22,7 @@ Images = Float[Tensor, "N 3 H W"]
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, section 2.5.1: the weights of R, G and B in luminance
 _NOISE_BANK = 2**21  # numbers beyond the first picture's own
 _ERASED_PATCHES = 2
+_WORST_QUALITY, _BEST_QUALITY = 50, 95  # of JPEG
 _LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
 
 
@@ -65,6 +67,8 @@ def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> F
     if options.noise_std_max > 0:
         images = images.add_(_noise(images, keys, options.noise_std_max))
     images = images.clamp_(0, 1)
+    if options.jpeg_prob > 0:
+        images = _compressed(images, keys, options)
     left, right = images[:B], images[B:]
     if options.erase_prob > 0 and options.erase_size_max > 0:
         right = _erased(right, keys, options)
@@ -145,6 +149,16 @@ def _noise(images: Images, keys: Keys, std_max: float) -> Images:
     stretches = _noise_bank(size, images.device).unfold(0, size, 1)
     start = whole(keys, "noise", 2, below=len(stretches)).T.flatten()
     return stretches.index_select(0, start).view(images.shape) * _per_image(keys, "noise std", 0, std_max)
+
+
+def _compressed(images: Images, keys: Keys, options: AugmentOptions) -> Images:
+    """JPEG and back, both eyes of a pair at one quality."""
+    drawn = chance(keys, "jpeg", 1, probability=options.jpeg_prob)
+    quality = uniform(keys, "jpeg quality", 1, low=_WORST_QUALITY, high=_BEST_QUALITY)
+    chosen = drawn.T.expand(2, -1).flatten().nonzero().flatten()
+    if len(chosen) == 0:
+        return images
+    return images.index_copy(0, chosen, compressed(images[chosen], quality.T.expand(2, -1).flatten()[chosen]))
 
 
 def _vertically_offset(right: Images, keys: Keys, largest_px: float) -> Images:
