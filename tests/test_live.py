@@ -161,7 +161,8 @@ def test_cameras_end_to_end_with_a_loss(
 
     def after(result: Result) -> None:
         seen.append(result)
-        machine[2].plugged = len(seen) != 5
+        if len(seen) == 5:
+            machine[2].plugged = False
 
     def plug_in(self: object) -> None:
         machine[2].plugged = True
