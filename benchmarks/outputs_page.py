@@ -1,7 +1,7 @@
 """A page of everything that foundation-stereo-predict writes, from the files it wrote.
 
 uv run foundation-stereo-predict left.png right.png -o out --write disparity,sigma,confidence,depth,picture,cloud \
-    --focal-px 995 --baseline-m 0.193
+    --calibration calib.txt
 uv run python benchmarks/outputs_page.py out/left -o docs/outputs.jpg
 """
 
