@@ -1,9 +1,9 @@
 """How long one pair takes by every way of running a network, beside OpenCV's semi-global matcher: one JSON line.
 
 Pictures in memory to maps in memory, batch 1, at the network's own size: a real pair (scikit-image's motorcycle), and a
-made-up one with something near, for which a network that looks first has to look farther. Each way has a process of its own, as it has
-in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV wait for work by spinning, and slow one another down
-threefold in one process. In each the way and the matcher take turns, some calls at a time.
+made-up one with something near, for which a network that looks first has to look farther. Each way has a process of its
+own, as it has in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV wait for work by spinning, and slow
+one another down threefold in one process. In each the way and the matcher take turns, some calls at a time.
 
     uv run foundation-stereo-export --checkpoint best.pt -o best.onnx
     uv run python benchmarks/latency.py --checkpoint best.pt --onnx best.onnx
