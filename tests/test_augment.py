@@ -1,16 +1,20 @@
 import dataclasses
+import io
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from foundation_stereo_depth.data.augment import as_pair, augmented_pair, flipped
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.data.draws import sample_keys
+from foundation_stereo_depth.data.jpeg import compressed
 from foundation_stereo_depth.options import AugmentOptions
 
 NOTHING = AugmentOptions(
     brightness_jitter=0, contrast_jitter=0, saturation_jitter=0, hue_jitter=0, gamma_jitter=0, lighting_jitter=0,
-    blur_prob=0, noise_std_max=0, erase_prob=0, vertical_offset_max_px=0,
+    blur_prob=0, noise_std_max=0, jpeg_prob=0, erase_prob=0, vertical_offset_max_px=0,
 )  # fmt: skip
 
 
@@ -119,6 +123,27 @@ def test_blur_smooths_and_keeps_the_mean() -> None:
     unblurred = augmented_pair(batch, keys_of(20), dataclasses.replace(NOTHING, blur_prob=0.3))
     changed = (unblurred - before).abs().view(20, 2, -1).amax(-1) > 1e-3
     assert 0.1 < changed.float().mean() < 0.5
+
+
+def test_half_of_the_pairs_come_as_jpeg_files_of_one_quality() -> None:
+    batch = batch_of(B=40, colour=128)
+    batch.left[:, :, :, ::7] = batch.right[:, :, :, ::7] = 200
+    pair = augmented_pair(batch, keys_of(40), dataclasses.replace(NOTHING, jpeg_prob=0.5))
+    changed = (pair - as_pair(batch)).abs().amax(dim=(1, 2, 3)) > 0.01
+    assert 10 < changed.sum() < 30
+    assert torch.equal(pair[:, :3], pair[:, 3:])
+
+
+@pytest.mark.parametrize("quality", [30, 60, 95])
+def test_jpeg_changes_a_picture_as_libjpeg_does(quality: int) -> None:
+    rows, columns = np.indices((50, 70))
+    rgb = np.stack([rows * 5, columns * 3, 128 + 100 * np.sin(rows * columns / 90)], axis=-1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(rgb).save(file, "jpeg", quality=quality, subsampling="4:2:0")
+    theirs = np.asarray(Image.open(file), np.float32)
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None] / 255
+    ours = compressed(image, torch.tensor([float(quality)]))[0].permute(1, 2, 0).numpy() * 255
+    assert np.abs(ours - theirs).mean() < 0.35 * np.abs(theirs - rgb).mean()
 
 
 def test_only_the_right_view_is_moved_and_erased() -> None:

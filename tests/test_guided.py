@@ -145,7 +145,7 @@ def test_only_a_network_that_wants_a_prior_gets_one() -> None:
     same, prior = network_inputs(guided, pair)
     assert same is pair
     assert prior.shape == (2, PRIOR_PLANES, 40, 96)
-    pairs = (pair * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    pairs = (pair * 255).round().to(torch.uint8).view(2, 2, 3, 40, 96).permute(0, 1, 3, 4, 2).contiguous().numpy()
     np.testing.assert_array_equal(prior.numpy(), priors_of(pairs))
     np.testing.assert_array_equal(priors_of(pairs[1:]), priors_of(pairs)[1:])
 

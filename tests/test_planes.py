@@ -68,6 +68,19 @@ def test_noise_is_the_stretch_that_was_asked_for() -> None:
     torch.testing.assert_close(ours[1], images()[1] + 0.5 * bank[1234 : 1234 + 3 * H * W].view(3, H, W))
 
 
+@pytest.mark.parametrize("quality", [50.0, 95.0])
+def test_jpeg_agrees_but_for_what_its_libraries_leave_open(quality: float) -> None:
+    smooth = F.interpolate(images()[:, :, ::6, ::6], size=(H, W), mode="bilinear")
+    ours, other = smooth.clone(), smooth.clone()
+    chosen, qualities = torch.tensor([True, False, True]), torch.full((N,), quality)
+    planes.compress(ours, chosen, qualities)
+    planes._compress(other, chosen, qualities)
+    changed = (other - smooth)[chosen].abs().mean()
+    assert (ours - other)[chosen].abs().mean() < 0.4 * changed
+    assert (ours - smooth)[chosen].abs().mean() > 0.6 * changed
+    assert torch.equal(ours[1], smooth[1])
+
+
 @pytest.mark.parametrize("foreign", [[False] * N, [True] * N])
 def test_patches_agree(foreign: list[bool]) -> None:
     generator = torch.Generator().manual_seed(4)

@@ -71,8 +71,8 @@ def test_padding_to_a_multiple_changes_nothing_else() -> None:
     torch.manual_seed(0)
     network = create_network(ModelOptions(base_channels=8, depth=2)).eval()
     backend = TorchBackend(network, device="cpu", precision="fp32", compile=False)
-    pairs = np.random.default_rng(0).integers(0, 256, (1, 37, 61, 6), dtype=np.uint8)
-    padded = np.pad(pairs, ((0, 0), (0, 3), (0, 3), (0, 0)), mode="edge")
+    pairs = np.random.default_rng(0).integers(0, 256, (1, 2, 37, 61, 3), dtype=np.uint8)
+    padded = np.pad(pairs, ((0, 0), (0, 0), (0, 3), (0, 3), (0, 0)), mode="edge")
     for alone, cropped in zip(backend(pairs), backend(padded), strict=True):
         np.testing.assert_allclose(alone, cropped[:, :37, :61], atol=1e-4)
 

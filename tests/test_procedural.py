@@ -2,8 +2,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from foundation_stereo_depth.data import procedural
 from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.procedural import ProceduralSource, _draw_pieces, _nearest, render_scenes
+from foundation_stereo_depth.data.procedural import (
+    ProceduralSource,
+    _draw_pieces,
+    _glowing,
+    _light_left_by_shadows,
+    _nearest,
+    render_scenes,
+)
 from foundation_stereo_depth.disparity import valid_mask
 
 
@@ -31,7 +39,8 @@ def test_shapes_types_and_memory() -> None:
     assert (batch.left != batch.right).any()
 
 
-def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same() -> None:
+def test_the_right_view_warped_back_is_the_left_view_where_both_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(procedural, "_glowing", lambda *_, **__: 0)  # which each eye sees elsewhere
     keys, batch = scenes_of(24)
     right_disparity_px = _nearest(_draw_pieces(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
     warped, inside = warp(batch.right.float(), batch.disparity_px, "bilinear")
@@ -102,3 +111,16 @@ def test_the_gpu_makes_the_same_scenes() -> None:
     there = render_scenes(keys.cuda(), indices.cuda(), 120, 160)
     same = (here.disparity_px - there.disparity_px.cpu()).abs() < 1e-2
     assert same.float().mean() > 0.999
+
+
+def test_shadows_lie_on_surfaces_and_glows_do_not() -> None:
+    keys, _ = scenes_of(40)
+    pieces = _draw_pieces(keys, 120, 160)
+    there = torch.rand(40, 50) * 160, torch.rand(40, 50) * 120
+    light = _light_left_by_shadows(pieces.shadows, *(place[..., None] for place in there))
+    assert light.min() > 0.05
+    assert light.max() == 1
+    assert 0.02 < (light < 0.8).float().mean() < 0.4
+    left, right = (_glowing(pieces.glows, 120, 160, from_right=eye) for eye in (False, True))
+    assert (left.amax(dim=(1, 2, 3)) > 0.1).float().mean() > 0.25
+    assert ((left - right).abs().amax(dim=(1, 2, 3)) > 0.1).float().mean() > 0.25

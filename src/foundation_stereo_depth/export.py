@@ -106,11 +106,11 @@ def write_checked(
     return "; ".join(lines)
 
 
-def scene_pairs(height: int, width: int) -> UInt8[np.ndarray, "B H W 6"]:
+def scene_pairs(height: int, width: int) -> UInt8[np.ndarray, "B 2 H W 3"]:
     """Left and right of a few made-up scenes, the same every time."""
     indices = torch.arange(_CHECKED_PAIRS)
     scenes = render_scenes(sample_keys(ProceduralSource.VALIDATION_SEED, 0, indices), indices, height, width)
-    return torch.cat([scenes.left, scenes.right], dim=1).permute(0, 2, 3, 1).contiguous().numpy()
+    return torch.stack([scenes.left, scenes.right], dim=1).permute(0, 1, 3, 4, 2).contiguous().numpy()
 
 
 def largest_differences(first: RawPrediction, second: RawPrediction) -> tuple[float, float]:

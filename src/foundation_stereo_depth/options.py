@@ -61,6 +61,9 @@ class AugmentOptions(Group):
     noise_std_max: float = knob(
         0.03, "largest standard deviation of the sensor noise, of full scale", minimum=0.0, maximum=1.0, fixed=True
     )
+    jpeg_prob: float = knob(
+        0.2, "probability that both views are compressed, as webcams send them", minimum=0.0, maximum=1.0, fixed=True
+    )
     erase_prob: float = knob(
         0.5, "probability that patches of the right view are replaced", minimum=0.0, maximum=1.0, fixed=True
     )

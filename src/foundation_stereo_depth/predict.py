@@ -128,15 +128,15 @@ class Predictor:
         Raises:
             UserError: the eyes of a pair differ in size, or memory does not suffice.
         """
-        inputs = np.empty((len(pairs), self.height, self.width, 6), np.uint8)
+        inputs = np.empty((len(pairs), 2, self.height, self.width, 3), np.uint8)
         for row, (left, right) in zip(inputs, pairs, strict=True):
             if left.shape != right.shape:
                 raise UserError(
                     f"the left picture is {left.shape[1]}x{left.shape[0]}, the right one {right.shape[1]}x"
                     f"{right.shape[0]}; a rectified pair has one size"
                 )
-            row[..., :3] = resize_image(left, self.height, self.width)
-            row[..., 3:] = resize_image(right, self.height, self.width)
+            for view, picture in zip(row, (left, right), strict=True):
+                view[:] = resize_image(picture, self.height, self.width)
         try:
             raw = self._backend(inputs)
         except RuntimeError as error:

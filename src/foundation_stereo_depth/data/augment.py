@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.data.draws import Keys, Range, chance, uniforms
-from foundation_stereo_depth.data.planes import LUMA, Images, add_noise, blur, recolour, replace_patches, room
+from foundation_stereo_depth.data.planes import LUMA, Images, add_noise, blur, compress, recolour, replace_patches, room
 from foundation_stereo_depth.options import AugmentOptions
 
 _NOISE_BANK = 2**19  # numbers beyond the first picture's own; more would not stay in a processor's cache
 _ERASED_PATCHES = 2
+_WORST_QUALITY, _BEST_QUALITY = 50, 95  # of JPEG
 _LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
 
 
@@ -67,6 +68,7 @@ class _Changes:
         lights: a few factors over each picture.
         blurred, blur_weights: which eyes are, and by which row of weights.
         noise_start, noise_std: which stretch of the bank is added, times what.
+        compressed, quality: whether both are sent as JPEG, and how well, a whole number.
         offset_px: a few vertical offsets over the right picture.
         erased, foreign: whether patches are replaced, and if so by other content or by the mean colour.
         patch_centre, patch_half: of each patch, y and x, share of height and of width; the size of the width alone.
@@ -80,6 +82,8 @@ class _Changes:
     blur_weights: Float[Tensor, "B 2 K"]
     noise_start: Int64[Tensor, "B 2"]
     noise_std: Float[Tensor, "B 2"]
+    compressed: Bool[Tensor, " B"]
+    quality: Float[Tensor, " B"]
     offset_px: Float[Tensor, "B 3 3"]
     erased: Bool[Tensor, " B"]
     foreign: Bool[Tensor, " B"]
@@ -108,6 +112,8 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
             "blur sigma": Range((2,), 0.1, max(0.1, options.blur_sigma_max)),
             "noise": Range((2,)),
             "noise std": Range((2,), 0, options.noise_std_max),
+            "jpeg": Range((1,)),
+            "jpeg quality": Range((1,), _WORST_QUALITY, _BEST_QUALITY),
             "vertical reach": Range((1, 1), 0, options.vertical_offset_max_px),
             "vertical field": Range((3, 3), -1, 1),
             "erase": Range((1,)),
@@ -130,6 +136,8 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
         # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
         noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
         noise_std=drawn["noise std"],
+        compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
+        quality=drawn["jpeg quality"][:, 0].round(),
         offset_px=drawn["vertical field"] * drawn["vertical reach"],
         erased=drawn["erase"][:, 0] < options.erase_prob,
         foreign=drawn["erase foreign"][:, 0] < 0.5,
@@ -160,6 +168,8 @@ def _change(
         bank = _noise_bank(images[0].numel(), images.device)
         add_noise(images, bank, changes.noise_start.flatten(), changes.noise_std.flatten())
     images.clamp_(0, 1)
+    if options.jpeg_prob > 0:
+        compress(images, changes.compressed.repeat_interleave(2), changes.quality.repeat_interleave(2))
     if options.erase_prob > 0 and options.erase_size_max > 0:
         # What one eye sees and the other does not.
         size_px = torch.tensor(images.shape[2:], device=images.device)

@@ -1,7 +1,7 @@
 """The heavy steps of augmentation on pictures: OpenCV does them on a CPU, PyTorch on every other device.
 
-Both take the same numbers and give the same pictures up to rounding, which tests hold them to; what the numbers are is
-settled elsewhere (augment.py). On a CPU OpenCV takes a third of the time, which docs/experiments.md measures.
+Both take the same numbers and give the same pictures up to rounding, which tests hold them to (JPEG itself leaves more
+open than that); what the numbers are is settled elsewhere (augment.py). docs/experiments.md measures what it is worth.
 """
 
 import functools
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from foundation_stereo_depth.data.jpeg import compressed
 from foundation_stereo_depth.data.memory import BatchMemory
 
 Images = Float[Tensor, "N 3 H W"]
@@ -117,6 +118,27 @@ def _add_noise(
     # Every stretch as a row of an overlapping view: picking rows copies memory and computes no addresses.
     stretches = bank.unfold(0, images[0].numel(), 1).index_select(0, start)
     images.addcmul_(stretches.view(images.shape), std[:, None, None, None])
+
+
+def compress(images: Images, chosen: Bool[Tensor, " N"], quality: Float[Tensor, " N"]) -> None:
+    """Turns the chosen images into what comes back from a JPEG file of that quality, a whole number, in place."""
+    if not images.is_cpu:
+        _compress(images, chosen, quality)
+        return
+    for i in chosen.nonzero().flatten().tolist():
+        red, green, blue = images[i].numpy()
+        picture = cv2.convertScaleAbs(cv2.merge([blue, green, red]), alpha=255)
+        encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])[1]
+        back = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert back is not None, "OpenCV reads what it has just written"
+        for bytes_of, plane in zip(cv2.split(back), (blue, green, red), strict=True):
+            np.multiply(bytes_of, np.float32(1 / 255), out=plane)
+
+
+def _compress(images: Images, chosen: Bool[Tensor, " N"], quality: Float[Tensor, " N"]) -> None:
+    at = chosen.nonzero().flatten()
+    if len(at) > 0:
+        images.index_copy_(0, at, compressed(images[at], quality[at]))
 
 
 def replace_patches(

@@ -1,7 +1,7 @@
 """Stereo scenes made from nothing but a seed, in batches on the training device, with exact disparity.
 
-A scene is a curved, slanted background and many textured pieces floating before it. Each piece is a function, not a
-picture: its disparity is a quadratic in left-image coordinates,
+A scene is a curved, slanted background, often a floor, and many textured pieces floating before it. Each piece is a
+function, not a picture: its disparity is a quadratic in left-image coordinates,
 
     d(u, v) = d0 + gx u + gy v + qx u^2 + qy v^2,      (u, v) = (x, y) - centre,
 
@@ -9,6 +9,9 @@ its outline an inequality in the same coordinates, its texture a lookup there. A
 piece at (x, y); a pixel (x_right, y) of the right view asks it at the x that solves x - d(x, y) = x_right, which for a
 quadratic has a closed form. In both views the piece with the largest disparity, the nearest one, wins. So disparity is
 exact, occlusion is right in both eyes, and what one eye sees behind an edge has a texture of its own.
+
+Edges of depth are not always edges of colour, nor the other way about: some pieces are painted as others are, textures
+are patched together, shadows lie across everything. Glows stand where each eye sees them, at no surface's disparity.
 """
 
 import math
@@ -26,7 +29,7 @@ from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, unifor
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
-PIECES = 36
+PIECES = 48
 """Pieces before the background; outlines that miss the picture make the count vary from scene to scene."""
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
@@ -35,6 +38,8 @@ _PER_FOLDER = 100
 _POOL_SEED = 0
 _SMALLEST, _FARTHEST_PLAIN = 0.01, 0.14  # of the width: disparities of backgrounds
 _LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
+_DONORS = 6  # so many first surfaces lend their paint to others
+_SHADOWS, _GLOWS = 2, 2  # per scene, of which each is there or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,8 @@ class _Pieces:
     slats: Tensor  # gaps per unit of q
     slat_share: Tensor  # of a slat and the gap beside it, the slat's share; 1: no gaps
     surface: Tensor  # [B, K, 17]: what `_colours` needs of the piece that won a pixel
+    shadows: Tensor  # [B, _SHADOWS, 7]: how dark, and of two soft half planes: 1/px across x, across y, and where
+    glows: Tensor  # [B, _GLOWS, 6]: how bright, centre x and y, 1/reach in x and y, disparity
 
 
 @torch.no_grad()
@@ -178,6 +185,27 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
 
     centre_x, centre_y = draw("centre x", -0.05, 1.15) * width, draw("centre y", -0.05, 1.05) * height
 
+    # Often the first piece is a floor: from a horizon down, nearer by a steady amount each row.
+    is_floor = chance(keys, "floor", 1, probability=0.4)
+    depth_px = height * uniform(keys, "floor depth", 1, low=0.2, high=0.7)  # rows from the horizon to the lower edge
+    rise_px = (near_px - far_px) * uniform(keys, "floor rise", 1, low=0.2, high=0.9)
+
+    def floored(values: Tensor, of_floor: Tensor | float) -> Tensor:
+        first = torch.where(is_floor, torch.as_tensor(of_floor, device=keys.device), values[:, :1])
+        return torch.cat([first, values[:, 1:]], dim=1)
+
+    centre_x, centre_y = floored(centre_x, half_w), floored(centre_y, float(height))
+    d0, gy = floored(d0, far_px + rise_px), floored(gy, rise_px / depth_px)
+    gx, qx, qy = floored(gx, 0.0), floored(qx, 0.0), floored(qy, 0.0)
+    reach_x, reach_y = floored(reach_x, 2.0 * width), floored(reach_y, depth_px)
+    upright = torch.zeros_like(axis[:, :1])
+    upright[..., 0, 0], upright[..., 1, 1] = 0.5 / width, 1 / depth_px
+    axis = torch.cat([torch.where(is_floor[..., None, None], upright, axis[:, :1]), axis[:, 1:]], dim=1)
+    wave = torch.cat([torch.where(is_floor[..., None], 0.0, wave[:, :1]), wave[:, 1:]], dim=1)
+    hollow, slat_share = floored(hollow, -1.0), floored(slat_share, 1.0)
+    roundness = floored(draw("roundness"), 0.0)
+    half_a = floored(half_a, half_w)
+
     def with_background(first: Tensor | float, rest: Tensor) -> Tensor:
         first = first if isinstance(first, Tensor) else torch.full_like(rest[:, :1], first)
         return torch.cat([first.to(rest.dtype), rest], dim=1)
@@ -193,7 +221,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         qx=with_background(background[:, 2:3], qx),
         qy=with_background(background[:, 3:4], qy),
         axes=with_background(torch.zeros_like(axis[:, :1]), axis),  # zero: everywhere inside
-        roundness=with_background(0.0, draw("roundness")),
+        roundness=with_background(0.0, roundness),
         wave=with_background(torch.zeros_like(wave[:, :1]), wave),
         hollow=with_background(-1.0, hollow),
         slats=with_background(1.0, draw("slats", 1.0, 6.0)),
@@ -205,7 +233,34 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
             ],
             dim=-1,
         ),
+        shadows=_draw_shadows(keys, height, width),
+        glows=_draw_glows(keys, height, width),
     )
+
+
+def _draw_shadows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 7"]:
+    """What two soft half planes have in common is in shadow."""
+    n = _SHADOWS
+    there = chance(keys, "shadow", n, 1, probability=0.5)
+    dark = uniform(keys, "shadow dark", n, 1, low=0.2, high=0.7) * there
+    softness_px = uniform(keys, "shadow softness", n, 1, low=math.log(0.5), high=math.log(0.06 * width)).exp()
+    at_x, at_y = uniform(keys, "shadow x", n, 1) * width, uniform(keys, "shadow y", n, 1) * height
+    edges = []
+    for edge in "ab":
+        angle = uniform(keys, f"shadow edge {edge}", n, 1, high=2 * math.pi)
+        slope_x, slope_y = angle.cos() / softness_px, angle.sin() / softness_px
+        edges += [slope_x, slope_y, -(slope_x * at_x + slope_y * at_y)]
+    return torch.cat([dark, *edges], dim=-1)
+
+
+def _draw_glows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 6"]:
+    """Reflections of lights: each eye sees them on its own place on the surface, or one eye alone."""
+    n = _GLOWS
+    there = chance(keys, "glow", n, 1, probability=0.4)
+    reach = (uniform(keys, "glow reach", n, 2, low=math.log(0.01), high=math.log(0.12)).exp() * width).reciprocal()
+    at_x, at_y = uniform(keys, "glow x", n, 1) * width, uniform(keys, "glow y", n, 1) * height
+    disparity_px = uniform(keys, "glow disparity", n, 1, low=-0.05, high=0.3) * width
+    return torch.cat([uniform(keys, "glow bright", n, 1, high=0.6) * there, at_x, at_y, reach, disparity_px], dim=-1)
 
 
 def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tensor, "B n 15"]:
@@ -225,7 +280,11 @@ def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tens
     contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.7, high=1.0)
     shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
     placement = torch.stack([cos, -sin, sin, cos], -1)
-    return torch.cat([placement, offset, first_row[..., None], colour, contrast, shading], dim=-1)
+    paint = torch.cat([placement, offset, first_row[..., None], colour, contrast], dim=-1)
+    # Some are painted as one of the first few is, so that edges of depth need not show; each stands at its own place.
+    alike = chance(keys, "alike", n, 1, probability=0.3)
+    donor = whole(keys, "alike to", n, 1, below=_DONORS).expand(-1, -1, paint.shape[-1])
+    return torch.cat([torch.where(alike, paint.gather(1, donor), paint), shading], dim=-1)
 
 
 def _nearest(
@@ -306,7 +365,28 @@ def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> U
     texel_x = surface[2] * u + surface[3] * v + surface[6]
     texel_y = surface[4] * u + surface[5] * v + surface[7]
     texture = look_up(texture_atlas(device), texel_x, texel_y, surface[8])
-    shading = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6)
-    rgb = ((surface[9:12] + surface[12:15] * texture) * shading).clamp(0, 1)
+    light = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6).view(B, h, w)
+    light *= _light_left_by_shadows(pieces.shadows, x + disparity_px if from_right else x, y)
+    rgb = ((surface[9:12] + surface[12:15] * texture) * light.flatten()).clamp(0, 1)
     rgb = F.avg_pool2d(rgb.view(3, B, h, w).transpose(0, 1), SAMPLES)
+    rgb = (rgb + _glowing(pieces.glows, height, width, from_right=from_right)).clamp(max=1)
     return (rgb * 255).round().to(torch.uint8).to(memory_format=torch.channels_last)
+
+
+def _light_left_by_shadows(shadows: Float[Tensor, "B n 7"], x: Tensor, y: Tensor) -> Float[Tensor, "B h w"]:
+    """The share of light that reaches each place of the left view, wherever it is looked at from."""
+    left = torch.ones((), device=shadows.device)
+    for shadow in shadows[..., None, None].unbind(1):
+        dark, ax, ay, a, bx, by, b = shadow.unbind(1)
+        left = left * (1 - dark * torch.sigmoid(ax * x + ay * y + a) * torch.sigmoid(bx * x + by * y + b))
+    return left
+
+
+def _glowing(glows: Float[Tensor, "B n 6"], height: int, width: int, *, from_right: bool) -> Float[Tensor, "B 1 H W"]:
+    """What shines on top of everything."""
+    x = torch.arange(width, device=glows.device)
+    y = torch.arange(height, device=glows.device)[:, None]
+    bright, at_x, at_y, per_px_x, per_px_y, disparity_px = glows[..., None, None].unbind(2)
+    if from_right:
+        at_x = at_x - disparity_px
+    return (bright * torch.exp(-(((x - at_x) * per_px_x) ** 2) - ((y - at_y) * per_px_y) ** 2)).sum(1, keepdim=True)

@@ -1,7 +1,8 @@
-"""Textures for made-up scenes: clouds, patches, stripes, print, overlapping leaves, and a few photographs."""
+"""Textures for made-up scenes: clouds, patches, stripes, print, leaves, a few photographs, and patchwork of those."""
 
 import functools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import skimage.data
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 
 TEXTURE_SIZE = 128
 """Texels per side. A lookup beyond a side is mirrored back, so no texture has a seam."""
-TEXTURES = 80
+TEXTURES = 120
 
 _PHOTOGRAPHS = (
     "astronaut",
@@ -28,6 +29,8 @@ _PHOTOGRAPHS = (
     "rocket",
 )
 _LEAVES = 220
+_PATCHWORK = 40  # of all textures, the last ones: pieces of the others
+_SEEDS = 12
 
 
 @functools.cache
@@ -36,12 +39,12 @@ def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
     generator = torch.Generator().manual_seed(0)
     photographs = [torch.from_numpy(np.asarray(getattr(skimage.data, name)())) for name in _PHOTOGRAPHS]
     textures = []
-    for number in range(TEXTURES):
+    for number in range(TEXTURES - _PATCHWORK):
         kind = _KINDS[number % len(_KINDS)]
         picture = photographs[number % len(photographs)]
         texture = _crop(picture, generator) if kind is None else kind(generator)
-        texture = texture - texture.mean()
-        textures.append((texture / texture.std().clamp(min=1e-3) * 0.5).clamp(-1, 1))
+        textures.append(_evened(texture))
+    textures += [_evened(_patchwork(textures, generator)) for _ in range(_PATCHWORK)]
     return torch.cat(textures, dim=1)[None].contiguous().to(device)
 
 
@@ -54,6 +57,12 @@ def look_up(
     y = last - (texel_y % (2 * last) - last).abs() + first_row
     grid = torch.stack([x / last, y / (atlas.shape[2] - 1)], dim=-1) * 2 - 1
     return F.grid_sample(atlas, grid[None, None], mode="bilinear", align_corners=True)[0, :, 0]
+
+
+def _evened(texture: Float[Tensor, "3 size size"]) -> Float[Tensor, "3 size size"]:
+    """Of mean 0 and one deviation, within -1..1."""
+    texture = texture - texture.mean()
+    return (texture / texture.std().clamp(min=1e-3) * 0.5).clamp(-1, 1)
 
 
 def _number(generator: torch.Generator, low: int, high: int) -> int:
@@ -110,6 +119,21 @@ def _leaves(generator: torch.Generator) -> Float[Tensor, "3 size size"]:
         shade = torch.tensor([0.7 * grey + 0.3 * channel for channel in colour])
         picture = torch.where(inside, shade[:, None, None], picture)
     return picture + 0.02 * _clouds(generator)
+
+
+def _patchwork(textures: Sequence[Tensor], generator: torch.Generator) -> Float[Tensor, "3 size size"]:
+    """Regions of several textures, each tinted and as strong as it is drawn: edges of colour within one surface."""
+    y, x = torch.meshgrid(torch.arange(TEXTURE_SIZE), torch.arange(TEXTURE_SIZE), indexing="ij")
+    seeds = torch.rand(_SEEDS, 2, generator=generator) * TEXTURE_SIZE
+    nearest = ((x[..., None] - seeds[:, 0]) ** 2 + (y[..., None] - seeds[:, 1]) ** 2).argmin(dim=-1)
+    picture = torch.zeros(3, TEXTURE_SIZE, TEXTURE_SIZE)
+    for seed in range(_SEEDS):
+        texture = textures[_number(generator, 0, len(textures))]
+        strength, *tint = torch.rand(4, generator=generator).tolist()
+        grey = sum(tint) / 3
+        shade = torch.tensor([0.7 * grey + 0.3 * channel - 0.5 for channel in tint])[:, None, None]
+        picture = torch.where(nearest == seed, 2 * shade + strength * texture, picture)
+    return picture
 
 
 def _crop(photograph: Tensor, generator: torch.Generator) -> Float[Tensor, "3 size size"]:

@@ -16,8 +16,8 @@ def network_inputs(network: nn.Module, pair: Float[Tensor, "B 6 H W"]) -> tuple[
     """What to call the network with: the pair, and for one that wants it the classical matcher's answer to the pair."""
     if not wants_prior(network):
         return (pair,)
-    pairs = pair.detach().mul(255).round_().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return pair, torch.from_numpy(priors_of(pairs)).to(pair.device)
+    views = pair.detach().mul(255).round_().to(torch.uint8).unflatten(1, (2, 3)).permute(0, 1, 3, 4, 2)
+    return pair, torch.from_numpy(priors_of(views.cpu().contiguous().numpy())).to(pair.device)
 
 
 def wants_prior(network: nn.Module) -> bool:
@@ -25,14 +25,9 @@ def wants_prior(network: nn.Module) -> bool:
     return getattr(network, "wants_prior", False)
 
 
-def priors_of(pairs: UInt8[np.ndarray, "B H W 6"]) -> Float[np.ndarray, "B 9 H W"]:
-    """`block_matching.prior_planes` of each pair; OpenCV releases Python's lock, so threads share the work."""
+def priors_of(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> Float[np.ndarray, "B 9 H W"]:
+    """`block_matching.prior_planes` of each pair of RGB views; OpenCV releases Python's lock, so threads share them."""
     if len(pairs) == 1:
-        return _planes(pairs[0])[None]
+        return prior_planes(*pairs[0])[None]
     with ThreadPoolExecutor(min(len(pairs), _THREADS)) as pool:
-        return np.stack(list(pool.map(_planes, pairs)))
-
-
-def _planes(pair: UInt8[np.ndarray, "H W 6"]) -> Float[np.ndarray, "9 H W"]:
-    left, right = (np.ascontiguousarray(pair[..., at : at + 3]) for at in (0, 3))
-    return prior_planes(left, right)
+        return np.stack(list(pool.map(prior_planes, pairs[:, 0], pairs[:, 1])))
