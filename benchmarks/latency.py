@@ -1,6 +1,7 @@
 """How long one pair takes by every way of running a network, beside OpenCV's semi-global matcher: one JSON line.
 
-Pictures in memory to maps in memory, batch 1, at the network's own size. Each way has a process of its own, as it has
+Pictures in memory to maps in memory, batch 1, at the network's own size: a real pair (scikit-image's motorcycle), and a
+made-up one with something near, for which a network that looks first has to look farther. Each way has a process of its own, as it has
 in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV wait for work by spinning, and slow one another down
 threefold in one process. In each the way and the matcher take turns, some calls at a time.
 
@@ -19,15 +20,16 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
+import skimage.data
 from training_loop import commit, device_name, summary
 
 from foundation_stereo_depth.block_matching import match_blocks
-from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.data.procedural import scene_sample
 from foundation_stereo_depth.predict import Predictor
 
 _CALLS = 10  # of one way before the other's turn; the first two do not count
 _UNCOUNTED = 2
+_DEEP_SCENE = 0
 _WAYS = ("torch_fp32", "torch_bf16", "torch_bf16_compiled", "onnxruntime", "openvino")
 
 
@@ -43,9 +45,20 @@ def predictor_of(way: str, checkpoint: Path, onnx: Path | None) -> Predictor:
 def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
     """The figures of one way, and of the matcher beside it."""
     network = predictor_of(way, asked.checkpoint, asked.onnx)
-    source = ProceduralSource(length=1, seed=0, height=network.height, width=network.width, device=torch.device("cpu"))
-    batch = next(source.batches([np.arange(1)], 0))
-    left, right = (np.ascontiguousarray(eye[0].permute(1, 2, 0).numpy()) for eye in (batch.left, batch.right))
+    figures = {name: compared(network, *pair, asked.rounds) for name, pair in pairs_of(network).items()}
+    return {"described": network.description, "size": f"{network.width}x{network.height}"} | figures
+
+
+def pairs_of(network: Predictor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Left and right RGB of each scene, at the network's size."""
+    size = (network.width, network.height)
+    real = [cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in skimage.data.stereo_motorcycle()[:2]]
+    deep = scene_sample(_DEEP_SCENE, network.height, network.width)
+    return {"motorcycle": (real[0], real[1]), "deep": (deep.left, deep.right)}
+
+
+def compared(network: Predictor, left: np.ndarray, right: np.ndarray, rounds: int) -> dict[str, object]:
+    """The figures of the network and of the matcher, taking turns on one pair."""
     calls: dict[str, Callable[[], object]] = {
         "way": lambda: network(left, right),
         "sgbm_3way": lambda: match_blocks(left, right),
@@ -54,7 +67,7 @@ def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
         for _ in range(3):
             call()
     times_ms: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(asked.rounds):
+    for _ in range(rounds):
         for name, call in calls.items():
             taken_ms = []
             for _ in range(_CALLS):
@@ -64,8 +77,6 @@ def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
             times_ms[name].append(statistics.median(taken_ms[_UNCOUNTED:]))
     ratios = [ours / theirs for ours, theirs in zip(times_ms["way"], times_ms["sgbm_3way"], strict=True)]
     return {
-        "described": network.description,
-        "size": f"{network.width}x{network.height}",
         "ms": summary(times_ms["way"]),
         "sgbm_3way_ms": summary(times_ms["sgbm_3way"]),
         "over_sgbm_3way": summary(ratios),
