@@ -25,7 +25,7 @@ import numpy as np
 import reference
 import torch
 from PIL import Image
-from training_loop import commit, device_name, ratio, summary
+from training_loop import commit, device_name, fill_cache, ratio, summary
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import load_checkpoint
@@ -150,8 +150,10 @@ def measure_read(root: Path, rounds: int) -> dict[str, object]:
 def measure_augment(root: Path, rounds: int) -> dict[str, object]:
     """Everything at its defaults; what the reference does not do as well (gamma, lighting, offset, erasing, JPEG)."""
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)
     samples = 16
-    entries = noise_cache(root, samples)
+    fill_cache(root, samples)  # scenes, not noise, which takes JPEG twice as long
+    entries = sorted(root.rglob("*.npz"))
     source, options = cached_source(root, 0), AugmentOptions()
     plan = np.split(np.arange(samples), samples // BATCH)
 
