@@ -84,7 +84,9 @@ class GuidedNetwork(nn.Module):
         log_variance = (log_variance * _LOG_VARIANCE_GAIN + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
         shares = (beliefs[0] * _SHARE_GAIN).softmax(dim=1)
         mixed_px = (shares[:, :-1] * prior[:, :3]).sum(dim=1, keepdim=True)
-        mixed_px = mixed_px + shares[:, -1:] * F.interpolate(region_px, scale_factor=2.0, mode="nearest")
+        # What one eye alone sees is background: no region is nearer than all that the matcher found around it.
+        behind_px = torch.minimum(region_px, F.max_pool2d(prior[:, 2:3], 2))
+        mixed_px = mixed_px + shares[:, -1:] * F.interpolate(behind_px, scale_factor=2.0, mode="nearest")
         disparity_px = (mixed_px + fine * _FINE_PX).clamp(min=0)
 
         disparity_px, log_variance = disparity_px[..., :H, :W], log_variance[..., :H, :W]
