@@ -1,6 +1,7 @@
-"""What a start on a million samples costs: one JSON line. Makes 3,000,000 empty files, and removes them.
+"""What a start on a million samples costs: one JSON line. Makes 3,000,000 names of empty files, and removes them.
 
     uv run python benchmarks/startup.py --folder /somewhere/with/inodes
+    uv run python benchmarks/startup.py --tree /somewhere/with/inodes/fsd       made if it is not there, and left there
 
 The first scan has to keep step with the file system: a bare os.listdir of every folder is timed beside it, both in
 child processes of their own, alternating, the names in the kernel's memory. A later start is everything that
@@ -9,6 +10,7 @@ child processes of their own, alternating, the names in the kernel's memory. A l
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -26,6 +28,7 @@ PARTS = (("left/rgb", ".jpg"), ("right/rgb", ".jpg"), ("left/disparity", ".png")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--tree", type=Path)
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--frames", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -37,7 +40,10 @@ def main() -> None:
     root = Path(tempfile.mkdtemp(dir=asked.folder))
     try:
         began_s = time.perf_counter()
-        make_tree(root / "fsd", asked.scenes, asked.frames)
+        tree = asked.tree or root / "fsd"
+        if not tree.exists():
+            make_tree(tree, asked.scenes, asked.frames)
+        (root / "tree").symlink_to(tree.absolute(), target_is_directory=True)
         made_s = time.perf_counter() - began_s
         measured: dict[str, list[dict[str, float]]] = {name: [] for name in CHILDREN}
         for _ in range(asked.rounds):
@@ -74,8 +80,11 @@ def make_tree(root: Path, scenes: int, frames: int) -> None:
         for part, suffix in PARTS:
             folder = root / f"scene_{scene:04d}/dataset/data" / part
             folder.mkdir(parents=True)
-            for frame in range(frames):
-                open(f"{folder}/{frame:04d}{suffix}", "xb").close()  # noqa: PTH123
+            # One empty file with many names: only names are read, and a link is made sooner than a file.
+            first = folder / f"0000{suffix}"
+            first.touch()
+            for frame in range(1, frames):
+                os.link(first, f"{folder}/{frame:04d}{suffix}")
 
 
 def timed(do: Callable[[], object]) -> dict[str, float]:
@@ -91,10 +100,8 @@ def timed(do: Callable[[], object]) -> dict[str, float]:
 
 
 def listing(root: Path) -> dict[str, float]:
-    import os
-
     def walk() -> int:
-        data = root / "fsd"
+        data = root / "tree"
         return sum(len(os.listdir(data / scene / "dataset/data" / p)) for scene in os.listdir(data) for p, _ in PARTS)  # noqa: PTH208
 
     return timed(walk)
@@ -105,7 +112,7 @@ def start(root: Path) -> dict[str, float]:
     from foundation_stereo_depth.options import DataOptions
 
     options = DataOptions(cache_root=root / "cache", num_workers=2)
-    return timed(lambda: open_files(options, root / "fsd", pin_memory=False))
+    return timed(lambda: open_files(options, root / "tree", pin_memory=False))
 
 
 CHILDREN = {"listing": listing, "first_start": start, "later_start": start}

@@ -1,8 +1,9 @@
 """A program for the tests: writers of a cache that are killed, or work side by side, while the cache is read.
 
-    python cache_writers.py <data set> <folder of caches> <seed> kill:build:10 kill:train:10 meet:build+train:3 ...
+    python cache_writers.py <data set> <folder of caches> <seed> kill:build:10 meet:build+train:3 command:-:5 ...
 
 `kill:<writer>:<trials>` kills a writer at random moments, `meet:<writer>+<writer>:<trials>` lets two fill one cache.
+`command:-:<trials>` kills the whole training command and resumes it.
 Everything heavy is imported once; each writer is a fork of this process, and starts at once. Prints one JSON line: the
 counts of each task.
 """
@@ -178,11 +179,80 @@ def meet(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
     return counts | {"trials": trials, "failed": failed, "left_over": left_over, "unfinished": unfinished}
 
 
+def command(_: str, dataset: Path, root: Path, trials: int, chance: random.Random) -> dict[str, int]:
+    """Kills the training command, reading through the cache, at random moments, resumes it, and lets it finish."""
+    import foundation_stereo_depth.train  # noqa: F401 (once, before the forks)
+    from foundation_stereo_depth.checkpoint import load_checkpoint
+    from foundation_stereo_depth.cli import train_command
+
+    run, reference = root.with_name("run"), root.with_name(root.name + "-expected")
+    assert status_of(forked(lambda: build(dataset, reference))) == 0
+    cache = open_cache(root, HEIGHT, WIDTH)
+    watch = Watch(cache, dataset, open_cache(reference, HEIGHT, WIDTH))
+    samples = len(list(reference.rglob("*.npz")))
+    where = ["--dataset-root", dataset, "--cache-root", root, "--output-dir", run, "--val-fraction", "0.34"]
+    tiny = ["--base-channels", "4", "--depth", "1", "--batch-size", "2", "--device", "cpu", "--num-workers", "2"]
+    tracking = ["--mlflow-tracking-uri", f"sqlite:///{root.with_name('mlflow.db')}"]
+
+    def train(epochs: int) -> int:
+        last = run / "last.pt"
+        flags = ["--resume", last] if last.exists() else [*where, *tiny]
+        flags = [*flags, *tracking, "--epochs", epochs]
+
+        def work() -> None:
+            assert train_command([str(flag) for flag in flags]) == 0
+
+        return forked(work)
+
+    def epochs_done() -> int:
+        return len(load_checkpoint(run / "last.pt").training["history"]) if (run / "last.pt").exists() else 0
+
+    kills = torn = resumed = 0
+    while kills < trials:
+        for path in chance.sample(there := sorted(root.rglob("*.npz")), k=len(there) // 2):
+            path.unlink()
+        before, entries = epochs_done(), len(list(root.rglob("*.npz")))
+        left = temporaries(root) | temporaries(run)
+        child = train(before + 1000)
+        # Half of them while the cache is being filled, half of them when epochs are being saved.
+        filling = chance.random() < 0.5
+        while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if len(list(root.rglob("*.npz"))) > entries if filling else epochs_done() > before:
+                break
+            watch.look()
+            time.sleep(0.05)  # it needs the processor more than its watcher does
+        watch.look(until_s=time.perf_counter() + chance.uniform(0, 0.5 if filling else 2))
+        os.kill(child, signal.SIGKILL)
+        assert status_of(child) == -signal.SIGKILL, "it ended by itself"
+        kills += 1
+        torn += bool((temporaries(root) | temporaries(run)) - left)
+        watch.look()
+        resumed += before > 0
+        print(f"kill {kills}: {before} epochs before, {epochs_done()} after", file=sys.stderr)
+        assert epochs_done() >= before  # and last.pt can be read
+    target = epochs_done() + 2
+    assert status_of(train(target)) == 0
+    assert epochs_done() == target
+    for name in ("last.pt", "best.pt"):
+        load_checkpoint(run / name)
+    return {
+        "kills": kills,
+        "torn": torn,
+        "resumed": resumed,
+        "epochs": target,
+        "reads": watch.reads,
+        "half": watch.half,
+        "wrong": watch.wrong,
+        "left_over": len(temporaries(root) | temporaries(run)),
+        "unfinished": samples - watch.look(),
+    }
+
+
 if __name__ == "__main__":
     dataset, folder, seed, *tasks = sys.argv[1:]
     counts = {}
     for task in tasks:
         how, who, trials = task.split(":")
-        run = {"kill": kill, "meet": meet}[how]
+        run = {"kill": kill, "meet": meet, "command": command}[how]
         counts[task] = run(who, Path(dataset), Path(folder) / f"{how}-{who}", int(trials), random.Random(int(seed)))
     print(json.dumps(counts))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from foundation_stereo_depth.data import augment, planes
 from foundation_stereo_depth.data.augment import as_pair, augmented_pair, flipped
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.data.draws import sample_keys
@@ -55,6 +56,19 @@ def test_a_sample_is_changed_the_same_way_in_any_batch() -> None:
         fields = {n: getattr(batch, n)[i : i + 1] for n in ("left", "right", "disparity_px", "indices")}
         alone = augmented_pair(dataclasses.replace(batch, **fields), keys_of(6)[i : i + 1], options)
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=0)
+
+
+def test_other_devices_do_a_whole_batch_at_once_and_get_the_same(monkeypatch) -> None:
+    """The steps as another device has them, forced upon this one; JPEG is compared elsewhere."""
+    batch, options = batch_of(B=5), AugmentOptions(blur_prob=0.5, erase_prob=0.7, jpeg_prob=0)
+    expected = augmented_pair(batch, keys_of(5), options)
+    monkeypatch.setattr(augment, "recolour", lambda *of: of[-1].copy_(planes._recoloured(*of[:-1])))
+    monkeypatch.setattr(augment, "blur", planes._blur)
+    monkeypatch.setattr(augment, "add_noise", planes._add_noise)
+    monkeypatch.setattr(augment, "replace_patches", lambda *of: of[0].copy_(planes._with_patches_replaced(*of)))
+    pair = torch.empty_like(expected)
+    augment._change(pair, batch.left, batch.right, augment._drawn(keys_of(5), options), options)
+    torch.testing.assert_close(pair, expected, atol=1e-5, rtol=0)
 
 
 def test_epochs_and_eyes_draw_for_themselves() -> None:

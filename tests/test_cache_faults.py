@@ -102,6 +102,29 @@ def test_two_hundred_and_forty_kills_and_forty_meetings(tmp_path: Path) -> None:
             assert counts.get(fault, 0) == 0, met
 
 
+def test_training_removes_what_a_killed_writer_left_where_it_writes(fsd_tree: Path) -> None:
+    from foundation_stereo_depth.files import TEMPORARY_PREFIX, _machine
+
+    build(fsd_tree, Path("cache"))
+    left = [Path(f"cache/scene_{scene}/{TEMPORARY_PREFIX}{_machine()}-0123456789ab") for scene in (0, 1)]
+    for path in left:
+        path.write_bytes(b"half")
+    Path("cache/scene_1/0001.npz").unlink()
+    _, met, told = epoch(fsd_tree, Path("cache"))
+    assert (met.cache_hits, met.cache_misses, told) == (5, 1, [])
+    assert [path.exists() for path in left] == [True, False], "where every entry is there, nobody looks"
+
+
+@pytest.mark.slow
+def test_the_training_command_survives_twelve_kills(tmp_path: Path) -> None:
+    (met,) = written_by(tmp_path, "command:-:12").values()
+    print(json.dumps(met))
+    assert met["kills"] == 12
+    assert met["resumed"] >= 3
+    assert met["reads"] > 0
+    assert (met["half"], met["wrong"], met["left_over"], met["unfinished"]) == (0, 0, 0, 0)
+
+
 # ------------------------------------------------------------------------------------- full, read-only, forbidden
 
 

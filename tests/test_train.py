@@ -14,6 +14,7 @@ import torch
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.errors import CheckpointError, NotFiniteError, UserError
+from foundation_stereo_depth.files import TEMPORARY_PREFIX, _machine
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.record import Stopped
 from foundation_stereo_depth.train import resolve, train
@@ -201,6 +202,8 @@ def test_a_killed_process_goes_on_from_its_last_epoch(tiny, tiny_options, tracki
     process.wait()
     done = len(history_of("out"))
     assert 1 <= done < 60
+    left = Path(f"out/{TEMPORARY_PREFIX}{_machine()}-0123456789ab")
+    left.write_bytes(b"half a checkpoint")
 
     train(*resolve({"resume": "out/last.pt", "mlflow_tracking_uri": tracking_uri, "epochs": done + 1}))
     history = history_of("out")
@@ -208,6 +211,7 @@ def test_a_killed_process_goes_on_from_its_last_epoch(tiny, tiny_options, tracki
     run = run_of("out", tracking_uri)
     steps = {p.step for p in mlflow.MlflowClient(tracking_uri).get_metric_history(run.info.run_id, "train/loss")}
     assert steps == set(range(1, done + 2))
+    assert not left.exists()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tracking_uri) -> None:

@@ -11,6 +11,7 @@ from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint, save
 from foundation_stereo_depth.data.dataset import StereoBatch
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import remove_abandoned, write_whole
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.preview import preview_figure
@@ -19,6 +20,7 @@ from foundation_stereo_depth.training_state import Metrics, TrainingState
 
 SIGMA_SCALE = "validation/sigma_scale"
 """The factor on the predicted deviation that makes its 68 % interval hold 68 % of the validation pixels."""
+_PREVIEWS = "previews"
 _EPOCH_METRIC = "train/loss"  # every epoch has it, so it tells which epochs MLflow has got
 
 
@@ -64,6 +66,9 @@ class Record:
         self.run_id = self._tracker.run_id
         self.folder = tracking.output_dir or Path("runs") / self.run_id
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _PREVIEWS).mkdir(exist_ok=True)
+        for folder in (self.folder, self.folder / _PREVIEWS):
+            remove_abandoned(folder)  # what a training that was killed while it saved has left: checkpoints are large
 
     def __enter__(self) -> "Record":
         return self
@@ -116,11 +121,11 @@ class Record:
         metrics, epoch = state.history[-1], len(state.history)
         self._tracker.epoch(epoch, metrics)
         if example is not None:
-            picture = self.folder / "previews" / f"epoch_{epoch:04d}.png"
-            picture.parent.mkdir(exist_ok=True)
+            picture = self.folder / _PREVIEWS / f"epoch_{epoch:04d}.png"
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
-            preview_figure(*example, title=f"validation after epoch {epoch}{epe}").savefig(picture, dpi=75)
-            self._tracker.file(picture, "previews")
+            figure = preview_figure(*example, title=f"validation after epoch {epoch}{epe}")
+            write_whole(picture, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
+            self._tracker.file(picture, _PREVIEWS)
         for name in ["last.pt", *(["best.pt"] if is_best else [])]:
             self._tracker.file(self.folder / name, "checkpoints")
 

@@ -1,26 +1,23 @@
 """Asymmetric augmentation: two cheap webcams never agree on colour, focus, noise or height.
 
-Batched tensor arithmetic on the training device. Each eye of each sample draws for itself, from the sample's key.
+Tensor arithmetic on the training device. Each eye of each sample draws for itself, from the sample's key.
 """
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import StereoBatch
-from foundation_stereo_depth.data.draws import Keys, chance, uniform, whole
-from foundation_stereo_depth.data.jpeg import compressed
+from foundation_stereo_depth.data.draws import Keys, Range, chance, uniforms
+from foundation_stereo_depth.data.planes import LUMA, Images, add_noise, blur, compress, recolour, replace_patches, room
 from foundation_stereo_depth.options import AugmentOptions
 
-Images = Float[Tensor, "N 3 H W"]
-
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, section 2.5.1: the weights of R, G and B in luminance
-_NOISE_BANK = 2**21  # numbers beyond the first picture's own
+_NOISE_BANK = 2**19  # numbers beyond the first picture's own; more would not stay in a processor's cache
 _ERASED_PATCHES = 2
 _WORST_QUALITY, _BEST_QUALITY = 50, 95  # of JPEG
 _LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
@@ -50,89 +47,178 @@ def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> F
     """
     if not options.augment:
         return as_pair(batch)
-    B = len(keys)
-    # Colour planes one after the other: sums, products and samplings over whole planes are what vectorises best.
-    right = batch.right.contiguous().to(torch.float32)
+    changes = _drawn(keys, options)
+    B, _, H, W = batch.left.shape
+    pair = room(B, 6, H, W, device=batch.left.device)
+    # One pair after the other stays in a processor's cache; every other device wants all at once.
+    at_once = 1 if pair.is_cpu else B
+    for first in range(0, B, at_once):
+        some = slice(first, first + at_once)
+        _change(pair[some], batch.left[some], batch.right[some], changes.of(some), options)
+    return pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Changes:
+    """What is to happen to each sample, as drawn; where there are two of something, they are the left and right eye.
+
+    Attributes:
+        exponent: of brightness (gamma).
+        colours, pivot: of `recolour`.
+        lights: a few factors over each picture.
+        blurred, blur_weights: which eyes are, and by which row of weights.
+        noise_start, noise_std: which stretch of the bank is added, times what.
+        compressed, quality: whether both are sent as JPEG, and how well, a whole number.
+        offset_px: a few vertical offsets over the right picture.
+        erased, foreign: whether patches are replaced, and if so by other content or by the mean colour.
+        patch_centre, patch_half: of each patch, y and x, share of height and of width; the size of the width alone.
+    """
+
+    exponent: Float[Tensor, "B 2"]
+    colours: Float[Tensor, "B 2 3 3"]
+    pivot: Float[Tensor, "B 2"]
+    lights: Float[Tensor, "B 2 h w"]
+    blurred: Bool[Tensor, "B 2"]
+    blur_weights: Float[Tensor, "B 2 K"]
+    noise_start: Int64[Tensor, "B 2"]
+    noise_std: Float[Tensor, "B 2"]
+    compressed: Bool[Tensor, " B"]
+    quality: Float[Tensor, " B"]
+    offset_px: Float[Tensor, "B 3 3"]
+    erased: Bool[Tensor, " B"]
+    foreign: Bool[Tensor, " B"]
+    patch_centre: Float[Tensor, "B n 2"]
+    patch_half: Float[Tensor, "B n 2"]
+
+    def of(self, some: slice) -> "_Changes":
+        """Those of some samples."""
+        return _Changes(**{field.name: getattr(self, field.name)[some] for field in fields(self)})
+
+
+def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
+    gamma, turn = math.log1p(options.gamma_jitter), 2 * math.pi * options.hue_jitter
+    n = _ERASED_PATCHES
+    drawn = uniforms(
+        keys,
+        {
+            "gamma": Range((2,), -gamma, gamma),
+            "brightness": _around_one(2, jitter=options.brightness_jitter),
+            "contrast": _around_one(2, jitter=options.contrast_jitter),
+            "saturation": _around_one(2, jitter=options.saturation_jitter),
+            "hue": Range((2,), -turn, turn),
+            "lighting": _around_one(2, *_LIGHTS, jitter=options.lighting_jitter),
+            "blur": Range((2,)),
+            # A sigma of 0 would divide by zero; at 0.1 px the neighbours' weight is already below 1e-20.
+            "blur sigma": Range((2,), 0.1, max(0.1, options.blur_sigma_max)),
+            "noise": Range((2,)),
+            "noise std": Range((2,), 0, options.noise_std_max),
+            "jpeg": Range((1,)),
+            "jpeg quality": Range((1,), _WORST_QUALITY, _BEST_QUALITY),
+            "vertical reach": Range((1, 1), 0, options.vertical_offset_max_px),
+            "vertical field": Range((3, 3), -1, 1),
+            "erase": Range((1,)),
+            "erase foreign": Range((1,)),
+            "erase centre": Range((n, 2)),
+            "erase size": Range((n, 2), 0.05 * options.erase_size_max, 0.5 * options.erase_size_max),
+        },
+    )
+    colours, pivot = _colour_maps(*(drawn[name] for name in ("brightness", "contrast", "saturation", "hue")))
+    radius = options.blur_kernel_size // 2
+    distance_px = torch.arange(-radius, radius + 1, device=keys.device)
+    weights = torch.exp(-0.5 * (distance_px / drawn["blur sigma"][:, :, None]) ** 2)
+    return _Changes(
+        exponent=drawn["gamma"].exp(),
+        colours=colours,
+        pivot=pivot,
+        lights=drawn["lighting"],
+        blurred=drawn["blur"] < options.blur_prob,
+        blur_weights=weights / weights.sum(dim=2, keepdim=True),
+        # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
+        noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
+        noise_std=drawn["noise std"],
+        compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
+        quality=drawn["jpeg quality"][:, 0].round(),
+        offset_px=drawn["vertical field"] * drawn["vertical reach"],
+        erased=drawn["erase"][:, 0] < options.erase_prob,
+        foreign=drawn["erase foreign"][:, 0] < 0.5,
+        patch_centre=drawn["erase centre"],
+        patch_half=drawn["erase size"],
+    )
+
+
+def _change(
+    pair: Float[Tensor, "N 6 H W"],
+    left: UInt8[Tensor, "N 3 H W"],
+    right: UInt8[Tensor, "N 3 H W"],
+    changes: _Changes,
+    options: AugmentOptions,
+) -> None:
+    """Writes some samples to `pair`, changed."""
+    images = pair.view(-1, 3, *pair.shape[2:])  # left, right, left, right
+    of_left, of_right = images[0::2], images[1::2]
+    for eye, (pictures, into) in enumerate(((left, of_left), (right, of_right))):
+        recolour(pictures, changes.exponent[:, eye], changes.colours[:, eye], changes.pivot[:, eye], into)
     if options.vertical_offset_max_px > 0:
-        right = _vertically_offset(right, keys, options.vertical_offset_max_px)
-    images = torch.cat([batch.left.contiguous().to(torch.float32), right]).div_(255)
-    if options.gamma_jitter > 0:
-        reach = math.log1p(options.gamma_jitter)
-        images = images.pow_(_per_image(keys, "gamma", -reach, reach).exp())
-    images = _colour_jittered(images, keys, options)
+        _move_vertically(of_right, changes.offset_px, options.vertical_offset_max_px)
     if options.lighting_jitter > 0:
-        images = images.mul_(_lighting(images, keys, options.lighting_jitter))
+        images.mul_(_over_picture(changes.lights.flatten(0, 1), images.shape[2:], corners=False))
     if options.blur_prob > 0 and options.blur_sigma_max > 0:
-        images = _blurred(images, keys, options)
+        blur(images, changes.blurred.flatten(), changes.blur_weights.flatten(0, 1))
     if options.noise_std_max > 0:
-        images = images.add_(_noise(images, keys, options.noise_std_max))
-    images = images.clamp_(0, 1)
+        bank = _noise_bank(images[0].numel(), images.device)
+        add_noise(images, bank, changes.noise_start.flatten(), changes.noise_std.flatten())
+    images.clamp_(0, 1)
     if options.jpeg_prob > 0:
-        images = _compressed(images, keys, options)
-    left, right = images[:B], images[B:]
+        compress(images, changes.compressed.repeat_interleave(2), changes.quality.repeat_interleave(2))
     if options.erase_prob > 0 and options.erase_size_max > 0:
-        right = _erased(right, keys, options)
-    return torch.cat([left, right], dim=1)
+        # What one eye sees and the other does not.
+        size_px = torch.tensor(images.shape[2:], device=images.device)
+        centre_px, half_px = changes.patch_centre * size_px, changes.patch_half * size_px[1]
+        replace_patches(of_right, changes.erased, changes.foreign, centre_px, half_px)
 
 
-def _per_image(keys: Keys, purpose: str, low: float, high: float) -> Float[Tensor, "N 1 1 1"]:
-    """One number per image: the left ones first, then the right ones, as `images` is laid out."""
-    return uniform(keys, purpose, 2, low=low, high=high).T.reshape(-1, 1, 1, 1)
+def _around_one(*shape: int, jitter: float) -> Range:
+    return Range(shape, 1 - jitter, 1 + jitter)
 
 
-def _colour_jittered(images: Images, keys: Keys, options: AugmentOptions) -> Images:
-    """Brightness, contrast, saturation and hue: together one affine map of RGB per image.
+def _colour_maps(
+    brightness: Float[Tensor, "B 2"],
+    contrast: Float[Tensor, "B 2"],
+    saturation: Float[Tensor, "B 2"],
+    angle: Float[Tensor, "B 2"],
+) -> tuple[Float[Tensor, "B 2 3 3"], Float[Tensor, "B 2"]]:
+    """All four as one matrix for RGB, and the share of the mean luminance to be added to each channel.
 
     Saturation and hue leave grey alone, so contrast's pivot (the mean luminance) passes through them unchanged.
     """
-    luma = torch.tensor(_LUMA, device=images.device)
-    brightness, contrast, saturation = (
-        _per_image(keys, purpose, 1 - jitter, 1 + jitter).reshape(-1, 1, 1)
-        for purpose, jitter in (
-            ("brightness", options.brightness_jitter),
-            ("contrast", options.contrast_jitter),
-            ("saturation", options.saturation_jitter),
-        )
+    kept, to_luma, along, across = _colour_constants(brightness.device)
+    saturation, angle = saturation[..., None, None], angle[..., None, None]
+    saturate = saturation * kept + (1 - saturation) * to_luma
+    # Rotation of RGB about the grey axis, (1, 1, 1) / sqrt 3 (Rodrigues' formula).
+    turn = angle.cos() * (kept - along) + along + angle.sin() * across
+    return (contrast * brightness)[..., None, None] * (turn @ saturate), (1 - contrast) * brightness
+
+
+@functools.cache
+def _colour_constants(device: torch.device) -> tuple[Float[Tensor, "3 3"], ...]:
+    """Matrices on RGB: one, luminance in every channel, projection on grey, and a quarter turn about grey."""
+    along = torch.full((3, 3), 1 / 3)
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    return tuple(matrix.to(device) for matrix in (torch.eye(3), torch.tensor(LUMA).expand(3, 3), along, across))
+
+
+@functools.lru_cache(maxsize=32)
+def _linear_weights(few: int, many: int, corners: bool, device: torch.device) -> Float[Tensor, "few many"]:
+    """What each of a few values is worth at each of many places, as linear interpolation has it."""
+    return F.interpolate(torch.eye(few)[None], size=many, mode="linear", align_corners=corners)[0].to(device)
+
+
+def _over_picture(few: Float[Tensor, "N h w"], size: torch.Size, *, corners: bool) -> Float[Tensor, "N 1 H W"]:
+    """A smooth field over each picture, between a few values; bilinear, the outer ones in the corners or inside."""
+    rows, columns = (
+        _linear_weights(of_few, many, corners, few.device) for of_few, many in zip(few.shape[1:], size, strict=True)
     )
-    turn = 2 * math.pi * options.hue_jitter
-    angle = _per_image(keys, "hue", -turn, turn).reshape(-1, 1, 1)
-
-    saturate = saturation * torch.eye(3, device=images.device) + (1 - saturation) * luma.expand(3, 3)
-    matrix = contrast * brightness * (_hue_turn(angle) @ saturate)
-    pivot = (images.mean(dim=(2, 3), keepdim=False) @ luma).reshape(-1, 1, 1) * brightness
-    offset = ((1 - contrast) * pivot).expand(-1, 3, 1)
-    return torch.baddbmm(offset, matrix, images.flatten(2)).view(images.shape)
-
-
-def _lighting(images: Images, keys: Keys, jitter: float) -> Float[Tensor, "N 1 H W"]:
-    """A smooth factor over each image, between a few drawn ones."""
-    drawn = uniform(keys, "lighting", 2, *_LIGHTS, low=1 - jitter, high=1 + jitter)
-    return F.interpolate(drawn.transpose(0, 1).reshape(-1, 1, *_LIGHTS), size=images.shape[2:], mode="bilinear")
-
-
-def _hue_turn(angle: Float[Tensor, "N 1 1"]) -> Float[Tensor, "N 3 3"]:
-    """Rotation of RGB about the grey axis by `angle`, rad (Rodrigues' formula with the axis (1, 1, 1) / sqrt 3)."""
-    device = angle.device
-    along = torch.full((3, 3), 1 / 3, device=device)
-    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=device) / math.sqrt(3)
-    return angle.cos() * (torch.eye(3, device=device) - along) + along + angle.sin() * across
-
-
-def _blurred(images: Images, keys: Keys, options: AugmentOptions) -> Images:
-    """A Gaussian blur of the images that draw one; two passes of one row and one column of weights."""
-    chosen = (_per_image(keys, "blur", 0, 1).flatten() < options.blur_prob).nonzero().flatten()
-    if len(chosen) == 0:
-        return images
-    # A sigma of 0 would divide by zero; at 0.1 px the neighbours' weight is already below 1e-20.
-    sigma_px = _per_image(keys, "blur sigma", 0.1, max(0.1, options.blur_sigma_max)).flatten()[chosen]
-    radius = options.blur_kernel_size // 2
-    distance_px = torch.arange(-radius, radius + 1, device=images.device)
-    weights = torch.exp(-0.5 * (distance_px / sigma_px[:, None]) ** 2)
-    weights = (weights / weights.sum(dim=1, keepdim=True)).repeat_interleave(3, dim=0)
-    planes = F.pad(images[chosen], (radius,) * 4, mode="reflect").flatten(0, 1)[None]
-    planes = F.conv2d(planes, weights[:, None, :, None], groups=len(weights))
-    planes = F.conv2d(planes, weights[:, None, None, :], groups=len(weights))
-    return images.index_copy(0, chosen, planes[0].unflatten(0, (-1, 3)))
+    return (rows.T @ few @ columns)[:, None]
 
 
 @functools.cache
@@ -142,47 +228,18 @@ def _noise_bank(size: int, device: torch.device) -> Float[Tensor, " bank"]:
     return torch.randn(_NOISE_BANK + size, generator=generator).to(device)
 
 
-def _noise(images: Images, keys: Keys, std_max: float) -> Images:
-    """Sensor noise: a stretch of the bank from a drawn place, times a drawn standard deviation."""
-    size = images[0].numel()
-    # Every stretch of the bank as a row of an overlapping view: picking rows copies memory and computes no addresses.
-    stretches = _noise_bank(size, images.device).unfold(0, size, 1)
-    start = whole(keys, "noise", 2, below=len(stretches)).T.flatten()
-    return stretches.index_select(0, start).view(images.shape) * _per_image(keys, "noise std", 0, std_max)
+def _move_vertically(right: Images, offset_px: Float[Tensor, "N 3 3"], largest_px: float) -> None:
+    """Moves the content up or down by a smooth field of at most `largest_px`, in place; linear between rows.
 
-
-def _compressed(images: Images, keys: Keys, options: AugmentOptions) -> Images:
-    """JPEG and back, both eyes of a pair at one quality."""
-    drawn = chance(keys, "jpeg", 1, probability=options.jpeg_prob)
-    quality = uniform(keys, "jpeg quality", 1, low=_WORST_QUALITY, high=_BEST_QUALITY)
-    chosen = drawn.T.expand(2, -1).flatten().nonzero().flatten()
-    if len(chosen) == 0:
-        return images
-    return images.index_copy(0, chosen, compressed(images[chosen], quality.T.expand(2, -1).flatten()[chosen]))
-
-
-def _vertically_offset(right: Images, keys: Keys, largest_px: float) -> Images:
-    """The right view, its content moved up or down by a smooth field of at most `largest_px`."""
-    B, _, H, W = right.shape
-    reach_px = uniform(keys, "vertical reach", 1, 1, 1, high=largest_px)
-    coarse = uniform(keys, "vertical field", 1, 3, 3, low=-1.0, high=1.0) * reach_px
-    offset_px = F.interpolate(coarse, size=(H, W), mode="bilinear", align_corners=True)[:, 0]
-    y = torch.arange(H, device=right.device)[:, None] + offset_px
-    x = torch.arange(W, device=right.device).expand(B, H, W)
-    grid = torch.stack([x / (W - 1), y / (H - 1)], dim=-1) * 2 - 1
-    return F.grid_sample(right, grid, mode="bilinear", padding_mode="border", align_corners=True)
-
-
-def _erased(right: Images, keys: Keys, options: AugmentOptions) -> Images:
-    """The right view with patches of mean colour or of other content: what one eye sees and the other does not."""
-    H, W = right.shape[2:]
-    y = torch.arange(H, device=right.device)[:, None]
-    x = torch.arange(W, device=right.device)
-    n = _ERASED_PATCHES
-    half_px = uniform(keys, "erase size", n, 2, 1, 1, low=0.1, high=1.0) * (options.erase_size_max * W / 2)
-    at_y, at_x = uniform(keys, "erase y", n, 1, 1) * H, uniform(keys, "erase x", n, 1, 1) * W
-    inside = ((y - at_y).abs() < half_px[:, :, 0]) & ((x - at_x).abs() < half_px[:, :, 1])
-    wanted = chance(keys, "erase", 1, 1, 1, probability=options.erase_prob)
-    foreign = chance(keys, "erase foreign", 1, 1, 1, probability=0.5)
-    content = torch.where(foreign, right.roll((H // 3, W // 3), dims=(2, 3)), right.mean(dim=(2, 3), keepdim=True))
-    return torch.where(inside.any(dim=1, keepdim=True) & wanted, content, right)
+    A value at row y + offset is the one at y plus so much of each step between rows that lies on the way.
+    """
+    H = right.shape[2]
+    field_px = _over_picture(offset_px, right.shape[2:], corners=True)
+    steps = room(*right[:, :, 1:].shape, device=right.device)
+    torch.sub(right[:, :, 1:], right[:, :, :-1], out=steps)
+    for k in range(min(math.ceil(largest_px), H - 1)):
+        down, up = (field_px.clamp(k, k + 1), field_px.clamp(-k - 1, -k))
+        if k > 0:
+            down, up = down - k, up + k
+        right[:, :, : H - 1 - k].addcmul_(steps[:, :, k:], down[:, :, : H - 1 - k])
+        right[:, :, k + 1 :].addcmul_(steps[:, :, : H - 1 - k], up[:, :, k + 1 :])

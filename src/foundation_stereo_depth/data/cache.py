@@ -71,6 +71,11 @@ class SampleCache:
         disparity = Kind(dtype=np.dtype(np.float16), shape=(self.height, self.width))
         return NpzReader({"left": picture, "right": picture, "disparity": disparity})
 
+    @functools.cached_property
+    def _tidied(self) -> set[Path]:
+        """Folders in which this process has looked for what killed writers left."""
+        return set()
+
     def empty_sample(self) -> StereoSample:
         """Room for one entry."""
         size = (self.height, self.width)
@@ -224,6 +229,7 @@ class SampleCache:
         self.root.mkdir(parents=True, exist_ok=True)
         manifest = self.root / MANIFEST
         if not manifest.exists() and not any(path.is_dir() for path in self.root.iterdir()):
+            remove_abandoned(self.root)
             text = json.dumps(_manifest_of(self), indent=2) + "\n"
             write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
         _check_manifest(self)
@@ -234,6 +240,10 @@ class SampleCache:
         if not folder.is_dir():
             self.make_root()
             folder.mkdir(exist_ok=True)
+        if folder not in self._tidied:
+            # A writer that was killed here left an entry missing, so whoever needs it comes by: training too.
+            self._tidied.add(folder)
+            remove_abandoned(folder)
 
 
 def as_cached(sample: StereoSample) -> StereoSample:

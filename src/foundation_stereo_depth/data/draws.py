@@ -5,8 +5,11 @@ on any number of processes, threads or devices, gives each sample the same draws
 repeat them.
 """
 
+import functools
 import math
 import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -41,14 +44,38 @@ def sample_keys(seed: int, epoch: int, indices: Int64[Tensor, " B"]) -> Keys:
     return state
 
 
+class Range(NamedTuple):
+    """Numbers that belong together: so many from `low` to below `high`."""
+
+    shape: tuple[int, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+
+
+@functools.lru_cache(maxsize=256)
+def _constants(ranges: tuple[tuple[str, Range], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each number of each range: what its purpose and its position add to a key, its low end, its span / 2^24."""
+    counts = [math.prod(of.shape) for _, of in ranges]
+    purposes = torch.tensor([zlib.crc32(purpose.encode()) * 2**20 for purpose, _ in ranges], dtype=torch.int64)
+    positions = torch.cat([torch.arange(1, count + 1) * _GOLDEN_GAMMA for count in counts])
+    low, high = (torch.tensor([getattr(of, end) for _, of in ranges], dtype=torch.float32) for end in ("low", "high"))
+    repeats = torch.tensor(counts)
+    purposes, low, span = (of_range.repeat_interleave(repeats) for of_range in (purposes, low, (high - low) / 2**24))
+    return purposes.to(device), positions.to(device), low.to(device), span.to(device)
+
+
+def uniforms(keys: Keys, ranges: Mapping[str, Range]) -> dict[str, Float[Tensor, "B ..."]]:
+    """Numbers for several purposes, as `uniform` gives them one by one; together they take the time of one."""
+    purposes, positions, low, step = _constants(tuple(ranges.items()), keys.device)
+    bits = _mixed(_mixed(keys[:, None] + purposes) + positions)
+    numbers = torch.addcmul(low, step, ((bits >> 40) & (2**24 - 1)).to(torch.float32))
+    parts = numbers.split([math.prod(of.shape) for of in ranges.values()], dim=1)
+    return {name: part.view(-1, *of.shape) for (name, of), part in zip(ranges.items(), parts, strict=True)}
+
+
 def uniform(keys: Keys, purpose: str, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, " B *shape"]:
     """Numbers in [low, high), float32, one block of `shape` per key; `purpose` keeps the draws of one key apart."""
-    count = math.prod(shape)
-    counter = torch.arange(1, count + 1, device=keys.device)
-    stream = _mixed(keys + zlib.crc32(purpose.encode()) * 2**20)
-    bits = _mixed(stream[:, None] + counter * _GOLDEN_GAMMA)
-    unit = ((bits >> 40) & (2**24 - 1)).to(torch.float32) / 2**24
-    return (low + (high - low) * unit).reshape(-1, *shape)
+    return uniforms(keys, {purpose: Range(shape, low, high)})[purpose]
 
 
 def chance(keys: Keys, purpose: str, *shape: int, probability: float) -> Tensor:
