@@ -19,7 +19,7 @@ from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOpti
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import NetworkFacts
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 def write_fsd_sample(
