@@ -94,6 +94,12 @@ def test_an_unknown_run_is_a_users_mistake(tracking_uri: str, tmp_path: Path) ->
         checkpoint_of_run(tracking_uri, "nothing", tmp_path)
 
 
+def test_asking_for_a_run_makes_no_database(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--resume abc: neither .*mlflow\.db \(there is no such file\)"):
+        checkpoint_of_run(f"sqlite:///{tmp_path}/mlflow.db", "abc", tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_runs_checkpoint_is_found_here_or_fetched(tracker: Tracker, tracking_uri: str, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "here/last.pt").write_bytes(b"weights")

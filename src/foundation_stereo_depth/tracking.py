@@ -157,6 +157,10 @@ def checkpoint_of_run(
         UserError: no such run, or it has no such checkpoint.
     """
     uri = tracking_uri(uri)
+    said = f"{flag} {run_id}: neither a file, nor a run with a checkpoint at {uri}"
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise UserError(f"{said} (there is no such file)")  # looking into it would make one
     try:
         client = _client(uri)
         run = client.get_run(run_id)
@@ -166,9 +170,7 @@ def checkpoint_of_run(
         download_to.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
     except _UNREACHABLE as error:
-        raise UserError(
-            f"{flag} {run_id}: neither a file, nor a run with a checkpoint at {uri} ({_reason(error)})"
-        ) from error
+        raise UserError(f"{said} ({_reason(error)})") from error
 
 
 def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
@@ -187,11 +189,17 @@ def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files
         raise UserError(f"--run-id {run_id}: cannot be added to at {uri} ({_reason(error)})") from error
 
 
+def _database(uri: str) -> Path | None:
+    """The file of an SQLite database; None for every other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 def _client(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # first-time migrations speak of themselves at length
         logging.getLogger(name).setLevel(logging.ERROR)
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    database = _database(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 
