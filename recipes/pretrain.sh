@@ -11,7 +11,7 @@ set -eu
 pool=${POOL:-pool}
 run=${RUN:-runs/pretrain}
 
-uv run foundation-stereo-cache --procedural-samples 16000 --cache-root "$pool"
+uv run foundation-stereo-cache --procedural-samples 14000 --cache-root "$pool"
 # The classical matcher has to be right about as often as it is on real pairs, so the eyes differ little.
 uv run foundation-stereo-depth --model guided --cache-root "$pool" --require-cache --val-fraction 0.02 \
     --epochs 6 --learning-rate 3e-3 --warmup-fraction 0.05 --flip-prob 0.5 \
