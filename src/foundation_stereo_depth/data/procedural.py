@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -317,7 +317,9 @@ def _nearest(
     x, y = _points(width, samples, device), _points(height, samples, device)[:, None]
     nearest_px = torch.full((B, len(y), len(x)), -math.inf, device=device)
     winner = torch.zeros(nearest_px.shape, dtype=torch.int64, device=device)
-    for k, (rows, columns) in enumerate(_frames(pieces, len(y), len(x), samples, from_right=from_right)):
+    frames = _frames(pieces, len(y), len(x), samples, from_right=from_right)
+    sways, slatted = _somewhere(pieces.wave[..., 0] > 0), _somewhere(pieces.slat_share < 1)
+    for k, (rows, columns) in enumerate(frames):
 
         def of_piece(values: Tensor, k: int = k) -> Tensor:
             return values[:, k, None, None]
@@ -335,17 +337,25 @@ def _nearest(
         axis = pieces.axes[:, k, :, :, None, None]
         p = axis[:, 0, 0] * u + axis[:, 0, 1] * v
         q = axis[:, 1, 0] * u + axis[:, 1, 1] * v
-        wave = pieces.wave[:, k, :, None, None]
-        p = (p + wave[:, 0] * torch.sin(wave[:, 1] * q + wave[:, 2])).abs()
-        between_slats = (q * of_piece(pieces.slats)).remainder(1.0) >= of_piece(pieces.slat_share)
-        q = q.abs()
-        outline = torch.lerp(torch.maximum(p, q), p * p + q * q, of_piece(pieces.roundness))
-        inside = (outline < 1) & (outline > of_piece(pieces.hollow)) & ~between_slats
+        if sways[k]:
+            wave = pieces.wave[:, k, :, None, None]
+            p = p + wave[:, 0] * torch.sin(wave[:, 1] * q + wave[:, 2])
+        box, ellipse = torch.maximum(p.abs(), q.abs()), p * p + q * q
+        outline = torch.lerp(box, ellipse, of_piece(pieces.roundness))
+        inside = (outline < 1) & (outline > of_piece(pieces.hollow))
+        if slatted[k]:
+            inside &= (q * of_piece(pieces.slats)).remainder(1.0) < of_piece(pieces.slat_share)
         before = nearest_px[:, rows, columns]
         wins = inside & (disparity_px > before)
         nearest_px[:, rows, columns] = torch.where(wins, disparity_px, before)
         winner[:, rows, columns] = winner[:, rows, columns].masked_fill(wins, k)
     return nearest_px, winner
+
+
+def _somewhere(has: Bool[Tensor, "B n"]) -> list[bool]:
+    """For each piece, whether it has that in any scene of the batch, so that it need not be worked out in vain."""
+    # Asking for the answer would make a GPU wait.
+    return has.any(dim=0).tolist() if has.device.type == "cpu" else [True] * has.shape[1]
 
 
 def _points(size: int, samples: int, device: torch.device) -> Float[Tensor, " n"]:
