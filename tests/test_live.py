@@ -282,6 +282,17 @@ def test_a_recording_plays_again_without_a_loss(pictures: None, capsys: pytest.C
     assert "--record all.mkv: is there already" in capsys.readouterr().err
 
 
+def test_a_recording_cut_short_is_told_at_the_end(
+    pictures: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("live_camera.recording.cv2.VideoWriter.isOpened", lambda _: False)
+    assert live_view_command([*GLOBS, "--method", "sgbm", "--headless", "--record", "all.mkv"]) == 2
+    told = capsys.readouterr()
+    assert "5 pairs shown" in told.out
+    assert "--record all.mkv: cannot be written" in told.err
+    assert "a recording is not whole; the line above says why" in told.err
+
+
 def test_a_full_disk_stops_a_recording_and_not_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("live_camera.recording._LEAST_FREE_BYTES", 2**62)
     recorder = Recorder(Path("all.avi"), fps=30, live=False)

@@ -160,6 +160,8 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
         print(f"{meter.pairs} pairs shown; {meter.figures(rig)}")
         if meter.pairs == 0:
             raise CameraError("not one pair was shown")
+        if meter.recordings_cut:
+            raise UserError("a recording is not whole; the line above says why")
         return 0
 
     return answer(parser.prog, run)

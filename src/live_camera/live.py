@@ -134,10 +134,12 @@ class Meter:
 
     Attributes:
         pairs: shown so far.
+        recordings_cut: recordings that had to stop by themselves.
     """
 
     def __init__(self) -> None:
         self.pairs = 0
+        self.recordings_cut = 0
         self._shown_at_s: deque[float] = deque(maxlen=_AVERAGED_PAIRS)
         self._latencies_ms: deque[float] = deque(maxlen=_KEPT_LATENCIES)
 
@@ -223,7 +225,7 @@ def live_view(
         if options.record is not None:
             recorder = _start_recording(options.record, rig)
         # However the view ends, what is recorded by then is closed as a video has to be.
-        stack.callback(lambda: None if recorder is None else _stop_recording(recorder, rig))
+        stack.callback(lambda: None if recorder is None else _stop_recording(recorder, rig, meter))
         stack.enter_context(rig)
         finder = stack.enter_context(Finder(rig, prepare, matcher, most=options.frames))
         while not finder.ended:
@@ -245,7 +247,7 @@ def live_view(
             if isinstance(matcher, WatchedMatcher) and matcher.problem is not None:
                 complaints.append(matcher.problem)
             if recorder is not None and recorder.failure is not None:
-                recorder = _stop_recording(recorder, rig)
+                recorder = _stop_recording(recorder, rig, meter)
             teller(complaints)
             # -------- the windows
             now_s = time.monotonic()
@@ -275,7 +277,7 @@ def live_view(
                 snapshots.save(result, pictures)
             if "r" in keys:
                 if recorder is not None:
-                    recorder = _stop_recording(recorder, rig)
+                    recorder = _stop_recording(recorder, rig, meter)
                 else:
                     recorder = _start_recording(_recording_name(options.save_dir), rig)
             for folder in snapshots.saved():
@@ -292,12 +294,13 @@ def _start_recording(path: Path, rig: Rig) -> Recorder:
     return recorder
 
 
-def _stop_recording(recorder: Recorder, rig: Rig) -> None:
+def _stop_recording(recorder: Recorder, rig: Rig, meter: Meter) -> None:
     """Ends a recording and says what became of it; the view goes on whatever became of it."""
     rig.tap = None
     try:
         tqdm.write(recorder.finish())
     except UserError as error:
+        meter.recordings_cut += 1
         tqdm.write(str(error), file=sys.stderr)
 
 
