@@ -3,7 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foundation_stereo_depth.block_matching import disparities_for, filled_from_background, match_blocks
+from foundation_stereo_depth.block_matching import (
+    disparities_for,
+    filled_from_background,
+    match_blocks,
+    prior_planes,
+)
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import resize_sample
 
@@ -49,6 +54,28 @@ def test_a_picture_without_texture_is_answered_without_inventing_matches() -> No
     found = match_blocks(blank, blank)
     assert not found.matched.any()
     assert np.isnan(found.disparity_px).all()
+
+
+def textured(height: int = 120, width: int = 160) -> np.ndarray:
+    coarse = np.random.default_rng(0).integers(40, 216, (height // 4, width // 4, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((4, 4, 1), np.uint8))
+
+
+@pytest.mark.parametrize("gain", [(0.6, 0.6, 0.6), (1.1, 1.0, 0.8)])
+def test_a_right_eye_exposed_otherwise_is_evened_out(gain: tuple[float, float, float]) -> None:
+    left = textured()
+    right = np.roll(left, -8, axis=1)
+    planes = prior_planes(left, (right * np.array(gain)).astype(np.uint8))
+    assert np.abs(planes[0][:, 16:-16] - 8).mean() < 0.1
+    assert np.abs(planes[4:7, 16:-16, 16:-16]).mean() < 0.005  # a level of 256 and a little
+
+
+def test_eyes_exposed_alike_are_left_as_they_are() -> None:
+    left = textured()
+    right = np.roll(left, -8, axis=1)
+    right[:, :, 1] += 2  # less than chance makes of it
+    unlike = prior_planes(left, right)[4:7, 16:-16, 16:-16]
+    assert np.median(unlike, axis=(1, 2)) == pytest.approx([0, -2 / 255, 0])
 
 
 MEASURED_EPE_PX = {

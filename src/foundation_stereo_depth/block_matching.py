@@ -22,6 +22,8 @@ _PROBE_SHRINKS = 4
 _PROBE_SHARE_OF_WIDTH = 0.4
 _RARE = 0.002  # a share of the picture that may have more disparity than is looked for
 _MARGIN_PX = 6
+_ALIKE = 4.0  # levels of 256
+_MOST_GAIN = 4.0
 _MEDIAN_PX = 5
 _AROUND = np.ones((9, 9), np.uint8)
 
@@ -68,18 +70,20 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
 
     It compares luminance alone, in little more than half the time, with smoothness penalties a half and a quarter of
     the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments.md).
-    It looks only for the disparities that a quick look at small pictures finds. The right view is warped by the
-    disparity: its pixel (x - d, y) stands at (x, y), and less it the left view, 0..1, is about nothing where the answer
-    is right. At an edge, the least and the most of the disparities around tell what would be seen there if the pixel
-    belonged to the surface behind, or to the one in front.
+    It looks only for the disparities that a quick look at small pictures finds, and where that look finds the right eye
+    exposed otherwise, it evens that out first. The right view is warped by the disparity: its pixel (x - d, y) stands
+    at (x, y), and less it the left view, 0..1, is about nothing where the answer is right. At an edge, the least and
+    the most of the disparities around tell what would be seen there if the pixel belonged to the surface behind, or to
+    the one in front.
     """
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
+    disparities, right = _looked_at(left, right)
     grey_left, grey_right = (np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8) for view in (left, right))
     disparity_px, matched = _match(
         grey_left,
         grey_right,
-        _disparities_of(grey_left, grey_right),
+        disparities,
         step_penalty=4 * area,
         jump_penalty=8 * area,
         uniqueness_percent=15,
@@ -106,25 +110,59 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     return planes
 
 
-def _disparities_of(left: UInt8[np.ndarray, "H W"], right: UInt8[np.ndarray, "H W"]) -> int:
-    """How many disparities to look for in this pair: as many as it has at a quarter of the size, and some."""
-    least = disparities_for(left.shape[1])
-    size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
+def _looked_at(
+    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+) -> tuple[int, UInt8[np.ndarray, "H W 3"]]:
+    """What small pictures tell: how many disparities to look for, and the right view exposed as the left one is.
+
+    Disparities: as many as are found there, and some.
+    """
+    width, height = left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS
+    small_left, small_right = (
+        np.asarray(cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA), np.uint8) for view in (left, right)
+    )
+    grey_left, grey_right = (np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)) for view in (small_left, small_right))
     area = _BLOCK_PX**2
     found = _match(
-        np.asarray(cv2.resize(left, size, interpolation=cv2.INTER_AREA), np.uint8),
-        np.asarray(cv2.resize(right, size, interpolation=cv2.INTER_AREA), np.uint8),
-        disparities_for(size[0], _PROBE_SHARE_OF_WIDTH),
+        grey_left,
+        # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
+        np.asarray(cv2.LUT(grey_right, _levels(*cv2.meanStdDev(grey_left), *cv2.meanStdDev(grey_right))), np.uint8),
+        disparities_for(width, _PROBE_SHARE_OF_WIDTH),
         step_penalty=4 * area,
         jump_penalty=8 * area,
         uniqueness_percent=10,
         speckle_px=20,
     )
-    known = np.sort(found.disparity_px[found.matched])
-    if not len(known):
-        return least
-    most_px = _PROBE_SHRINKS * known[-1 - int(_RARE * len(known))] + _MARGIN_PX
-    return max(1, int(np.ceil(most_px / _STEPS_PER_PX))) * _STEPS_PER_PX
+    rows, columns = np.nonzero(found.matched)
+    if not len(rows):
+        return disparities_for(left.shape[1]), right
+    known = found.disparity_px[rows, columns]
+    most_px = _PROBE_SHRINKS * np.partition(known, -1 - int(_RARE * len(known)))[-1 - int(_RARE * len(known))]
+    disparities = max(1, int(np.ceil((most_px + _MARGIN_PX) / _STEPS_PER_PX))) * _STEPS_PER_PX
+    some = slice(None, None, 4)
+    there = np.maximum(columns[some] - np.rint(known[some]).astype(np.intp), 0)
+    return disparities, _exposed_alike(small_left[rows[some], columns[some]], small_right[rows[some], there], right)
+
+
+def _exposed_alike(
+    left: UInt8[np.ndarray, "n 3"], same: UInt8[np.ndarray, "n 3"], right: UInt8[np.ndarray, "H W 3"]
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The right view with the mean and deviation of each colour as the left one has them, `same` being the same places.
+
+    It is itself where they differ by little, as they do between eyes exposed alike: what is left then is chance.
+    """
+    (mean, deviation), (of_mean, of_deviation) = cv2.meanStdDev(left[:, None]), cv2.meanStdDev(same[:, None])
+    if np.hypot(mean - of_mean, deviation - of_deviation).max() < _ALIKE:  # root mean square of the change, levels
+        return right
+    return np.asarray(cv2.LUT(right, _levels(mean, deviation, of_mean, of_deviation)), np.uint8)
+
+
+def _levels(
+    mean: np.ndarray, deviation: np.ndarray, of_mean: np.ndarray, of_deviation: np.ndarray
+) -> UInt8[np.ndarray, "1 256 colours"]:
+    """For each level and colour the one that brings the second mean and deviation, [colours, 1], to the first."""
+    gain = (deviation / np.maximum(of_deviation, 1)).clip(1 / _MOST_GAIN, _MOST_GAIN)
+    return np.rint(mean + gain * (np.arange(256) - of_mean)).clip(0, 255).astype(np.uint8).T[None]
 
 
 def _match(

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.data.dataset import Positions, StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, uniform, whole
+from foundation_stereo_depth.data.lights import draw_glows, draw_shadows, glowing, light_left_by_shadows
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
@@ -40,7 +41,6 @@ _SMALLEST, _FARTHEST_PLAIN = 0.01, 0.14  # of the width: disparities of backgrou
 _LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
 _CLUSTERS = 2  # in half of the scenes: small pieces that hang together, as leaves do
 _DONORS = 6  # so many first surfaces lend their paint to others
-_SHADOWS, _GLOWS = 2, 2  # per scene, of which each is there or not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,8 @@ class _Pieces:
     slats: Tensor  # gaps per unit of q
     slat_share: Tensor  # of a slat and the gap beside it, the slat's share; 1: no gaps
     surface: Tensor  # [B, K, 17]: what `_colours` needs of the piece that won a pixel
-    shadows: Tensor  # [B, _SHADOWS, 7]: how dark, and of two soft half planes: 1/px across x, across y, and where
-    glows: Tensor  # [B, _GLOWS, 6]: how bright, centre x and y, 1/reach in x and y, disparity
+    shadows: Tensor  # [B, SHADOWS, 7]: how dark, and of two soft half planes: 1/px across x, across y, and where
+    glows: Tensor  # [B, GLOWS, 6]: how bright, centre x and y, 1/reach in x and y, disparity
 
 
 @torch.no_grad()
@@ -246,34 +246,9 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
             ],
             dim=-1,
         ),
-        shadows=_draw_shadows(keys, height, width),
-        glows=_draw_glows(keys, height, width),
+        shadows=draw_shadows(keys, height, width),
+        glows=draw_glows(keys, height, width),
     )
-
-
-def _draw_shadows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 7"]:
-    """What two soft half planes have in common is in shadow."""
-    n = _SHADOWS
-    there = chance(keys, "shadow", n, 1, probability=0.5)
-    dark = uniform(keys, "shadow dark", n, 1, low=0.2, high=0.7) * there
-    softness_px = uniform(keys, "shadow softness", n, 1, low=math.log(0.5), high=math.log(0.06 * width)).exp()
-    at_x, at_y = uniform(keys, "shadow x", n, 1) * width, uniform(keys, "shadow y", n, 1) * height
-    edges = []
-    for edge in "ab":
-        angle = uniform(keys, f"shadow edge {edge}", n, 1, high=2 * math.pi)
-        slope_x, slope_y = angle.cos() / softness_px, angle.sin() / softness_px
-        edges += [slope_x, slope_y, -(slope_x * at_x + slope_y * at_y)]
-    return torch.cat([dark, *edges], dim=-1)
-
-
-def _draw_glows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 6"]:
-    """Reflections of lights: each eye sees them on its own place on the surface, or one eye alone."""
-    n = _GLOWS
-    there = chance(keys, "glow", n, 1, probability=0.4)
-    reach = (uniform(keys, "glow reach", n, 2, low=math.log(0.01), high=math.log(0.12)).exp() * width).reciprocal()
-    at_x, at_y = uniform(keys, "glow x", n, 1) * width, uniform(keys, "glow y", n, 1) * height
-    disparity_px = uniform(keys, "glow disparity", n, 1, low=-0.05, high=0.3) * width
-    return torch.cat([uniform(keys, "glow bright", n, 1, high=0.6) * there, at_x, at_y, reach, disparity_px], dim=-1)
 
 
 def _draw_surfaces(
@@ -398,27 +373,8 @@ def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> U
     texel_y = surface[4] * u + surface[5] * v + surface[7]
     texture = look_up(texture_atlas(device), texel_x, texel_y, surface[8])
     light = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6).view(B, h, w)
-    light *= _light_left_by_shadows(pieces.shadows, x + disparity_px if from_right else x, y)
+    light *= light_left_by_shadows(pieces.shadows, x + disparity_px if from_right else x, y)
     rgb = ((surface[9:12] + surface[12:15] * texture) * light.flatten()).clamp(0, 1)
     rgb = F.avg_pool2d(rgb.view(3, B, h, w).transpose(0, 1), SAMPLES)
-    rgb = (rgb + _glowing(pieces.glows, height, width, from_right=from_right)).clamp(max=1)
+    rgb = (rgb + glowing(pieces.glows, height, width, from_right=from_right)).clamp(max=1)
     return (rgb * 255).round().to(torch.uint8).to(memory_format=torch.channels_last)
-
-
-def _light_left_by_shadows(shadows: Float[Tensor, "B n 7"], x: Tensor, y: Tensor) -> Float[Tensor, "B h w"]:
-    """The share of light that reaches each place of the left view, wherever it is looked at from."""
-    left = torch.ones((), device=shadows.device)
-    for shadow in shadows[..., None, None].unbind(1):
-        dark, ax, ay, a, bx, by, b = shadow.unbind(1)
-        left = left * (1 - dark * torch.sigmoid(ax * x + ay * y + a) * torch.sigmoid(bx * x + by * y + b))
-    return left
-
-
-def _glowing(glows: Float[Tensor, "B n 6"], height: int, width: int, *, from_right: bool) -> Float[Tensor, "B 1 H W"]:
-    """What shines on top of everything."""
-    x = torch.arange(width, device=glows.device)
-    y = torch.arange(height, device=glows.device)[:, None]
-    bright, at_x, at_y, per_px_x, per_px_y, disparity_px = glows[..., None, None].unbind(2)
-    if from_right:
-        at_x = at_x - disparity_px
-    return (bright * torch.exp(-(((x - at_x) * per_px_x) ** 2) - ((y - at_y) * per_px_y) ** 2)).sum(1, keepdim=True)
