@@ -3,7 +3,7 @@
 #
 # Expected, on seven real Middlebury scenes at 320x240: EPE 0.86 px, bad-1 13.0 %, bad-2 8.7 %, AUSE 0.10 (random 0.73);
 # on 200 made-up validation scenes EPE 1.09 px. MODEL_CARD.md has the rest.
-# Time: on two shared CPU cores 17 minutes for the pool (7.4 GB), then on one of them 66 minutes of training. No GPU was at
+# Time: on two shared CPU cores about 10 minutes for the pool (7.4 GB), then on one of them 66 minutes of training. No GPU was at
 # hand; on one, add --batch-size 64, a larger pool and more epochs.
 #
 #     sh recipes/pretrain.sh              continue after an interruption: uv run foundation-stereo-depth --resume <folder>
@@ -12,10 +12,12 @@ pool=${POOL:-pool}
 run=${RUN:-runs/pretrain}
 
 # Two processes: making a scene is many small steps of Python, which threads cannot take side by side.
-for half in 1/2 2/2; do
-    OMP_NUM_THREADS=1 uv run foundation-stereo-cache --procedural-samples 16000 --cache-root "$pool" --shard "$half" --workers 1 &
-done
-wait
+pool_part() {
+    OMP_NUM_THREADS=1 uv run foundation-stereo-cache --procedural-samples 12000 --cache-root "$pool" --shard "$1" --workers 1
+}
+pool_part 1/2 &
+pool_part 2/2
+wait $!
 # The classical matcher has to be right about as often as it is on real pairs, so the eyes differ little.
 uv run foundation-stereo-depth --model guided --cache-root "$pool" --require-cache --val-fraction 0.02 \
     --epochs 5 --learning-rate 3e-3 --warmup-fraction 0.05 --flip-prob 0.5 \

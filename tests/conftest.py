@@ -19,7 +19,9 @@ from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOpti
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import NetworkFacts
 
+# Two tests run at a time, some in processes of their own: threads that wait for each other would wait by spinning.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def write_fsd_sample(
