@@ -23,6 +23,7 @@ _PROBE_SHARE_OF_WIDTH = 0.4
 _RARE = 0.002  # a share of the picture that may have more disparity than is looked for
 _MARGIN_PX = 6
 _ALIKE = 4.0  # levels of 256
+_EVENED_BY = 2  # one in so many of the small pictures' pixels
 _MOST_GAIN = 4.0
 _MEDIAN_PX = 5
 _AROUND = np.ones((9, 9), np.uint8)
@@ -117,17 +118,17 @@ def _looked_at(
 
     Disparities: as many as are found there, and some.
     """
-    width, height = left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS
+    size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
     small_left, small_right = (
-        np.asarray(cv2.resize(view, (width, height), interpolation=cv2.INTER_AREA), np.uint8) for view in (left, right)
+        cv2.resize(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for view in (left, right)
     )
-    grey_left, grey_right = (np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)) for view in (small_left, small_right))
+    # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
+    small_right = cv2.LUT(small_right, _levels(*cv2.meanStdDev(small_left), *cv2.meanStdDev(small_right)))
     area = _BLOCK_PX**2
     found = _match(
-        grey_left,
-        # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
-        np.asarray(cv2.LUT(grey_right, _levels(*cv2.meanStdDev(grey_left), *cv2.meanStdDev(grey_right))), np.uint8),
-        disparities_for(width, _PROBE_SHARE_OF_WIDTH),
+        np.asarray(small_left, np.uint8),
+        np.asarray(small_right, np.uint8),
+        disparities_for(size[0], _PROBE_SHARE_OF_WIDTH),
         step_penalty=4 * area,
         jump_penalty=8 * area,
         uniqueness_percent=10,
@@ -137,11 +138,13 @@ def _looked_at(
     if not len(rows):
         return disparities_for(left.shape[1]), right
     known = found.disparity_px[rows, columns]
-    most_px = _PROBE_SHRINKS * np.partition(known, -1 - int(_RARE * len(known)))[-1 - int(_RARE * len(known))]
+    rare = -1 - int(_RARE * len(known))
+    most_px = _PROBE_SHRINKS * np.partition(known, rare)[rare]
     disparities = max(1, int(np.ceil((most_px + _MARGIN_PX) / _STEPS_PER_PX))) * _STEPS_PER_PX
-    some = slice(None, None, 4)
-    there = np.maximum(columns[some] - np.rint(known[some]).astype(np.intp), 0)
-    return disparities, _exposed_alike(small_left[rows[some], columns[some]], small_right[rows[some], there], right)
+    some = slice(None, None, _EVENED_BY)
+    row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
+    there = np.maximum(column - np.rint(_PROBE_SHRINKS * known[some]).astype(np.intp), 0)
+    return disparities, _exposed_alike(left[row, column], right[row, there], right)
 
 
 def _exposed_alike(
