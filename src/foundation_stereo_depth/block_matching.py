@@ -152,10 +152,13 @@ def _exposed_alike(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The right view with the mean and deviation of each colour as the left one has them, `same` being the same places.
 
-    It is itself where they differ by little, as they do between eyes exposed alike: what is left then is chance.
+    It is itself where they differ by little, as they do between eyes exposed alike, or by what chance makes of places
+    that are not quite the same.
     """
     (mean, deviation), (of_mean, of_deviation) = cv2.meanStdDev(left[:, None]), cv2.meanStdDev(same[:, None])
-    if np.hypot(mean - of_mean, deviation - of_deviation).max() < _ALIKE:  # root mean square of the change, levels
+    _, unlike = cv2.meanStdDev(cv2.subtract(left[:, None], same[:, None], dtype=cv2.CV_32F))
+    change = np.hypot(mean - of_mean, deviation - of_deviation)  # its root mean square, levels
+    if (change < np.maximum(_ALIKE, 3 * unlike / np.sqrt(len(left)))).all():
         return right
     return np.asarray(cv2.LUT(right, _levels(mean, deviation, of_mean, of_deviation)), np.uint8)
 
