@@ -104,6 +104,14 @@ def test_a_scene_is_the_same_in_any_batch_and_new_in_each_epoch() -> None:
     assert source.name(4) == "made-up scene 4 of seed 3"
 
 
+def test_what_no_scene_has_is_left_out_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, quick = scenes_of(3, 60, 80)
+    monkeypatch.setattr(procedural, "_somewhere", lambda has: [True] * has.shape[1])
+    _, whole = scenes_of(3, 60, 80)
+    for name in ("left", "right", "disparity_px"):
+        assert torch.equal(getattr(quick, name), getattr(whole, name))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_gpu_makes_the_same_scenes() -> None:
