@@ -1,6 +1,7 @@
 """What many tests need: a small FSD tree, real data where it is at hand, and a folder of their own to run in."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from foundation_stereo_depth.trained import NetworkFacts
 # Two tests run at a time, some in processes of their own: threads that wait for each other would wait by spinning.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def write_fsd_sample(
