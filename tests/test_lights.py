@@ -6,8 +6,8 @@ from foundation_stereo_depth.data.lights import draw_glows, draw_shadows, glowin
 
 def test_shadows_lie_on_surfaces_and_glows_do_not() -> None:
     keys = sample_keys(0, 0, torch.arange(40))
-    there = torch.rand(40, 50) * 160, torch.rand(40, 50) * 120
-    light = light_left_by_shadows(draw_shadows(keys, 120, 160), *(place[..., None] for place in there))
+    x, y = torch.rand(2, 40, 50, 1, generator=torch.Generator().manual_seed(0))
+    light = light_left_by_shadows(draw_shadows(keys, 120, 160), 160 * x, 120 * y)
     assert light.min() > 0.05
     assert light.max() == 1
     assert 0.02 < (light < 0.8).float().mean() < 0.4
