@@ -5,15 +5,8 @@ import pytest
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import (
-    AugmentOptions,
-    CacheOptions,
-    DataOptions,
-    ExportOptions,
-    PredictOptions,
-    TrainOptions,
-    words_of,
-)
+from foundation_stereo_depth.inference_options import ExportOptions, PredictOptions
+from foundation_stereo_depth.options import AugmentOptions, CacheOptions, DataOptions, TrainOptions, words_of
 
 
 def parsed(*argv: str) -> arguments.Explicit:

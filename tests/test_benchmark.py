@@ -14,9 +14,10 @@ from foundation_stereo_depth.benchmark import benchmark
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.cli import _checkpoint, evaluate_command, predict_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.inference_options import EvaluateOptions
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
-from foundation_stereo_depth.options import EvaluateOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options import ModelOptions, TrainOptions
 from foundation_stereo_depth.train import train
 
 H, W = 48, 64

@@ -12,7 +12,7 @@ from foundation_stereo_depth.backends import OnnxRuntimeBackend, RawPrediction
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, inference_header, load_checkpoint
 from foundation_stereo_depth.cli import export_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.options import ExportOptions
+from foundation_stereo_depth.inference_options import ExportOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import read_trained
 

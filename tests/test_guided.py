@@ -13,6 +13,7 @@ from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIN
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import resize_sample
 from foundation_stereo_depth.export import export_network
+from foundation_stereo_depth.inference_options import ExportOptions
 from foundation_stereo_depth.loss import heteroscedastic_loss, training_loss
 from foundation_stereo_depth.model import (
     GuidedNetwork,
@@ -24,7 +25,7 @@ from foundation_stereo_depth.model import (
     wants_prior,
     with_norms_folded,
 )
-from foundation_stereo_depth.options import ExportOptions, LossOptions, ModelOptions, OptimizerOptions
+from foundation_stereo_depth.options import LossOptions, ModelOptions, OptimizerOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import DEFAULT_WEIGHTS
 from foundation_stereo_depth.training_state import TrainingState

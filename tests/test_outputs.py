@@ -7,7 +7,7 @@ import pytest
 from foundation_stereo_depth.data.formats import decode_whole_steps, read_pfm, read_png16
 from foundation_stereo_depth.errors import CalibrationError, UserError
 from foundation_stereo_depth.geometry import depth_from_disparity
-from foundation_stereo_depth.options import OutputOptions
+from foundation_stereo_depth.inference_options import OutputOptions
 from foundation_stereo_depth.outputs import Writer, centred_calibration, point_cloud
 from foundation_stereo_depth.predict import Prediction
 

@@ -18,7 +18,8 @@ from foundation_stereo_depth.errors import CheckpointError, NotFiniteError, User
 from foundation_stereo_depth.files import TEMPORARY_PREFIX, _machine
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.record import Stopped
-from foundation_stereo_depth.train import resolve, train
+from foundation_stereo_depth.start import resolve
+from foundation_stereo_depth.train import train
 from foundation_stereo_depth.training_state import TrainingState, learning_rate_at
 
 LOSSES = ("train/loss", "train/epe_px", "validation/loss", "validation/epe_px")
@@ -276,6 +277,32 @@ def test_a_resumed_run_cannot_become_another(tiny, tiny_options, tracking_uri) -
     assert checkpoint is not None
     assert (options.optimizer.epochs, options.model.base_channels) == (4, 8)
     assert options.tracking.output_dir == Path("out")
+
+
+def test_a_run_begins_with_given_weights(tiny, tiny_options) -> None:
+    train(tiny_options(epochs=1))
+    learnt = load_checkpoint(Path("out/best.pt")).weights
+    flags = tiny(initial_weights=Path("out/best.safetensors"), output_dir=Path("more"), learning_rate=0.0, epochs=1)
+    flags.pop("base_channels")
+    flags.pop("depth", None)
+    options, resumed = resolve(flags)
+    assert resumed is None
+    assert options.model.base_channels == 8, "as the file has it"
+    train(options)
+    for name, values in load_checkpoint(Path("more/last.pt")).weights.items():
+        torch.testing.assert_close(values, learnt[name], rtol=0, atol=0, msg=name)
+    # Once it has begun, it needs them no more.
+    Path("out/best.safetensors").unlink()
+    train(*resolve({"resume": "more/last.pt", "epochs": 2}))
+    assert len(history_of("more")) == 2
+
+
+def test_given_weights_of_another_network_are_refused(tiny_options, tiny) -> None:
+    with pytest.raises(UserError, match="holds a network of --model guided .*, and the flags ask for --model unet "):
+        train(tiny_options(initial_weights=Path("default")))
+    flags = tiny(initial_weights=Path("missing.pt"))
+    with pytest.raises(CheckpointError, match=r"missing\.pt: cannot be read"):
+        resolve(flags)
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tiny_options) -> None:

@@ -27,8 +27,9 @@ from foundation_stereo_depth.data.sample import StereoSample, resize_sample
 from foundation_stereo_depth.device import Processes, pick_device
 from foundation_stereo_depth.disparity import nearest_indices
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.inference_options import EvaluateOptions
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
-from foundation_stereo_depth.options import DataOptions, EvaluateOptions, RuntimeOptions
+from foundation_stereo_depth.options import DataOptions, RuntimeOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.report import Plain, Score
 from foundation_stereo_depth.tracking import add_to_run

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError, answer
-from foundation_stereo_depth.options import (
-    CacheOptions,
+from foundation_stereo_depth.inference_options import (
     EvaluateOptions,
     ExportOptions,
     NetworkSourceOptions,
     PredictOptions,
-    TrainOptions,
 )
+from foundation_stereo_depth.options import CacheOptions, TrainOptions
 
 
 def train_command(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +32,8 @@ def train_command(argv: Sequence[str] | None = None) -> int:
         from torch import OutOfMemoryError
 
         from foundation_stereo_depth.record import Stopped
-        from foundation_stereo_depth.train import resolve, train
+        from foundation_stereo_depth.start import resolve
+        from foundation_stereo_depth.train import train
 
         options, resumed = resolve(explicit)
         try:

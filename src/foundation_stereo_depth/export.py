@@ -26,8 +26,8 @@ from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.procedural import ProceduralSource, render_scenes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.inference_options import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.model import StereoPrediction, wants_prior, with_norms_folded
-from foundation_stereo_depth.options import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.trained import TrainedNetwork, read_trained
 
 TOLERANCE_OF_WIDTH = 1e-4

@@ -24,8 +24,8 @@ from foundation_stereo_depth.data.formats import (
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
 from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity, point_cloud
+from foundation_stereo_depth.inference_options import PICTURES, OutputOptions
 from foundation_stereo_depth.knobs import words_of
-from foundation_stereo_depth.options import PICTURES, OutputOptions
 from foundation_stereo_depth.predict import Prediction
 
 _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}

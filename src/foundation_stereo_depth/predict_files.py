@@ -12,7 +12,7 @@ from tqdm import tqdm
 from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.exchanged_eyes import seem_exchanged
-from foundation_stereo_depth.options import PredictOptions
+from foundation_stereo_depth.inference_options import PredictOptions
 from foundation_stereo_depth.outputs import Writer
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import UnknownScaleWarning

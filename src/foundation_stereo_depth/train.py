@@ -4,42 +4,37 @@ import math
 import platform
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from types import FrameType, TracebackType
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from foundation_stereo_depth import __version__, arguments
-from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
+from foundation_stereo_depth import __version__
+from foundation_stereo_depth.checkpoint import Checkpoint
 from foundation_stereo_depth.data.augment import augmented_pair, flipped
 from foundation_stereo_depth.data.dataset import (
     Positions,
     Source,
     StereoBatch,
-    open_files,
     training_plan,
     validation_plan,
 )
 from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
-from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.data.read_ahead import one_ahead
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.evaluate import Evaluation, evaluate
 from foundation_stereo_depth.loss import training_loss
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
-from foundation_stereo_depth.model import create_network, network_inputs, wants_prior
+from foundation_stereo_depth.model import network_inputs, wants_prior
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.record import SIGMA_SCALE, Record, Stopped, open_record
-from foundation_stereo_depth.tracking import checkpoint_of_run
+from foundation_stereo_depth.start import first_network, open_data
 from foundation_stereo_depth.training_state import Look, Metrics, TrainingState, learning_rate_at
 from foundation_stereo_depth.uncertainty import fitted_scale
 
@@ -58,7 +53,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
 
     Args:
         options: all knobs.
-        resumed: a moment of an earlier run to go on from; `resolve` finds it.
+        resumed: a moment of an earlier run to go on from; `start.resolve` finds it.
 
     Raises:
         UserError: the options, the data, the checkpoint or the tracking store do not allow it.
@@ -74,7 +69,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
 
     data = open_data(options, device, tell)
     torch.manual_seed(options.runtime.seed)
-    network = create_network(options.model).to(device)
+    network = first_network(options, resumed).to(device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     state = TrainingState.fresh(network, options.optimizer)
     if resumed is not None:
@@ -166,82 +161,6 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             tell(_epoch_line(epoch, options, metrics))
         tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
     processes.leave()
-
-
-def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
-    """The options that the given flags make, and the checkpoint that `--resume` asks to go on from.
-
-    A resumed run keeps its options; flags that do not change what it computes may be given anew, and so may
-    `--epochs`, which stretches the schedule.
-
-    Raises:
-        UserError: a flag is out of range, or would make the resumed run another one.
-        CheckpointError: there is nothing to go on from.
-    """
-    wished = arguments.build(TrainOptions, explicit)
-    resume = wished.tracking.resume
-    if resume is None:
-        return wished, None
-    path = Path(resume)
-    if path.is_dir():
-        path = path / "last.pt"
-    if path.suffix == ".pt" or path.exists():
-        checkpoint = load_checkpoint(path)
-        explicit = {"output_dir": path.parent} | explicit
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            found = checkpoint_of_run(wished.tracking.mlflow_tracking_uri, resume, Path(folder))
-            checkpoint = load_checkpoint(found)
-            explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
-    saved = arguments.from_plain(TrainOptions, checkpoint.options)
-    if conflicts := arguments.fixed_conflicts(explicit, saved):
-        raise UserError(
-            f"--resume {resume}: a run that goes on keeps its {', '.join(conflicts)}; "
-            "leave that out, or start a new run"
-        )
-    return arguments.build(TrainOptions, explicit, base=saved), checkpoint
-
-
-class Data(NamedTuple):
-    """What a run trains and validates on, and what it records about that."""
-
-    train: Source
-    validation: Source
-    facts: dict[str, object]
-
-
-def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str], None]) -> Data:
-    """The data set that the options or the environment name, or made-up scenes where they name none.
-
-    Raises:
-        UserError: a data set is named, and cannot be used.
-    """
-    asked = options.data
-    root = named_dataset_root(asked.dataset_root)
-    if asked.require_cache and asked.cache_root is None:
-        raise UserError("--require-cache: needs a --cache-root")
-    if root is None and asked.cache_root is None:
-        tell(f"no data set named (--dataset-root, or ${DATASET_ROOT_VARIABLE}): training on made-up scenes")
-
-        def scenes(length: int, seed: int) -> ProceduralSource:
-            return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
-
-        return Data(
-            scenes(asked.procedural_samples, options.runtime.seed),
-            # A seed of their own, the same in all runs: figures of different runs can be compared.
-            scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
-            {
-                "dataset": "made-up scenes",
-                "train_samples": asked.procedural_samples,
-                "validation_samples": asked.procedural_val_samples,
-                "split_by": "seed",
-            },
-        )
-    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
-    if files.incomplete:
-        tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
-    tell(f"{files.facts['dataset']}: split by {files.split.by}; {files.reading}")
-    return Data(files.train, files.validation, dict(files.facts))
 
 
 class StopSignals:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.inference_options import CalibrationFileOptions, InferenceOptions
 from foundation_stereo_depth.knobs import Group, knob
-from foundation_stereo_depth.options import CalibrationFileOptions, InferenceOptions
 
 DEFAULT_CALIBRATION = Path("calibration/stereo_calib.npz")
 """Where the calibration is looked for when none is named."""

@@ -1,0 +1,127 @@
+"""What a run begins with: its options, its data, and the weights of its first step."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from foundation_stereo_depth import arguments
+from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
+from foundation_stereo_depth.data.dataset import Source, open_files
+from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
+from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.options import ModelOptions, TrainOptions
+from foundation_stereo_depth.tracking import checkpoint_of_run
+from foundation_stereo_depth.trained import read_trained
+
+
+def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
+    """The options that the given flags make, and the checkpoint that `--resume` asks to go on from.
+
+    A run that begins with given weights takes over their network, unless flags name another. A resumed run keeps its
+    options; flags that do not change what it computes may be given anew, and so may `--epochs`, which stretches the
+    schedule.
+
+    Raises:
+        UserError: a flag is out of range, or would make the resumed run another one.
+        CheckpointError: there is nothing to go on from.
+    """
+    wished = arguments.build(TrainOptions, explicit)
+    resume = wished.tracking.resume
+    if resume is None:
+        initial = wished.optimizer.initial_weights
+        if initial is None:
+            return wished, None
+        its_network = replace(TrainOptions(), model=read_trained(initial).facts.model)
+        return arguments.build(TrainOptions, explicit, base=its_network), None
+    path = Path(resume)
+    if path.is_dir():
+        path = path / "last.pt"
+    if path.suffix == ".pt" or path.exists():
+        checkpoint = load_checkpoint(path)
+        explicit = {"output_dir": path.parent} | explicit
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = checkpoint_of_run(wished.tracking.mlflow_tracking_uri, resume, Path(folder))
+            checkpoint = load_checkpoint(found)
+            explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
+    saved = arguments.from_plain(TrainOptions, checkpoint.options)
+    if conflicts := arguments.fixed_conflicts(explicit, saved):
+        raise UserError(
+            f"--resume {resume}: a run that goes on keeps its {', '.join(conflicts)}; "
+            "leave that out, or start a new run"
+        )
+    return arguments.build(TrainOptions, explicit, base=saved), checkpoint
+
+
+class Data(NamedTuple):
+    """What a run trains and validates on, and what it records about that."""
+
+    train: Source
+    validation: Source
+    facts: dict[str, object]
+
+
+def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str], None]) -> Data:
+    """The data set that the options or the environment name, or made-up scenes where they name none.
+
+    Raises:
+        UserError: a data set is named, and cannot be used.
+    """
+    asked = options.data
+    root = named_dataset_root(asked.dataset_root)
+    if asked.require_cache and asked.cache_root is None:
+        raise UserError("--require-cache: needs a --cache-root")
+    if root is None and asked.cache_root is None:
+        tell(f"no data set named (--dataset-root, or ${DATASET_ROOT_VARIABLE}): training on made-up scenes")
+
+        def scenes(length: int, seed: int) -> ProceduralSource:
+            return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
+
+        return Data(
+            scenes(asked.procedural_samples, options.runtime.seed),
+            # A seed of their own, the same in all runs: figures of different runs can be compared.
+            scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
+            {
+                "dataset": "made-up scenes",
+                "train_samples": asked.procedural_samples,
+                "validation_samples": asked.procedural_val_samples,
+                "split_by": "seed",
+            },
+        )
+    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
+    if files.incomplete:
+        tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
+    tell(f"{files.facts['dataset']}: split by {files.split.by}; {files.reading}")
+    return Data(files.train, files.validation, dict(files.facts))
+
+
+def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Module:
+    """The network before its first step, in training mode, on the CPU: random, or as `--initial-weights` has it.
+
+    Args:
+        options: of the run.
+        resumed: where the run goes on from, if it does; then the weights are still to come from there.
+
+    Raises:
+        CheckpointError: the file of the weights cannot be used.
+        UserError: it holds another network than the options ask for.
+    """
+    initial = options.optimizer.initial_weights
+    if initial is None or resumed is not None:
+        return create_network(options.model)
+    trained = read_trained(initial)
+    if trained.facts.model != options.model:
+        found, asked = _named(trained.facts.model), _named(options.model)
+        raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
+    return trained.network().train()
+
+
+def _named(model: ModelOptions) -> str:
+    return f"--model {model.model} --base-channels {model.base_channels} --depth {model.depth}"
