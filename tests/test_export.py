@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,71 @@ def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
         for file in (tiny_checkpoint, path)
     )
     np.testing.assert_allclose(first.disparity_px, second.disparity_px, atol=0.1 if half else 0)
+
+
+def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) -> None:
+    sizes = {
+        path: path.stat().st_size
+        for path in (exported(tiny_checkpoint), exported(tiny_checkpoint, "8.onnx", int8=True))
+    }
+    assert sizes[Path("8.onnx")] < sizes[Path("net.onnx")]
+    assert re.search(r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px; 87x61: EPE ", capsys.readouterr().out)
+    kinds = [node.op_type for node in onnx.load("8.onnx").graph.node]
+    convolutions = kinds.count("Conv")
+    assert kinds.count("QuantizeLinear") >= convolutions - 2 > 0
+    pairs = [shifted_pair(48, 64, 3)]
+    for backend in ("onnxruntime", "openvino"):
+        ours, theirs = (
+            Predictor.from_checkpoint(path, backend=backend, device="cpu").batch(pairs)[0].disparity_px
+            for path in sizes
+        )
+        assert 0 < np.abs(ours - theirs).mean() < 0.5
+
+
+def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "in_int8", lambda encoded, inputs: encoded)  # noqa: ARG005
+    right = OnnxRuntimeBackend.__call__
+
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
+        answer = right(self, pairs)
+        return RawPrediction(answer.disparity_px - 2 * answer.disparity_px.mean(), answer.log_variance)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
+    with pytest.raises(
+        UserError, match=r"net\.onnx: not written, since 8 bits cost too much: 64x48: EPE .*; leave --int8"
+    ):
+        exported(tiny_checkpoint, int8=True)
+    assert not list(Path().glob("*.onnx"))
+
+
+def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"--int8: is for \.onnx files"):
+        exported(tiny_checkpoint, "net.safetensors", int8=True)
+    with pytest.raises(UserError, match="--half --int8: weights have either 16 bits or 8"):
+        exported(tiny_checkpoint, int8=True, half=True)
+
+
+def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    shapes = {"pair": 6, "prior": 9, "disparity_px": 6, "log_variance": 9}
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, planes, 32, 32])
+        for name, planes in shapes.items()
+    }
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in (("pair", "disparity_px"), ("prior", "log_variance"))]
+    graph = helper.make_graph(
+        nodes, "old", [values["pair"], values["prior"]], [values["disparity_px"], values["log_variance"]]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    helper.set_model_props(model, {SAFETENSORS_KEY: json.dumps(facts_of_tiny().header)})
+    path = tmp_path / "old.onnx"
+    onnx.save(model, path)
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(
+            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint anew"
+        ):
+            Predictor.from_checkpoint(path, backend=backend, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])

@@ -49,7 +49,12 @@ def prior_of(disparity_px: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
     least_px = -F.max_pool2d(-disparity_px, 9, stride=1, padding=4)
     most_px = F.max_pool2d(disparity_px, 9, stride=1, padding=4)
     grey = unlike.mean(dim=1, keepdim=True)
-    return torch.cat([disparity_px, least_px, most_px, torch.ones_like(grey), unlike, grey, grey], dim=1)
+    H, W = disparity_px.shape[-2:]
+    whole_px = F.pad(disparity_px, (0, -W % 16, 0, -H % 16), mode="replicate")
+    means_px = F.interpolate(F.avg_pool2d(whole_px, 16), scale_factor=16)[..., :H, :W]
+    around = [least_px - disparity_px, most_px - disparity_px]
+    relief = disparity_px - means_px
+    return torch.cat([disparity_px, *around, torch.ones_like(grey), unlike, grey, grey, relief], dim=1)
 
 
 @pytest.mark.parametrize(("B", "H", "W"), [(1, 32, 32), (2, 37, 61), (1, 240, 320), (1, 33, 200)])
@@ -95,7 +100,7 @@ def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network:
     prior[:, 2] += 5
     answer = network(pair, prior)
     region_px = F.interpolate(answer.region_px, scale_factor=2.0, mode="nearest")
-    candidates_px = torch.cat([prior[:, :3], region_px], dim=1)
+    candidates_px = torch.cat([prior[:, :1], prior[:, :1] + prior[:, 1:3], region_px], dim=1)
     assert (answer.disparity_px > candidates_px.amin(dim=1, keepdim=True) - 0.5).all()
     assert (answer.disparity_px < candidates_px.amax(dim=1, keepdim=True) + 0.5).all()
 
@@ -163,14 +168,19 @@ def test_the_prior_is_an_answer_what_lies_around_it_and_the_right_view_warped_by
     assert set(np.unique(planes[3])) <= {0.0, 1.0}
     for y, x in ((20, 50), (30, 70), (45, 30)):
         around = planes[0][y - 4 : y + 5, x - 4 : x + 5]
-        assert (planes[1][y, x], planes[2][y, x]) == (around.min(), around.max())
-    assert planes[2].max() > 8.5
+        assert (planes[1][y, x], planes[2][y, x]) == (around.min() - planes[0][y, x], around.max() - planes[0][y, x])
+    most_px = planes[0] + planes[2]
+    assert most_px.max() > 8.5
+    for rows, columns in ((slice(16, 32), slice(48, 64)), (slice(48, 60), slice(0, 16))):
+        square = planes[0][rows, columns]
+        whole = np.pad(square, ((0, 16 - len(square)), (0, 0)), mode="edge")
+        np.testing.assert_allclose(planes[9][rows, columns], square - whole.mean(), atol=1e-5)
     exact = planes[0] == 6
     exact[:45] = exact[:, :30] = False
     np.testing.assert_allclose(planes[4:7, exact], 0, atol=0.005)
     behind = np.zeros_like(exact)
     behind[25:35, 52:75] = True  # by the least, where that is the ground's 6 px, the right view shows the ground
-    behind &= planes[1] == 6
+    behind &= planes[0] + planes[1] == 6
     assert behind.any()
     rows, columns = np.nonzero(behind)
     grey_left, grey_right = (cv2.cvtColor(view, cv2.COLOR_RGB2GRAY).astype(float) for view in (left, right))

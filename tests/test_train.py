@@ -298,7 +298,7 @@ def test_a_run_begins_with_given_weights(tiny, tiny_options) -> None:
 
 
 def test_given_weights_of_another_network_are_refused(tiny_options, tiny) -> None:
-    with pytest.raises(UserError, match="holds a network of --model guided .*, and the flags ask for --model unet "):
+    with pytest.raises(UserError, match=r"holds a network of --model guided .*, and the flags ask for --model unet "):
         train(tiny_options(initial_weights=Path("default")))
     flags = tiny(initial_weights=Path("missing.pt"))
     with pytest.raises(CheckpointError, match=r"missing\.pt: cannot be read"):

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch import nn
 
+from foundation_stereo_depth.block_matching import PRIOR_PLANES
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
@@ -127,6 +129,8 @@ class OnnxRuntimeBackend:
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
+        # Its threads would wait for the next pair by spinning, on the cores that the matcher and the camera want.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         encoded = _read(path)
         try:
             self._session: Any = runtime.InferenceSession(
@@ -141,12 +145,12 @@ class OnnxRuntimeBackend:
             raise
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         self.fixed_size = _fixed(self._session.get_inputs()[0].shape)
-        self._names = [value.name for value in self._session.get_inputs()]
+        self.planes = {value.name: value.shape[1] for value in self._session.get_inputs()}
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
         """The prediction for left and right RGB bytes."""
-        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), _inputs(pairs, self._names))
+        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs_of(pairs, list(self.planes)))
         return RawPrediction(disparity_px[:, 0], log_variance[:, 0])
 
 
@@ -171,14 +175,14 @@ class OpenVinoBackend:
             raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
         shape = compiled.input(0).get_partial_shape()
         self.fixed_size = _fixed([size.get_length() if size.is_static else None for size in shape])
-        self._names = [value.get_any_name() for value in compiled.inputs]
+        self.planes = {value.get_any_name(): value.get_partial_shape()[1].get_length() for value in compiled.inputs}
         self._by_shape: dict[tuple[int, ...], Any] = {}
         computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
         """The prediction for left and right RGB bytes."""
-        inputs = _inputs(pairs, self._names)
+        inputs = inputs_of(pairs, list(self.planes))
         if pairs.shape not in self._by_shape:
             # Compiled for this very shape it takes half the time that it takes for any.
             model = self._model.clone()
@@ -193,6 +197,8 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
     text = backend.metadata.get(SAFETENSORS_KEY)
     if text is None:
         raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
+    if backend.planes.get(ONNX_PRIOR, PRIOR_PLANES) != PRIOR_PLANES:
+        raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint anew")
     try:
         return backend, NetworkFacts.from_header(json.loads(text), path)
     except json.JSONDecodeError as error:
@@ -208,10 +214,14 @@ def _metadata(model: Any) -> dict[str, str]:
     return {key: str(value.value) for key, value in framework.items()}
 
 
-def _inputs(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[str, np.ndarray]:
+def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[str, np.ndarray]:
     """What an exported network with inputs of these names takes."""
     B, _, H, W, _ = pairs.shape
-    planes = np.divide(pairs.transpose(0, 1, 4, 2, 3).reshape(B, 6, H, W), 255, dtype=np.float32)
+    planes = np.empty((B, 6, H, W), np.float32)
+    for view, colours in zip(pairs.reshape(-1, H, W, 3), planes.reshape(-1, 3, H, W), strict=True):
+        # A fourth of the time that NumPy takes to read colour by colour what lies pixel by pixel.
+        for colour, plane in zip(cv2.split(view), colours, strict=True):
+            np.multiply(colour, np.float32(1 / 255), out=plane)
     return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
 
 

@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-PRIOR_PLANES = 9
-"""Planes of `prior_planes`: disparity, the least and the most of it around each pixel, in px; 1 where the matcher
-itself answered; the left view less the right one warped by the disparity, RGB, and by the least and the most, grey."""
+PRIOR_PLANES = 10
+"""Planes of `prior_planes`, disparities in px: the disparity; by how much the least and the most around each pixel
+differ from it; 1 where the matcher itself answered; the left view less the right one warped by the disparity, RGB, and
+by the least and the most, grey; by how much the disparity differs from the mean of its square."""
 
 _BLOCK_PX = 3
 _SHARE_OF_WIDTH = 0.2
@@ -26,6 +27,7 @@ _ALIKE = 4.0  # levels of 256
 _EVENED_BY = 2  # one in so many of the small pictures' pixels
 _MOST_GAIN = 4.0
 _MEDIAN_PX = 5
+_SQUARE_PX = 16
 _AROUND = np.ones((9, 9), np.uint8)
 
 
@@ -66,7 +68,7 @@ def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     )
 
 
-def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "9 H W"]:
+def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "10 H W"]:
     """What a network that corrects this matcher wants to know: see `PRIOR_PLANES`.
 
     It compares luminance alone, in little more than half the time, with smoothness penalties a half and a quarter of
@@ -90,9 +92,10 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
         uniqueness_percent=15,
         speckle_px=150,
     )
-    # Where nothing in the whole picture could be matched, the network begins at "far away".
-    steps = (np.nan_to_num(disparity_px, copy=False, nan=0.0) * _STEPS_PER_PX).astype(np.uint16)
+    if not matched.any():
+        disparity_px = np.zeros_like(disparity_px)  # the network begins at "far away"
     planes, unlike = np.empty((PRIOR_PLANES, height, width), np.float32), np.empty((height, width, 3), np.float32)
+    steps = (disparity_px * _STEPS_PER_PX).astype(np.uint16)
     np.divide(cv2.medianBlur(steps, _MEDIAN_PX), _STEPS_PER_PX, out=planes[0])
     cv2.erode(planes[0], _AROUND, dst=planes[1])
     cv2.dilate(planes[0], _AROUND, dst=planes[2])
@@ -104,11 +107,24 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
         return np.asarray(cv2.remap(view, x - by_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
     cv2.subtract(left, warped(right, planes[0]), dst=unlike, dtype=cv2.CV_32F)
-    planes[4:7] = unlike.transpose(2, 0, 1)
+    cv2.split(unlike, list(planes[4:7]))
     cv2.subtract(grey_left, warped(grey_right, planes[1]), dst=planes[7], dtype=cv2.CV_32F)
     cv2.subtract(grey_left, warped(grey_right, planes[2]), dst=planes[8], dtype=cv2.CV_32F)
-    planes[4:] /= 255
+    planes[4:9] /= 255
+    # Differences are taken here, in 32 bits: 16 would round 60 px to a quarter.
+    planes[1:3] -= planes[0]
+    np.subtract(planes[0], _means_of_squares(planes[0]), out=planes[9])
     return planes
+
+
+def _means_of_squares(values: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """At each pixel the mean over its square; squares are counted from the upper left, where networks begin theirs."""
+    height, width = values.shape
+    below, beside = -height % _SQUARE_PX, -width % _SQUARE_PX
+    whole = cv2.copyMakeBorder(values, 0, below, 0, beside, cv2.BORDER_REPLICATE)
+    squares = ((width + beside) // _SQUARE_PX, (height + below) // _SQUARE_PX)
+    means = cv2.resize(whole, squares, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(means, whole.shape[::-1], interpolation=cv2.INTER_NEAREST))[:height, :width]
 
 
 def _looked_at(
@@ -226,15 +242,14 @@ def filled_from_background(
     if not len(rows):
         return np.full_like(disparity_px, np.nan)
     height, width = disparity_px.shape
-    filled = disparity_px.astype(np.float32)  # a copy
-    holes, known_at = np.flatnonzero(~known), np.flatnonzero(known)
-    # So many known pixels come before a hole: its position less the holes before it.
-    before = holes - np.arange(len(holes))
-    nearest_px = np.full(len(holes), np.inf, np.float32)
-    for neighbour in (known_at[np.maximum(before - 1, 0)], known_at[np.minimum(before, len(known_at) - 1)]):
-        in_row = neighbour // width == holes // width
-        np.minimum(nearest_px, np.where(in_row, filled.ravel()[neighbour], np.inf), out=nearest_px)
-    filled.ravel()[holes] = nearest_px
+    # A column behind the last that is known, and infinitely near: no hole goes on from one row into the next.
+    edged, edged_known = np.full((height, width + 1), np.inf, np.float32), np.ones((height, width + 1), bool)
+    edged[:, :width], edged_known[:, :width] = disparity_px, known
+    flat, flat_known = edged.ravel(), edged_known.ravel()
+    changes = np.flatnonzero(flat_known[1:] != flat_known[:-1]) + 1
+    begins, ends = (changes if flat_known[0] else np.append(0, changes)).reshape(-1, 2).T
+    flat[~flat_known] = np.repeat(np.minimum(flat[begins - 1], flat[ends]), ends - begins)
+    filled = edged[:, :width]
     if len(rows) < height:
         filled = filled[rows[np.abs(np.arange(height)[:, None] - rows).argmin(axis=1)]]
-    return filled.astype(disparity_px.dtype, copy=False)
+    return np.ascontiguousarray(filled, disparity_px.dtype)

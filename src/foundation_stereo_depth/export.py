@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,21 @@ from foundation_stereo_depth.backends import (
     ONNX_INPUT,
     ONNX_OUTPUTS,
     ONNX_PRIOR,
+    Backend,
     OnnxRuntimeBackend,
     RawPrediction,
     TorchBackend,
+    inputs_of,
 )
 from foundation_stereo_depth.block_matching import PRIOR_PLANES
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, save_safetensors
-from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.procedural import ProceduralSource, render_scenes
+from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole
 from foundation_stereo_depth.inference_options import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.model import StereoPrediction, wants_prior, with_norms_folded
+from foundation_stereo_depth.quantize import in_int8
 from foundation_stereo_depth.trained import TrainedNetwork, read_trained
 
 TOLERANCE_OF_WIDTH = 1e-4
@@ -36,7 +40,12 @@ TOLERANCE_LOG_VARIANCE = 0.01
 HALF_TOLERANCE_FACTOR = 30
 """Sixteen bits carry three digits: both tolerances grow by this much under `--half` (assumption)."""
 
+EPE_FACTOR_INT8 = 1.03
+"""Largest EPE on made-up scenes under `--int8`, over PyTorch's: single pixels may differ by much, all together not."""
+
 _CHECKED_PAIRS = 2
+_RANGED_PAIRS = 32  # of which the ranges of 8 bits come
+_SCORED_PAIRS = 16
 _ODD_SIZE = (61, 87)  # the second size at which a network of any size is checked, px
 
 
@@ -57,6 +66,8 @@ def export_network(checkpoint: Path, options: ExportOptions) -> Path:
     header = trained.facts.header | {"height": height, "width": width}
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
+        if options.file.int8:
+            raise UserError("--int8: is for .onnx files")
         network = trained.network().half() if options.file.half else trained.network()
         save_safetensors(output, network.state_dict(), header)
         print(f"{output}: {_size(output)}, weights and header")
@@ -65,6 +76,8 @@ def export_network(checkpoint: Path, options: ExportOptions) -> Path:
         if importlib.util.find_spec(module) is None:
             raise UserError(f"{module} is not installed; `uv sync --extra onnx` adds it")
     encoded = _onnx(_exported(trained, options.file), header, height, width, options.file)
+    if options.file.int8:
+        encoded = in_int8(encoded, _typical_inputs(trained, height, width))
     found = write_checked(output, encoded, trained, (height, width), options.file)
     print(f"{output}: {_size(output)}, opset {options.file.opset}; {found}")
     return output
@@ -87,30 +100,76 @@ def write_checked(
         exported = OnnxRuntimeBackend(trial, device="cpu")
     finally:
         trial.unlink(missing_ok=True)
-    factor = HALF_TOLERANCE_FACTOR if options.half else 1
-    lines: list[str] = []
-    for rows, columns in [size, *([_ODD_SIZE] if options.dynamic_size else [])]:
-        pairs = scene_pairs(rows, columns)
-        apart_px, apart_log = largest_differences(reference(pairs), exported(pairs))
-        allowed_px = factor * TOLERANCE_OF_WIDTH * columns
-        said = (
-            f"{columns}x{rows}: within {apart_px:.2g} px and {apart_log:.2g} of log-variance of PyTorch (allowed "
-            f"{allowed_px:.2g} px, {factor * TOLERANCE_LOG_VARIANCE:.2g})"
-        )
-        # Written so that NaN fails.
-        if not (apart_px <= allowed_px and apart_log <= factor * TOLERANCE_LOG_VARIANCE):
-            remedy = "leave --half out" if options.half else "try another --opset"
-            raise UserError(f"{output}: not written, since the exported network is not {said}; {remedy}")
-        lines.append(said)
+    check = _scored if options.int8 else _compared
+    lines = [
+        check(output, reference, exported, (rows, columns), options)
+        for rows, columns in [size, *([_ODD_SIZE] if options.dynamic_size else [])]
+    ]
     write_whole(output, lambda file: file.write(encoded), durable=True)
     return "; ".join(lines)
 
 
-def scene_pairs(height: int, width: int) -> UInt8[np.ndarray, "B 2 H W 3"]:
-    """Left and right of a few made-up scenes, the same every time."""
-    indices = torch.arange(_CHECKED_PAIRS)
-    scenes = render_scenes(sample_keys(ProceduralSource.VALIDATION_SEED, 0, indices), indices, height, width)
+def _compared(
+    output: Path, reference: Backend, exported: Backend, size: tuple[int, int], options: ExportFileOptions
+) -> str:
+    """How far single pixels of few pairs are apart.
+
+    Raises:
+        UserError: too far.
+    """
+    height, width = size
+    pairs = pairs_of(made_up(_CHECKED_PAIRS, height, width))
+    apart_px, apart_log = largest_differences(reference(pairs), exported(pairs))
+    factor = HALF_TOLERANCE_FACTOR if options.half else 1
+    allowed_px, allowed_log = factor * TOLERANCE_OF_WIDTH * width, factor * TOLERANCE_LOG_VARIANCE
+    said = (
+        f"{width}x{height}: within {apart_px:.2g} px and {apart_log:.2g} of log-variance of PyTorch (allowed "
+        f"{allowed_px:.2g} px, {allowed_log:.2g})"
+    )
+    # Written so that NaN fails.
+    if not (apart_px <= allowed_px and apart_log <= allowed_log):
+        remedy = "leave --half out" if options.half else "try another --opset"
+        raise UserError(f"{output}: not written, since the exported network is not {said}; {remedy}")
+    return said
+
+
+def _scored(output: Path, reference: Backend, exported: Backend, size: tuple[int, int], _: ExportFileOptions) -> str:
+    """How far both are from the truth.
+
+    Raises:
+        UserError: the exported network is farther by too much.
+    """
+    height, width = size
+    scenes = made_up(_SCORED_PAIRS, height, width)
+    pairs, truth_px = pairs_of(scenes), scenes.disparity_px[:, 0].numpy()
+    ours_px, theirs_px = (
+        float(np.abs(backend(pairs).disparity_px - truth_px).mean()) for backend in (reference, exported)
+    )
+    said = f"{width}x{height}: EPE {theirs_px:.3g} px on {_SCORED_PAIRS} made-up scenes, PyTorch's {ours_px:.3g} px"
+    if not theirs_px <= EPE_FACTOR_INT8 * ours_px:
+        raise UserError(f"{output}: not written, since 8 bits cost too much: {said}; leave --int8 out")
+    return said
+
+
+def made_up(count: int, height: int, width: int) -> StereoBatch:
+    """So many made-up scenes, the same every time."""
+    scenes = ProceduralSource(
+        length=count, seed=ProceduralSource.VALIDATION_SEED, height=height, width=width, device=torch.device("cpu")
+    )
+    [batch] = scenes.batches([np.arange(count)], epoch=0)
+    return batch
+
+
+def pairs_of(scenes: StereoBatch) -> UInt8[np.ndarray, "B 2 H W 3"]:
+    """Left and right of each scene."""
     return torch.stack([scenes.left, scenes.right], dim=1).permute(0, 1, 3, 4, 2).contiguous().numpy()
+
+
+def _typical_inputs(trained: TrainedNetwork, height: int, width: int) -> Iterator[dict[str, np.ndarray]]:
+    """What the network is called with for some pairs, one after another."""
+    names = [ONNX_INPUT, ONNX_PRIOR] if wants_prior(trained.network()) else [ONNX_INPUT]
+    for pair in pairs_of(made_up(_RANGED_PAIRS, height, width)):
+        yield inputs_of(pair[None], names)
 
 
 def largest_differences(first: RawPrediction, second: RawPrediction) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
 
-_MULTIPLE = 16  # of the padded size, px; also of the neighbourhood from which differences are taken
+_MULTIPLE = 16  # of the padded size, px
 _DISPARITY_PX = 32.0  # brings disparities to about 1
 _STEP_PX = 8.0  # the same for jumps of disparity
 _CONTRAST = 4.0  # the same for differences of brightness
@@ -64,30 +64,31 @@ class GuidedNetwork(nn.Module):
         self.head = nn.Sequential(_convolution(half, half), last)
 
     def forward(
-        self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 9 H W"]
+        self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]
     ) -> StereoPrediction | TrainingPrediction:
         """The prediction for a pair of any size from 32x32 up; while training, with the regions' own value."""
         H, W = pair.shape[-2:]
         below, beside = ((size + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE - size for size in (H, W))
         if torch.compiler.is_exporting() or below or beside:
             pair, prior = (F.pad(planes, (0, beside, 0, below), mode="replicate") for planes in (pair, prior))
-        skips = [self.stem(_seen(pair[:, :3], prior))]
+        skips = [self.stem(_seen(pair, prior))]
         for down in self.down:
             skips.append(down(skips[-1]))
         x = skips.pop()
         for up in self.up:
             x = up(x, skips.pop())
-        raw = self.head(x).float()
-
-        region_px = F.avg_pool2d(prior[:, :1], 2) + raw[:, :1] * _STEP_PX
-        log_variance, fine, *beliefs = F.pixel_shuffle(raw[:, 1:], 2).split((1, 1, _CANDIDATES), dim=1)
-        log_variance = (log_variance * _LOG_VARIANCE_GAIN + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
-        shares = (beliefs[0] * _SHARE_GAIN).softmax(dim=1)
-        mixed_px = (shares[:, :-1] * prior[:, :3]).sum(dim=1, keepdim=True)
+        # From here on the four pixels of full resolution that lie under one of half resolution are its channels.
+        correction, log_variance, fine, beliefs = self.head(x).float().split((1, 4, 4, 4 * _CANDIDATES), dim=1)
+        prior_px, least, most = F.pixel_unshuffle(prior.split((3, 7), dim=1)[0], 2).split(4, dim=1)
+        region_px = prior_px.mean(dim=1, keepdim=True) + correction * _STEP_PX
         # What one eye alone sees is background: no region is nearer than all that the matcher found around it.
-        behind_px = torch.minimum(region_px, F.max_pool2d(prior[:, 2:3], 2))
-        mixed_px = mixed_px + shares[:, -1:] * F.interpolate(behind_px, scale_factor=2.0, mode="nearest")
-        disparity_px = (mixed_px + fine * _FINE_PX).clamp(min=0)
+        behind_px = torch.minimum(region_px, (prior_px + most).amax(dim=1, keepdim=True))
+        shares = (beliefs * _SHARE_GAIN).unflatten(1, (_CANDIDATES, 4)).softmax(dim=1).flatten(1, 2).split(4, dim=1)
+        # The shares of the matcher's own value, of the least and of the most around it, and of the region's.
+        mixed_px = (1 - shares[3]) * prior_px + shares[1] * least + shares[2] * most + shares[3] * behind_px
+        disparity_px = F.pixel_shuffle((mixed_px + fine * _FINE_PX).clamp(min=0), 2)
+        log_variance = (log_variance * _LOG_VARIANCE_GAIN + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
+        log_variance = F.pixel_shuffle(log_variance, 2)
 
         disparity_px, log_variance = disparity_px[..., :H, :W], log_variance[..., :H, :W]
         if self.training:
@@ -95,20 +96,16 @@ class GuidedNetwork(nn.Module):
         return StereoPrediction(disparity_px, log_variance)
 
 
-def _seen(left: Float[Tensor, "B 3 H W"], prior: Float[Tensor, "B 9 H W"]) -> Float[Tensor, "B 13 H W"]:
-    """What the U-Net is fed, each plane about 1.
-
-    Disparity goes in as its difference from the neighbourhood, since 16 bits would round 60 px to a quarter, and
-    roughly as it is.
-    """
-    prior_px, around_px, matched, unlike = prior.split((1, 2, 1, 5), dim=1)
-    smooth_px = F.interpolate(F.avg_pool2d(prior_px, _MULTIPLE), scale_factor=float(_MULTIPLE), mode="nearest")
+def _seen(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> Float[Tensor, "B 13 H W"]:
+    """What the U-Net is fed, each plane about 1. Of the views the left one: the prior compares it with the right."""
+    left, _ = pair.split(3, dim=1)
+    prior_px, around, matched, unlike, relief = prior.split((1, 2, 1, 5, 1), dim=1)
     return torch.cat(
         [
             (left - 0.5) * _CONTRAST,
             unlike * _CONTRAST,
-            ((prior_px - smooth_px) / (_STEP_PX / 2)).clamp(-4, 4),
-            (around_px - prior_px) / _STEP_PX,
+            (relief / (_STEP_PX / 2)).clamp(-4, 4),
+            around / _STEP_PX,
             prior_px / _DISPARITY_PX,
             matched * 2 - 1,
         ],

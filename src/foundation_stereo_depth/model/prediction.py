@@ -38,7 +38,7 @@ class StereoNetwork(Protocol):
     """
 
     def __call__(
-        self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B 9 H W"]
+        self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B 10 H W"]
     ) -> StereoPrediction | TrainingPrediction:
         """The prediction for a batch of pairs."""
         ...

@@ -25,7 +25,7 @@ def wants_prior(network: nn.Module) -> bool:
     return getattr(network, "wants_prior", False)
 
 
-def priors_of(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> Float[np.ndarray, "B 9 H W"]:
+def priors_of(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> Float[np.ndarray, "B 10 H W"]:
     """`block_matching.prior_planes` of each pair of RGB views; OpenCV releases Python's lock, so threads share them."""
     if len(pairs) == 1:
         return prior_planes(*pairs[0])[None]
