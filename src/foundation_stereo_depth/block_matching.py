@@ -81,8 +81,10 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     """
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
-    disparities, right = _looked_at(left, right)
-    grey_left, grey_right = (np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8) for view in (left, right))
+    grey_left, grey_right = _grey(left), _grey(right)
+    disparities, evened = _looked_at(left, right, grey_left, grey_right)
+    if evened is not right:
+        right, grey_right = evened, _grey(evened)
     disparity_px, matched = _match(
         grey_left,
         grey_right,
@@ -127,17 +129,22 @@ def _means_of_squares(values: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray,
     return np.asarray(cv2.resize(means, whole.shape[::-1], interpolation=cv2.INTER_NEAREST))[:height, :width]
 
 
+def _grey(view: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
+    return np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
 def _looked_at(
-    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+    left: UInt8[np.ndarray, "H W 3"],
+    right: UInt8[np.ndarray, "H W 3"],
+    grey_left: UInt8[np.ndarray, "H W"],
+    grey_right: UInt8[np.ndarray, "H W"],
 ) -> tuple[int, UInt8[np.ndarray, "H W 3"]]:
     """What small pictures tell: how many disparities to look for, and the right view exposed as the left one is.
 
     Disparities: as many as are found there, and some.
     """
     size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
-    small_left, small_right = (
-        cv2.resize(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for view in (left, right)
-    )
+    small_left, small_right = (cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in (grey_left, grey_right))
     # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
     small_right = cv2.LUT(small_right, _levels(*cv2.meanStdDev(small_left), *cv2.meanStdDev(small_right)))
     area = _BLOCK_PX**2

@@ -17,7 +17,7 @@ def in_int8(encoded: bytes, inputs: Iterable[dict[str, np.ndarray]]) -> bytes:
     Weights have a scale for each channel; what flows between convolutions has one for each layer, by the least and the
     most that the given inputs bring about (Krishnamoorthi, "Quantizing deep convolutional networks for efficient
     inference", 2018, section 3). The first convolution takes planes of different kinds and the last one gives the
-    answer: there 8 bits cost most.
+    answer: there 8 bits cost most (docs/experiments.md).
 
     Args:
         encoded: an ONNX file of 32-bit numbers.
