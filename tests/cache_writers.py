@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from foundation_stereo_depth.data.batch import validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import open_files, validation_plan
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.fsd import find_samples
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
 from foundation_stereo_depth.options import CacheBuildOptions, DataOptions

@@ -6,7 +6,8 @@ import pytest
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference_options import ExportOptions, PredictOptions
-from foundation_stereo_depth.options import AugmentOptions, CacheOptions, DataOptions, TrainOptions, words_of
+from foundation_stereo_depth.knobs import words_of
+from foundation_stereo_depth.options import AugmentOptions, CacheOptions, DataOptions, TrainOptions
 
 
 def parsed(*argv: str) -> arguments.Explicit:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from foundation_stereo_depth.data import augment, planes
 from foundation_stereo_depth.data.augment import as_pair, augmented_pair, flipped
-from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.jpeg import compressed
 from foundation_stereo_depth.options import AugmentOptions

@@ -21,9 +21,10 @@ from conftest import write_fsd_sample
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import cache_command
+from foundation_stereo_depth.data.batch import ReadCounts, StereoBatch, validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, open_cache
-from foundation_stereo_depth.data.dataset import ReadCounts, StereoBatch, open_files, validation_plan
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.fsd import find_samples
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import DataError

@@ -6,7 +6,8 @@ import pytest
 import torch
 from conftest import write_fsd_sample
 
-from foundation_stereo_depth.data.dataset import open_files, training_plan, validation_plan
+from foundation_stereo_depth.data.batch import training_plan, validation_plan
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foundation_stereo_depth.data.augment import as_pair
-from foundation_stereo_depth.data.dataset import VALIDATION_EPOCH, Positions, ReadCounts, Source, StereoBatch
+from foundation_stereo_depth.data.batch import VALIDATION_EPOCH, Positions, ReadCounts, Source, StereoBatch
 from foundation_stereo_depth.loss import heteroscedastic_loss
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, network_inputs

@@ -25,7 +25,7 @@ from foundation_stereo_depth.backends import (
 )
 from foundation_stereo_depth.block_matching import PRIOR_PLANES
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, save_safetensors
-from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_whole

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.disparity import valid_mask
 from foundation_stereo_depth.model.prediction import StereoPrediction
 

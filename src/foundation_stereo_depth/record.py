@@ -8,7 +8,7 @@ from types import TracebackType
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import remove_abandoned, write_whole

@@ -11,7 +11,8 @@ from torch import nn
 
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
-from foundation_stereo_depth.data.dataset import Source, open_files
+from foundation_stereo_depth.data.batch import Source
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.errors import UserError

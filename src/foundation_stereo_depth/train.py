@@ -17,13 +17,7 @@ from tqdm import tqdm
 from foundation_stereo_depth import __version__
 from foundation_stereo_depth.checkpoint import Checkpoint
 from foundation_stereo_depth.data.augment import augmented_pair, flipped
-from foundation_stereo_depth.data.dataset import (
-    Positions,
-    Source,
-    StereoBatch,
-    training_plan,
-    validation_plan,
-)
+from foundation_stereo_depth.data.batch import Positions, Source, StereoBatch, training_plan, validation_plan
 from foundation_stereo_depth.data.draws import sample_keys
 from foundation_stereo_depth.data.read_ahead import one_ahead
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision

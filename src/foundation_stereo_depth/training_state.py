@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress
-from foundation_stereo_depth.data.dataset import ReadCounts
+from foundation_stereo_depth.data.batch import ReadCounts
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import CheckpointError
 from foundation_stereo_depth.metrics import DisparityErrors

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from foundation_stereo_depth.data.dataset import StereoBatch
+from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.draws import Keys, Range, chance, uniforms
 from foundation_stereo_depth.data.planes import LUMA, Images, add_noise, blur, compress, recolour, replace_patches, room
 from foundation_stereo_depth.options import AugmentOptions

@@ -14,8 +14,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from foundation_stereo_depth.data.batch import Positions
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import FileReader, Positions
+from foundation_stereo_depth.data.dataset import FileReader
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
 from foundation_stereo_depth.data.procedural import scene_names, scene_sample
 from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead

@@ -1,21 +1,18 @@
-"""Samples -> batches: what an epoch visits in which order, and what reading it meets.
-
-The order and every random draw follow from (seed, epoch, index) alone, whatever the number of threads.
-"""
+"""Files -> batches: samples from a cache, from the data set, or from both, and what reading them meets."""
 
 import contextlib
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
-from torch import Tensor
+from jaxtyping import Float, UInt8
 
+from foundation_stereo_depth.data.batch import Positions, ReadCounts, StereoBatch
 from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, SampleCache, as_cached, open_cache
 from foundation_stereo_depth.data.fsd import (
     FsdIndex,
@@ -33,112 +30,10 @@ from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, Stereo
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options import DataOptions
 
-Positions = Int64[np.ndarray, " _"]
-
 _LOOKED_AT = 32
 """Cache entries whose files are looked at when training starts: a second at worst, on a disk that has to seek."""
 _LEFT_FREE = 0.01
 """Share of the cache's disk that training leaves free: checkpoints may have to go to the same one."""
-VALIDATION_EPOCH = -1
-"""The epoch whose draws validation uses, always the same."""
-
-
-class ReadCounts(NamedTuple):
-    """What reading cost and what it met; counts of two stretches add up field by field.
-
-    Attributes:
-        cache_hits, cache_misses: samples that were read from the cache, and from their own files though there is one.
-        rebuilt: entries that were damaged and made anew.
-        bad: samples that could not be read, with the reason.
-        unwritten: misses that could not be written to the cache, so that the next epoch will miss them again.
-    """
-
-    cache_hits: int = 0
-    cache_misses: int = 0
-    rebuilt: tuple[str, ...] = ()
-    bad: tuple[str, ...] = ()
-    unwritten: int = 0
-
-    def plus(self, other: "ReadCounts") -> "ReadCounts":
-        """The counts of both."""
-        return ReadCounts(
-            self.cache_hits + other.cache_hits,
-            self.cache_misses + other.cache_misses,
-            self.rebuilt + other.rebuilt,
-            self.bad + other.bad,
-            self.unwritten + other.unwritten,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class StereoBatch:
-    """A batch as it travels to the device: bytes for pictures, no float yet.
-
-    Attributes:
-        left, right: RGB.
-        disparity_px: of the left view, at this size; NaN or 0 where unknown. float16 where it came from a cache, and
-            float32 on the device.
-        indices: the sample's position in its source, from which its random draws follow.
-        counts: what reading it met.
-    """
-
-    left: UInt8[Tensor, "B 3 H W"]
-    right: UInt8[Tensor, "B 3 H W"]
-    disparity_px: Float[Tensor, "B 1 H W"]
-    indices: Int64[Tensor, " B"]
-    counts: ReadCounts = ReadCounts()
-
-    def to(self, device: torch.device) -> "StereoBatch":
-        """The batch on a device, disparity in float32, without waiting where the memory is pinned."""
-        left, right, disparity_px, indices = (
-            tensor.to(device, non_blocking=True) for tensor in (self.left, self.right, self.disparity_px, self.indices)
-        )
-        return replace(self, left=left, right=right, disparity_px=disparity_px.float(), indices=indices)
-
-    def pinned(self) -> "StereoBatch":
-        """The batch in page-locked memory, from which a GPU copies without waiting."""
-        return replace(
-            self,
-            left=self.left.pin_memory(),
-            right=self.right.pin_memory(),
-            disparity_px=self.disparity_px.pin_memory(),
-        )
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Anything that yields batches of samples by position."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str:
-        """What messages call the sample."""
-        ...
-
-    def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
-        """One batch per entry of `plan`, in that order."""
-        ...
-
-
-def training_plan(
-    length: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> list[Positions]:
-    """The batches of one epoch for one process: shuffled positions, the same for any number of processes.
-
-    `batch_size` counts the samples of all processes together; each takes its part of every batch. The last batch is
-    filled up from the beginning of the epoch's order, so that all batches have one size.
-    """
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(length)
-    steps = -(-length // batch_size)
-    order = np.resize(order, steps * batch_size).reshape(steps, batch_size)
-    part = batch_size // world_size
-    return list(order[:, rank * part : (rank + 1) * part])
-
-
-def validation_plan(length: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[Positions]:
-    """Every position exactly once over all processes, in order; the last batch may be smaller."""
-    mine = np.arange(rank, length, world_size)
-    return [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
 
 
 class Once:

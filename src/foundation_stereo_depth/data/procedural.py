@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from foundation_stereo_depth.data.dataset import Positions, StereoBatch
+from foundation_stereo_depth.data.batch import Positions, StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, uniform, whole
 from foundation_stereo_depth.data.lights import draw_glows, draw_shadows, glowing, light_left_by_shadows
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample
