@@ -81,6 +81,23 @@ def test_a_run_leaves_checkpoints_pictures_and_a_record(tiny_options, tracking_u
     assert steps == [1, 2]
 
 
+@pytest.mark.parametrize(("slow", "least", "most"), [("reading", 50, 100), ("augmentation", 0, 50)])
+def test_only_waiting_for_data_counts_as_such(tiny_options, monkeypatch, slow: str, least: float, most: float) -> None:
+    from foundation_stereo_depth import train as module
+
+    where, name = {"reading": (procedural, "render_scenes"), "augmentation": (module, "augmented_pair")}[slow]
+    right = getattr(where, name)
+
+    def slowly(*arguments: object) -> object:
+        time.sleep(0.3)
+        return right(*arguments)
+
+    monkeypatch.setattr(where, name, slowly)
+    train(tiny_options(epochs=1))
+    [epoch] = load_checkpoint(Path("out/last.pt")).training["history"]
+    assert least < epoch["speed/data_wait_percent"] < most
+
+
 def test_two_runs_of_one_seed_are_identical_and_of_another_are_not(tiny_options) -> None:
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(tiny_options(output_dir=Path(folder), seed=seed))

@@ -81,6 +81,13 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             on_device = flipped(on_device, keys, options.augment)
             yield on_device, network_inputs(network, augmented_pair(on_device, keys, options.augment))
 
+    def examples(plan: list[Positions], epoch: int, bar: _Bar) -> Iterator[tuple[StereoBatch, tuple[Tensor, ...]]]:
+        batches = data.train.batches(plan, epoch)
+        if wants_prior(network):
+            # What a classical matcher says takes the CPU a while; meanwhile the device can be at work.
+            return bar.timed(one_ahead(prepared(batches, epoch)))
+        return prepared(bar.timed(batches), epoch)
+
     validated = validation_plan(len(data.validation), batch_size, rank=processes.rank, world_size=processes.world_size)
     total_steps = len(plan_of(0)) * options.optimizer.epochs
 
@@ -93,9 +100,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             plan = plan_of(epoch)
             network.train()
             bar = _Bar(f"epoch {epoch + 1}/{options.optimizer.epochs}", len(plan), state, batch_size, processes)
-            examples = prepared(data.train.batches(plan[state.progress.step_in_epoch :], epoch), epoch)
-            # What a classical matcher says takes the CPU a while, meanwhile the device can be at work.
-            for batch, inputs in bar.timed(one_ahead(examples) if wants_prior(network) else examples):
+            for batch, inputs in examples(plan[state.progress.step_in_epoch :], epoch, bar):
                 # -------------------------------------------------------------------------------------- one step
                 with autocast(device, precision):
                     prediction = forward(*inputs)
@@ -209,7 +214,11 @@ class _Bar:
         self._began_s = time.perf_counter()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same batches; the time until each one comes counts as waiting for data."""
+        """The same items, one per step; the time until each one comes counts as waiting for data.
+
+        Reading and rendering are waited for; augmentation is a part of the step, like the network, unless it is done
+        ahead of it.
+        """
         iterator = iter(items)
         try:
             while True:
