@@ -105,6 +105,16 @@ def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network:
     assert (answer.disparity_px < candidates_px.amax(dim=1, keepdim=True) + 0.5).all()
 
 
+def test_a_fine_correction_stays_fine_whatever_is_learnt(network: GuidedNetwork) -> None:
+    pair, prior = inputs_of(1, 48, 64, disparity_px=20.0)
+    last = network.head[1]
+    with torch.no_grad():
+        last.bias[5:9] = torch.tensor([1e3, -1e3, 1e3, -1e3])  # of the four fine corrections under each value
+        last.bias[-4:] = -1e3  # no share for the region's value, which has bounds of its own
+    apart_px = (network(pair, prior).disparity_px - 20).abs()
+    torch.testing.assert_close(apart_px, torch.ones_like(apart_px), rtol=0, atol=1e-3)
+
+
 def test_regions_count_in_the_loss_where_truth_is_known(network: GuidedNetwork) -> None:
     network.train()
     answer = network(*inputs_of(1, 35, 45))
