@@ -1,10 +1,10 @@
 #!/bin/sh
 # Makes the weights that are installed with the program, from nothing.
 #
-# Expected, on seven real Middlebury scenes at 320x240: EPE 0.86 px, bad-1 13.0 %, bad-2 8.7 %, AUSE 0.10 (random 0.73);
-# on 200 made-up validation scenes EPE 1.09 px. MODEL_CARD.md has the rest.
-# Time: on two shared CPU cores about 10 minutes for the pool (7.4 GB), then on one of them 66 minutes of training. No GPU was at
-# hand; on one, add --batch-size 64, a larger pool and more epochs.
+# Expected, on seven real Middlebury scenes at 320x240: EPE 0.84 px, bad-1 12.8 %, bad-2 8.3 %, AUSE 0.09 (random 0.71);
+# on 320 made-up validation scenes EPE 1.10 px. MODEL_CARD.md has the rest, and in what the installed ones differ.
+# Time: on two shared CPU cores about 13 minutes for the pool (10 GB), then on one of them an hour for each half of the
+# training. No GPU was at hand; on one, add --batch-size 64, a larger pool and more epochs.
 #
 #     sh recipes/pretrain.sh              continue after an interruption: uv run foundation-stereo-depth --resume <folder>
 set -eu
@@ -13,16 +13,20 @@ run=${RUN:-runs/pretrain}
 
 # Two processes: making a scene is many small steps of Python, which threads cannot take side by side.
 pool_part() {
-    OMP_NUM_THREADS=1 uv run foundation-stereo-cache --procedural-samples 12000 --cache-root "$pool" --shard "$1" --workers 1
+    OMP_NUM_THREADS=1 uv run foundation-stereo-cache --procedural-samples 16000 --cache-root "$pool" --shard "$1" --workers 1
 }
 pool_part 1/2 &
 pool_part 2/2
 wait $!
 # The classical matcher has to be right about as often as it is on real pairs, so the eyes differ little.
-uv run foundation-stereo-depth --model guided --cache-root "$pool" --require-cache --val-fraction 0.02 \
-    --epochs 5 --learning-rate 3e-3 --warmup-fraction 0.05 --flip-prob 0.5 \
-    --brightness-jitter 0.05 --contrast-jitter 0.05 --saturation-jitter 0.1 --hue-jitter 0.01 --gamma-jitter 0.05 \
-    --lighting-jitter 0.03 --noise-std-max 0.012 --blur-sigma-max 0.7 --erase-prob 0.2 --erase-size-max 0.08 \
-    --vertical-offset-max-px 0.4 --num-workers 1 --output-dir "$run"
+half() {
+    uv run foundation-stereo-depth --model guided --cache-root "$pool" --require-cache --val-fraction 0.02 \
+        --epochs 5 --warmup-fraction 0.05 --flip-prob 0.5 \
+        --brightness-jitter 0.08 --contrast-jitter 0.08 --saturation-jitter 0.1 --hue-jitter 0.01 --gamma-jitter 0.08 \
+        --lighting-jitter 0.06 --noise-std-max 0.015 --blur-sigma-max 0.8 --erase-prob 0.2 --erase-size-max 0.08 \
+        --vertical-offset-max-px 0.5 --num-workers 1 "$@"
+}
+half --learning-rate 3e-3 --output-dir "$run/first"
+half --learning-rate 1.5e-3 --output-dir "$run" --seed 1 --initial-weights "$run/first/last.pt"
 uv run foundation-stereo-export --checkpoint "$run/last.pt" -o src/foundation_stereo_depth/weights/default.safetensors \
     --overwrite

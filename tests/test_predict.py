@@ -11,7 +11,7 @@ from foundation_stereo_depth.data.formats import read_fsd_disparity, read_rgb
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import ModelOptions
-from foundation_stereo_depth.predict import Predictor
+from foundation_stereo_depth.predict import RIG_SIGMA_PX, Predictor
 
 INNER = np.s_[6:-6, 24:-8]
 
@@ -33,10 +33,14 @@ def test_disparity_follows_the_width_and_not_the_height(matching_predictor: Call
         assert (np.median(disparity_px[INNER]) == 8) == known, (height, width)
 
 
-def test_sigma_follows_the_width_and_the_fitted_scale(matching_predictor: Callable[..., Predictor]) -> None:
+def test_sigma_follows_the_width_and_the_fitted_scale_and_has_a_floor(
+    matching_predictor: Callable[..., Predictor],
+) -> None:
     # The network says a variance of 1 px^2 at its own size, a third of the pictures' width.
     prediction = matching_predictor(40, 40, sigma_scale=1.5)(*shifted_pair(50, 120, 3))
-    np.testing.assert_allclose(prediction.sigma_px, 3 * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(prediction.sigma_px, 3 * np.hypot(1.5, RIG_SIGMA_PX), rtol=1e-6)
+    sure = matching_predictor(40, 40, sigma_scale=1e-6)(*shifted_pair(50, 120, 3))
+    np.testing.assert_allclose(sure.sigma_px, 3 * RIG_SIGMA_PX, rtol=1e-6)
 
 
 def test_confidence_is_the_probability_of_an_error_below_one_pixel(

@@ -30,7 +30,7 @@ from foundation_stereo_depth.data.lights import draw_glows, draw_shadows, glowin
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
-PIECES = 48
+PIECES = 56
 """Pieces before the background; outlines that miss the picture make the count vary from scene to scene."""
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
@@ -39,6 +39,7 @@ _PER_FOLDER = 100
 _POOL_SEED = 0
 _SMALLEST, _FARTHEST_PLAIN = 0.01, 0.14  # of the width: disparities of backgrounds
 _LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
+_CLUSTERS = 2  # in half of the scenes: small pieces that hang together, as leaves do
 _DONORS = 6  # so many first surfaces lend their paint to others
 
 
@@ -157,6 +158,13 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
 
     # The pieces: mostly small, some as large as the picture; nearer than the background's centre, with a long tail.
     size_px = width * draw("size", math.log(0.02), math.log(0.7)).exp()
+    clustered = chance(keys, "clustered", n, probability=0.5) & chance(keys, "clusters", 1, probability=0.5)
+    size_px = torch.where(clustered, width * draw("leaf size", math.log(0.02), math.log(0.15)).exp(), size_px)
+    cluster = whole(keys, "cluster", n, below=_CLUSTERS)
+
+    def of_cluster(purpose: str, low: float, high: float) -> Tensor:
+        return uniform(keys, f"cluster {purpose}", _CLUSTERS, low=low, high=high).gather(1, cluster)
+
     thin = chance(keys, "thin", n, probability=0.2)
     aspect = torch.where(thin, draw("thinness", 0.02, 0.15), draw("aspect", 0.35, 1.0))
     half_a = size_px / 2
@@ -166,8 +174,9 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
     axis = torch.stack(
         [torch.stack([cos, sin], -1) / half_a[..., None], torch.stack([-sin, cos], -1) / half_b[..., None]], -2
     )
-    nearness = draw("nearness") ** 2
+    nearness = torch.where(clustered, of_cluster("nearness", 0.0, 1.0), draw("nearness")) ** 2
     d0 = far_px * (near_px / far_px).pow(nearness)
+    d0 = torch.where(clustered, d0 * draw("leaf depth", 0.9, 1.15), d0)
     # Slopes are per pixel; bounded so that over the piece disparity changes by at most 0.6 d0 and never folds.
     bound = torch.minimum(0.25 * d0 / half_a, torch.full_like(d0, 0.3))
     gx, gy = (draw(f"slope {axis_name}", -1.0, 1.0) * bound for axis_name in "xy")
@@ -184,6 +193,10 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
     reach_y = (sin.abs() * half_a + cos.abs() * half_b) * stretch
 
     centre_x, centre_y = draw("centre x", -0.05, 1.15) * width, draw("centre y", -0.05, 1.05) * height
+    spread_px = of_cluster("spread", 0.08, 0.35) * width
+    leaf_x = of_cluster("x", 0.0, 1.0) * width + spread_px * draw("leaf x", -1.0, 1.0)
+    leaf_y = of_cluster("y", 0.0, 1.0) * height + spread_px * draw("leaf y", -1.0, 1.0)
+    centre_x, centre_y = torch.where(clustered, leaf_x, centre_x), torch.where(clustered, leaf_y, centre_y)
 
     # Often the first piece is a floor: from a horizon down, nearer by a steady amount each row.
     is_floor = chance(keys, "floor", 1, probability=0.4)
@@ -229,7 +242,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         surface=torch.cat(
             [
                 torch.stack([with_background(half_w, centre_x), with_background(half_h, centre_y)], dim=-1),
-                _draw_surfaces(keys, with_background(half_w, half_a)),
+                _draw_surfaces(keys, with_background(half_w, half_a), with_background(0, clustered * (cluster + 1))),
             ],
             dim=-1,
         ),
@@ -238,8 +251,16 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
     )
 
 
-def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tensor, "B n 15"]:
-    """Texture placement (2x2 matrix, offset, first row in the atlas), colour, contrast, shading across x and y."""
+def _draw_surfaces(
+    keys: Keys, half_size_px: Float[Tensor, "B n"], cluster: Int64[Tensor, "B n"]
+) -> Float[Tensor, "B n 15"]:
+    """Texture placement (2x2 matrix, offset, first row in the atlas), colour, contrast, shading across x and y.
+
+    Args:
+        keys: of the scenes.
+        half_size_px: of each surface.
+        cluster: of each surface, from 1; 0: in none.
+    """
     n = half_size_px.shape[1]
     angle = uniform(keys, "texture angle", n, high=2 * math.pi)
     texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.3), high=math.log(2.0)).exp()
@@ -249,17 +270,18 @@ def _draw_surfaces(keys: Keys, half_size_px: Float[Tensor, "B n"]) -> Float[Tens
     grey = uniform(keys, "grey", n, 1, low=0.1, high=0.9)
     saturation = uniform(keys, "saturation", n, 1) * uniform(keys, "colourful", 1, 1)
     colour = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * saturation
-    # One in seven is nearly plain, as walls and tables are.
-    plain = chance(keys, "plain", n, 1, probability=0.15)
+    # One in eight is nearly plain, as walls and tables are.
+    plain = chance(keys, "plain", n, 1, probability=0.12)
     contrast = uniform(keys, "contrast", n, 1, low=0.2, high=0.7) * torch.where(plain, 0.2, 1.0)
     contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.7, high=1.0)
     shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
     placement = torch.stack([cos, -sin, sin, cos], -1)
     paint = torch.cat([placement, offset, first_row[..., None], colour, contrast], dim=-1)
     # Some are painted as one of the first few is, so that edges of depth need not show; each stands at its own place.
-    alike = chance(keys, "alike", n, 1, probability=0.3)
-    donor = whole(keys, "alike to", n, 1, below=_DONORS).expand(-1, -1, paint.shape[-1])
-    return torch.cat([torch.where(alike, paint.gather(1, donor), paint), shading], dim=-1)
+    alike = uniform(keys, "alike", n) < torch.where(cluster > 0, 0.7, 0.3)
+    donor = torch.where(cluster > 0, cluster, whole(keys, "alike to", n, below=_DONORS))
+    borrowed = paint.gather(1, donor[..., None].expand(-1, -1, paint.shape[-1]))
+    return torch.cat([torch.where(alike[..., None], borrowed, paint), shading], dim=-1)
 
 
 def _nearest(
