@@ -21,8 +21,8 @@ _STEPS_PER_PX = 16
 """OpenCV counts disparity in sixteenths of a pixel, and wants the number of disparities in multiples of this too."""
 _PROBE_SHRINKS = 4
 _PROBE_SHARE_OF_WIDTH = 0.4
-_RARE = 0.002  # a share of the picture that may have more disparity than is looked for
-_MARGIN_PX = 6
+_RARELY_NEARER, _RARELY_FARTHER = 0.002, 0.01  # shares of the picture whose disparities may not be looked for
+_MARGIN_PX = 5
 _ALIKE = 4.0  # levels of 256
 _EVENED_BY = 2  # one in so many of the small pictures' pixels
 _MOST_GAIN = 4.0
@@ -61,7 +61,7 @@ def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
         left: RGB, rectified.
         right: the same.
     """
-    disparities = disparities_for(left.shape[1])
+    disparities = range(disparities_for(left.shape[1]))
     area = 3 * _BLOCK_PX**2  # of the block, over its channels
     return _match(
         left, right, disparities, step_penalty=8 * area, jump_penalty=32 * area, uniqueness_percent=10, speckle_px=100
@@ -73,11 +73,11 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
 
     It compares luminance alone, in little more than half the time, with smoothness penalties a half and a quarter of
     the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments.md).
-    It looks only for the disparities that a quick look at small pictures finds, and where that look finds the right eye
-    exposed otherwise, it evens that out first. The right view is warped by the disparity: its pixel (x - d, y) stands
-    at (x, y), and less it the left view, 0..1, is about nothing where the answer is right. At an edge, the least and
-    the most of the disparities around tell what would be seen there if the pixel belonged to the surface behind, or to
-    the one in front.
+    It looks only for the disparities between the least and the most that a quick look at small pictures finds, and
+    where that look finds the right eye exposed otherwise, it evens that out first. The right view is warped by the
+    disparity: its pixel (x - d, y) stands at (x, y), and less it the left view, 0..1, is about nothing where the answer
+    is right. At an edge, the least and the most of the disparities around tell what would be seen there if the pixel
+    belonged to the surface behind, or to the one in front.
     """
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
@@ -138,10 +138,10 @@ def _looked_at(
     right: UInt8[np.ndarray, "H W 3"],
     grey_left: UInt8[np.ndarray, "H W"],
     grey_right: UInt8[np.ndarray, "H W"],
-) -> tuple[int, UInt8[np.ndarray, "H W 3"]]:
-    """What small pictures tell: how many disparities to look for, and the right view exposed as the left one is.
+) -> tuple[range, UInt8[np.ndarray, "H W 3"]]:
+    """What small pictures tell: which disparities to look for, and the right view exposed as the left one is.
 
-    Disparities: as many as are found there, and some.
+    Disparities: from the least to the most that are found there, and some on either side.
     """
     size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
     small_left, small_right = (cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in (grey_left, grey_right))
@@ -151,7 +151,7 @@ def _looked_at(
     found = _match(
         np.asarray(small_left, np.uint8),
         np.asarray(small_right, np.uint8),
-        disparities_for(size[0], _PROBE_SHARE_OF_WIDTH),
+        range(disparities_for(size[0], _PROBE_SHARE_OF_WIDTH)),
         step_penalty=4 * area,
         jump_penalty=8 * area,
         uniqueness_percent=10,
@@ -159,11 +159,12 @@ def _looked_at(
     )
     rows, columns = np.nonzero(found.matched)
     if not len(rows):
-        return disparities_for(left.shape[1]), right
+        return range(disparities_for(left.shape[1])), right
     known = found.disparity_px[rows, columns]
-    rare = -1 - int(_RARE * len(known))
-    most_px = _PROBE_SHRINKS * np.partition(known, rare)[rare]
-    disparities = max(1, int(np.ceil((most_px + _MARGIN_PX) / _STEPS_PER_PX))) * _STEPS_PER_PX
+    far, near = int(_RARELY_FARTHER * len(known)), -1 - int(_RARELY_NEARER * len(known))
+    far_px, near_px = _PROBE_SHRINKS * np.partition(known, (far, near))[[far, near]]
+    least, most_px = max(0, int(far_px - _MARGIN_PX)), near_px + _MARGIN_PX
+    disparities = range(least, least + max(1, int(np.ceil((most_px - least) / _STEPS_PER_PX))) * _STEPS_PER_PX)
     some = slice(None, None, _EVENED_BY)
     row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
     there = np.maximum(column - np.rint(_PROBE_SHRINKS * known[some]).astype(np.intp), 0)
@@ -197,7 +198,7 @@ def _levels(
 def _match(
     left: UInt8[np.ndarray, "H W *channels"],
     right: UInt8[np.ndarray, "H W *channels"],
-    disparities: int,
+    disparities: range,
     *,
     step_penalty: int,
     jump_penalty: int,
@@ -206,21 +207,22 @@ def _match(
 ) -> BlockMatch:
     """OpenCV's matcher at every column of the left picture, holes filled.
 
-    The matcher never answers within the first `disparities` columns, whose partners may lie outside the right
-    picture. So both pictures are continued to the left, which costs a fifth more time and answers those columns too.
+    The matcher never answers within so many first columns as the largest disparity counts, whose partners may lie
+    outside the right picture. So both pictures are continued to the left, which costs a fifth more time and answers
+    those columns too.
 
     Args:
         left: rectified.
         right: the same.
-        disparities: how many are looked for, a multiple of 16.
+        disparities: which are looked for, their number a multiple of 16.
         step_penalty: what a neighbour whose disparity differs by 1 px costs, P1.
         jump_penalty: what one costs that differs by more, P2.
         uniqueness_percent: by how much the best match has to beat the second best.
         speckle_px: islands smaller than this are taken for mistakes.
     """
     matcher = cv2.StereoSGBM.create(
-        minDisparity=0,
-        numDisparities=disparities,
+        minDisparity=disparities.start,
+        numDisparities=len(disparities),
         blockSize=_BLOCK_PX,
         P1=step_penalty,
         P2=jump_penalty,
@@ -231,9 +233,10 @@ def _match(
         speckleRange=2,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
-    wider = [cv2.copyMakeBorder(view, 0, 0, disparities, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
-    steps = np.asarray(matcher.compute(*wider))[:, disparities:]
-    matched = steps > 0
+    more = disparities.stop
+    wider = [cv2.copyMakeBorder(view, 0, 0, more, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
+    steps = np.asarray(matcher.compute(*wider))[:, more:]
+    matched = steps > max(disparities.start * _STEPS_PER_PX - 1, 0)
     return BlockMatch(filled_from_background(steps.astype(np.float32) / _STEPS_PER_PX, matched), matched)
 
 
