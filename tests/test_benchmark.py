@@ -18,6 +18,7 @@ from foundation_stereo_depth.inference_options import EvaluateOptions
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
 from foundation_stereo_depth.options import ModelOptions, TrainOptions
+from foundation_stereo_depth.predict import RIG_SIGMA_PX
 from foundation_stereo_depth.train import train
 
 H, W = 48, 64
@@ -72,7 +73,7 @@ def test_a_constant_network_scores_what_its_truth_says(tmp_path: Path) -> None:
     assert figures["rmse_px"] == pytest.approx(error_px, abs=1e-4)
     assert figures["pixels"] == np.isfinite(truth_px).sum()
     # log-variance is 2 log 4 where the last layer says nothing.
-    b = 4 / math.sqrt(2)
+    b = math.hypot(4, RIG_SIGMA_PX) / math.sqrt(2)
     assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
     assert figures["ause_epe_px"] == pytest.approx(figures["ause_epe_random_px"], abs=1e-6)
     assert figures["latency_ms"] > 0
@@ -91,10 +92,11 @@ def test_the_checkpoints_scale_widens_the_uncertainty(tmp_path: Path) -> None:
     )
     error_px = plain["epe_px"]
     assert wide["epe_px"] == error_px
-    b = 12 / math.sqrt(2)
+    b = math.hypot(12, RIG_SIGMA_PX) / math.sqrt(2)
     assert wide["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+    variance = 16 + RIG_SIGMA_PX**2
     assert gaussian["nll_nat"] == pytest.approx(
-        0.5 * (error_px**2 / 16 + math.log(16) + math.log(2 * math.pi)), abs=1e-4
+        0.5 * (error_px**2 / variance + math.log(variance) + math.log(2 * math.pi)), abs=1e-4
     )
 
 
@@ -108,7 +110,7 @@ def test_native_size_scales_disparity_and_uncertainty_with_the_width_alone(tmp_p
     figures = scene["results"]["network"]
     error_px = abs(2 * constant_px(0.0, W) - float(np.nanmax(truth_px)))
     assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
-    b = 2 * 4 / math.sqrt(2)
+    b = 2 * math.hypot(4, RIG_SIGMA_PX) / math.sqrt(2)
     assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
 
 

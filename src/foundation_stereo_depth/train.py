@@ -5,7 +5,8 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import FrameType, TracebackType
 from typing import TypeVar
 
@@ -85,8 +86,10 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
         batches = data.train.batches(plan, epoch)
         if wants_prior(network):
             # What a classical matcher says takes the CPU a while; meanwhile the device can be at work.
-            return bar.timed(one_ahead(prepared(batches, epoch)))
-        return prepared(bar.timed(batches), epoch)
+            yield from bar.timed(one_ahead(prepared(batches, epoch)))
+            return
+        with closing(bar.timed(batches)) as timed:
+            yield from prepared(timed, epoch)
 
     validated = validation_plan(len(data.validation), batch_size, rank=processes.rank, world_size=processes.world_size)
     total_steps = len(plan_of(0)) * options.optimizer.epochs
@@ -213,7 +216,7 @@ class _Bar:
         self._waited_s = 0.0
         self._began_s = time.perf_counter()
 
-    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+    def timed(self, items: Iterable[Item]) -> Generator[Item]:
         """The same items, one per step; the time until each one comes counts as waiting for data.
 
         Reading and rendering are waited for; augmentation is a part of the step, like the network, unless it is done
