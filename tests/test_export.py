@@ -136,7 +136,9 @@ def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) ->
         for path in (exported(tiny_checkpoint), exported(tiny_checkpoint, "8.onnx", int8=True))
     }
     assert sizes[Path("8.onnx")] < sizes[Path("net.onnx")]
-    assert re.search(r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px; 87x61: EPE ", capsys.readouterr().out)
+    assert re.search(
+        r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
+    )
     kinds = [node.op_type for node in onnx.load("8.onnx").graph.node]
     convolutions = kinds.count("Conv")
     assert kinds.count("QuantizeLinear") >= convolutions - 2 > 0
@@ -162,6 +164,14 @@ def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkey
         UserError, match=r"net\.onnx: not written, since 8 bits cost too much: 64x48: EPE .*; leave --int8"
     ):
         exported(tiny_checkpoint, int8=True)
+
+    def doubtless(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
+        answer = right(self, pairs)
+        return RawPrediction(answer.disparity_px, answer.log_variance * np.float32("nan"))
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", doubtless)
+    with pytest.raises(UserError, match=r"not written, since 8 bits cost too much: .* log-variances nan apart"):
+        exported(tiny_checkpoint, int8=True)
     assert not list(Path().glob("*.onnx"))
 
 
@@ -170,6 +180,19 @@ def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
         exported(tiny_checkpoint, "net.safetensors", int8=True)
     with pytest.raises(UserError, match="--half --int8: weights have either 16 bits or 8"):
         exported(tiny_checkpoint, int8=True, half=True)
+
+
+@pytest.mark.parametrize("shape", [["B", "C", 32, 32], [7]])
+def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> None:
+    from onnx import TensorProto, helper
+
+    value_in, value_out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "foreign", [value_in], [value_out])
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
+            Predictor.from_checkpoint(path, backend=backend, device="cpu")
 
 
 def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_a_run_leaves_checkpoints_pictures_and_a_record(tiny_options, tracking_u
 def test_only_waiting_for_data_counts_as_such(tiny_options, monkeypatch, slow: str, least: float, most: float) -> None:
     from foundation_stereo_depth import train as module
 
+    train(tiny_options(epochs=1, output_dir=Path("warm")))  # the first scene of a process takes a second
     where, name = {"reading": (procedural, "render_scenes"), "augmentation": (module, "augmented_pair")}[slow]
     right = getattr(where, name)
 
@@ -317,9 +318,19 @@ def test_a_run_begins_with_given_weights(tiny, tiny_options) -> None:
 def test_given_weights_of_another_network_are_refused(tiny_options, tiny) -> None:
     with pytest.raises(UserError, match=r"holds a network of --model guided .*, and the flags ask for --model unet "):
         train(tiny_options(initial_weights=Path("default")))
-    flags = tiny(initial_weights=Path("missing.pt"))
     with pytest.raises(CheckpointError, match=r"missing\.pt: cannot be read"):
-        resolve(flags)
+        resolve(tiny(initial_weights=Path("missing.pt")))
+    with pytest.raises(UserError, match=r"--initial-weights net\.onnx: has to be a \.pt or \.safetensors file"):
+        resolve(tiny(initial_weights=Path("net.onnx")))
+    flags = {"initial_weights": Path("default"), "depth": 2}  # which says nothing of this network
+    assert resolve(flags)[0].model.model == "guided"
+    train(tiny_options(epochs=1))
+    content = torch.load("out/last.pt", weights_only=True)
+    name = next(iter(content["weights"]))
+    content["weights"][name][0] = float("nan")
+    torch.save(content, "nan.pt")
+    with pytest.raises(CheckpointError, match=r"nan\.pt: holds weights that are not finite"):
+        resolve(tiny(initial_weights=Path("nan.pt")))
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tiny_options) -> None:

@@ -144,8 +144,8 @@ class OnnxRuntimeBackend:
                 raise CheckpointError(f"{path}: is not a whole ONNX file that onnxruntime runs ({error})") from error
             raise
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
-        self.fixed_size = _fixed(self._session.get_inputs()[0].shape)
-        self.planes = {value.name: value.shape[1] for value in self._session.get_inputs()}
+        shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
+        self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
@@ -173,9 +173,12 @@ class OpenVinoBackend:
             compiled: Any = self._compile(self._model)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
-        shape = compiled.input(0).get_partial_shape()
-        self.fixed_size = _fixed([size.get_length() if size.is_static else None for size in shape])
-        self.planes = {value.get_any_name(): value.get_partial_shape()[1].get_length() for value in compiled.inputs}
+        partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
+        shapes = {
+            name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
+            for name, shape in partial_shapes.items()
+        }
+        self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self._by_shape: dict[tuple[int, ...], Any] = {}
         computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
@@ -197,7 +200,7 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
     text = backend.metadata.get(SAFETENSORS_KEY)
     if text is None:
         raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
-    if backend.planes.get(ONNX_PRIOR, PRIOR_PLANES) != PRIOR_PLANES:
+    if backend.planes.get(ONNX_PRIOR) not in (None, PRIOR_PLANES):
         raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint anew")
     try:
         return backend, NetworkFacts.from_header(json.loads(text), path)
@@ -225,10 +228,16 @@ def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[s
     return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
 
 
-def _fixed(shape: Any) -> tuple[int, int] | None:
-    """Height and width of an input [B 6 H W], where they are numbers."""
-    height, width = shape[2:]
+def _fixed(shapes: dict[str, list[Any]]) -> tuple[int, int] | None:
+    """Height and width of the pair, [B 6 H W], where they are numbers."""
+    shape = shapes.get(ONNX_INPUT, [])
+    height, width = shape[2:] if len(shape) == 4 else (None, None)
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
+    """Of each input, where that is a number; the file may be anybody's."""
+    return {name: shape[1] if len(shape) > 1 and isinstance(shape[1], int) else None for name, shape in shapes.items()}
 
 
 def _suits_openvino() -> bool:

@@ -124,7 +124,10 @@ def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
     fields: dict[str, Any] = {name: content[name] for name in _FIELDS}
-    fields["progress"] = Progress(**content["progress"])
+    try:
+        fields["progress"] = Progress(**content["progress"])
+    except TypeError as error:
+        raise CheckpointError(f"{path}: its progress is not as this version writes it ({error})") from error
     return Checkpoint(**fields)
 
 
@@ -145,7 +148,7 @@ def load_plain(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a whole checkpoint; is the file truncated?") from error
     return content
 

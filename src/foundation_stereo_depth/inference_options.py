@@ -132,7 +132,7 @@ class ExportFileOptions(Group):
     overwrite: bool = knob(False, "replace the file if it is there")
     dynamic_size: bool = knob(True, "ONNX: any height and width from 32 px up; else the network's alone")
     half: bool = knob(False, "weights of 16 bits; an ONNX computes in them too")
-    int8: bool = knob(False, "ONNX: convolutions in 8 bits, for CPUs; their ranges come from made-up scenes")
+    int8: bool = knob(False, "ONNX: convolutions in 8 bits, for CPUs; ranges come from made-up scenes of this size")
     opset: int = knob(20, "ONNX: version of the operators", minimum=18, maximum=23)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from foundation_stereo_depth.errors import UserError
+
 
 def in_int8(encoded: bytes, inputs: Iterable[dict[str, np.ndarray]]) -> bytes:
     """The network with its convolutions computed in 8 bits, but for the first and the last.
@@ -22,27 +24,33 @@ def in_int8(encoded: bytes, inputs: Iterable[dict[str, np.ndarray]]) -> bytes:
     Args:
         encoded: an ONNX file of 32-bit numbers.
         inputs: by name, of some typical pairs.
+
+    Raises:
+        UserError: there is no room for temporary files.
     """
     # Not everybody has these installed.
     onnx: Any = importlib.import_module("onnx")
     quantization: Any = importlib.import_module("onnxruntime.quantization")
     network = onnx.load_from_string(encoded)
     convolutions = [node.name for node in network.graph.node if node.op_type == "Conv"]
-    with tempfile.TemporaryDirectory() as folder, _without_advice():
-        output = Path(folder) / "network.onnx"
-        quantization.quantize_static(
-            network,
-            output,
-            _Typical(inputs),
-            quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            nodes_to_exclude=[convolutions[0], convolutions[-1]],
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            extra_options={"QuantizeBias": False},
-        )
-        return output.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory() as folder, _without_advice():
+            output = Path(folder) / "network.onnx"
+            quantization.quantize_static(
+                network,
+                output,
+                _Typical(inputs),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"QuantizeBias": False},
+            )
+            return output.read_bytes()
+    except OSError as error:
+        raise UserError(f"--int8: its temporary files cannot be written ({error.strerror or error})") from error
 
 
 class _Typical:

@@ -1,6 +1,7 @@
 """What a run begins with: its options, its data, and the weights of its first step."""
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,11 @@ from foundation_stereo_depth.data.batch import Source
 from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
 from foundation_stereo_depth.data.procedural import ProceduralSource
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
-from foundation_stereo_depth.trained import read_trained
+from foundation_stereo_depth.trained import TrainedNetwork, UnknownScaleWarning, read_trained
 
 
 def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
@@ -39,7 +40,7 @@ def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | No
         initial = wished.optimizer.initial_weights
         if initial is None:
             return wished, None
-        its_network = replace(TrainOptions(), model=read_trained(initial).facts.model)
+        its_network = replace(TrainOptions(), model=_given(initial).facts.model)
         return arguments.build(TrainOptions, explicit, base=its_network), None
     path = Path(resume)
     if path.is_dir():
@@ -117,12 +118,25 @@ def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Modul
     initial = options.optimizer.initial_weights
     if initial is None or resumed is not None:
         return create_network(options.model)
-    trained = read_trained(initial)
-    if trained.facts.model != options.model:
-        found, asked = _named(trained.facts.model), _named(options.model)
+    given = _given(initial)
+    if (found := _named(given.facts.model)) != (asked := _named(options.model)):
         raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
-    return trained.network().train()
+    try:
+        return given.network().train()
+    except CheckpointError as error:
+        raise CheckpointError(f"--initial-weights {initial}: {error}") from error
+
+
+def _given(path: Path) -> TrainedNetwork:
+    if path.suffix == ".onnx":
+        raise UserError(f"--initial-weights {path}: has to be a .pt or .safetensors file")
+    with warnings.catch_warnings(category=UnknownScaleWarning, action="ignore"):  # training finds the scale anew
+        given = read_trained(path)
+    if not all(weights.isfinite().all() for weights in given.weights.values()):
+        raise CheckpointError(f"--initial-weights {path}: holds weights that are not finite")
+    return given
 
 
 def _named(model: ModelOptions) -> str:
-    return f"--model {model.model} --base-channels {model.base_channels} --depth {model.depth}"
+    named = f"--model {model.model} --base-channels {model.base_channels}"
+    return named if model.model == "guided" else f"{named} --depth {model.depth}"

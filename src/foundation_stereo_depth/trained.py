@@ -68,9 +68,11 @@ class NetworkFacts:
                 distribution=header["uncertainty"]["distribution"],
                 sigma_scale=float(header["uncertainty"].get("scale", 1.0)),
             )
-        except (KeyError, TypeError, UserError) as error:
+        except (KeyError, TypeError, ValueError, UserError) as error:
             raise CheckpointError(f"{path}: its header is not as this version writes it ({error})") from error
-        if facts.distribution not in DISTRIBUTIONS:
+        if facts.model.model not in ("unet", "guided") or not isinstance(facts.model.base_channels, int):  # of a file
+            raise CheckpointError(f"{path}: holds a network {facts.model.model!r}, unknown to this version")
+        if str(facts.distribution) not in DISTRIBUTIONS:
             raise CheckpointError(f"{path}: has errors of distribution {facts.distribution}, unknown to this version")
         return facts
 
@@ -91,7 +93,7 @@ class TrainedNetwork:
         network = create_network(self.facts.model)
         try:
             network.load_state_dict(self.weights)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
         return network.eval()
 
@@ -149,7 +151,7 @@ def _guessed_header(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
     """A header made of the shapes of the weights and of defaults."""
     stem = weights.get("stem.convolution.weight")
     levels = {name.split(".")[1] for name in weights if name.startswith("down.")}
-    if stem is None or not levels:
+    if stem is None or stem.ndim != 4 or not levels:
         raise CheckpointError(f"{path}: is not a checkpoint of foundation-stereo-depth, nor the weights of its U-Net")
     defaults = DataOptions()
     return {

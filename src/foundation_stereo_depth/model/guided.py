@@ -86,7 +86,7 @@ class GuidedNetwork(nn.Module):
         shares = (beliefs * _SHARE_GAIN).unflatten(1, (_CANDIDATES, 4)).softmax(dim=1).flatten(1, 2).split(4, dim=1)
         # The shares of the matcher's own value, of the least and of the most around it, and of the region's.
         mixed_px = (1 - shares[3]) * prior_px + shares[1] * least + shares[2] * most + shares[3] * behind_px
-        # Bounded: regions that the matcher missed are the region's business, whose value is bounded too.
+        # Bounded: regions that the matcher missed are the region's business, whose value is never too near.
         fine_px = (fine * _FINE_PX / _LARGEST_FINE_PX).tanh() * _LARGEST_FINE_PX
         disparity_px = F.pixel_shuffle((mixed_px + fine_px).clamp(min=0), 2)
         log_variance = (log_variance * _LOG_VARIANCE_GAIN + _FRESH_LOG_VARIANCE).clamp(*LOG_VARIANCE_RANGE)
