@@ -52,11 +52,6 @@ def resize_disparity(
     return decode(_nearest_samples(stored, height, width)) * np.float32(width / stored.shape[1])
 
 
-def resize_log_variance(log_variance: Float[np.ndarray, "H W"], height: int, width: int) -> Float[np.ndarray, "h w"]:
-    """The log-variance of a disparity at another size, of px^2 of that size: it gains 2 log(ratio of the widths)."""
-    return _nearest_samples(log_variance, height, width) + np.float32(2 * math.log(width / log_variance.shape[1]))
-
-
 def _nearest_samples(values: Shaped[np.ndarray, "H W *_"], height: int, width: int) -> Shaped[np.ndarray, "h w *_"]:
     if values.shape[:2] == (height, width):
         return values
