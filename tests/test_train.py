@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import re
@@ -16,10 +17,12 @@ from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.data import procedural
 from foundation_stereo_depth.errors import CheckpointError, NotFiniteError, UserError
 from foundation_stereo_depth.files import TEMPORARY_PREFIX, _machine
+from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.record import Stopped
 from foundation_stereo_depth.start import resolve
 from foundation_stereo_depth.train import train
+from foundation_stereo_depth.trained import read_trained
 from foundation_stereo_depth.training_state import TrainingState, learning_rate_at
 
 LOSSES = ("train/loss", "train/epe_px", "validation/loss", "validation/epe_px")
@@ -331,6 +334,37 @@ def test_given_weights_of_another_network_are_refused(tiny_options, tiny) -> Non
     torch.save(content, "nan.pt")
     with pytest.raises(CheckpointError, match=r"nan\.pt: holds weights that are not finite"):
         resolve(tiny(initial_weights=Path("nan.pt")))
+
+
+def test_a_checkpoint_with_one_odd_value_is_refused_in_one_line_or_taken(tiny_options) -> None:
+    """Every value down to single options, each replaced by several others: no other error ever comes out."""
+    train(tiny_options(epochs=1))
+    content = torch.load("out/last.pt", weights_only=True)
+    places = [(name,) for name in content]
+    places += [
+        (name, inner) for name in ("options", "model", "uncertainty", "progress", "training") for inner in content[name]
+    ]
+    places += [("options", group, option) for group, options in content["options"].items() for option in options]
+    trials, said = 0, list[str]()
+    for place in places:
+        for value in (None, "x", -1, [1], {"a": 1}, torch.zeros(3)):
+            damaged = copy.deepcopy(content)
+            holder = damaged
+            for name in place[:-1]:
+                holder = holder[name]
+            holder[place[-1]] = value
+            torch.save(damaged, "odd.pt")
+            trials += 1
+            try:
+                read_trained(Path("odd.pt")).network()
+                options, checkpoint = resolve({"resume": "odd.pt"})
+                assert checkpoint is not None
+                TrainingState.fresh(create_network(options.model), options.optimizer).restore(checkpoint)
+            except UserError as error:
+                said.append(str(error))
+    assert [line for line in said if "\n" in line] == []
+    assert trials > 300
+    assert len(said) > 0.8 * trials
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tiny_options) -> None:

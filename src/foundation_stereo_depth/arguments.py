@@ -5,6 +5,7 @@ Only flags that the user typed end up in the namespace, so that a resumed run ca
 
 import argparse
 import dataclasses
+import inspect
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,19 +94,44 @@ def from_plain(options: type[Options], plain: dict[str, dict[str, Any]]) -> Opti
     """The inverse of `to_plain`. Knobs that `plain` does not know take their defaults.
 
     Raises:
-        UserError: `plain` has a knob that this version does not know, or a value out of range.
+        UserError: `plain` has a knob that this version does not know, or a value of another type or out of range.
     """
-    groups: dict[str, Any] = {}
-    for name, group in _groups(options).items():
-        hints = get_type_hints(group)
-        values = plain.get(name, {})
-        unknown = sorted(set(values) - set(hints))
-        if unknown:
-            raise UserError(f"unknown options {', '.join(unknown)}; they come from another version of this program")
-        groups[name] = group(
-            **{k: Path(v) if v is not None and Path in get_args(hints[k]) else v for k, v in values.items()}
-        )
-    return options(**groups)
+    return options(**{name: group_from_plain(group, plain.get(name, {})) for name, group in _groups(options).items()})
+
+
+def group_from_plain(group: type[Options], plain: dict[str, Any]) -> Options:
+    """One group of them, from values that came out of a file.
+
+    Raises:
+        UserError: as `from_plain`.
+    """
+    hints = get_type_hints(group)
+    unknown = sorted(set(plain) - set(hints))
+    if unknown:
+        raise UserError(f"unknown options {', '.join(unknown)}; they come from another version of this program")
+    values = {k: Path(v) if isinstance(v, str) and Path in get_args(hints[k]) else v for k, v in plain.items()}
+    for name, value in values.items():
+        if not is_a(value, hints[name]):
+            allowed = inspect.formatannotation(hints[name])
+            raise UserError(f"{flag_of(name)} is {value!r:.60}, but has to be {allowed}")
+    return group(**values)
+
+
+def is_a(value: Any, hint: Any) -> bool:
+    """True for a value of this type down to what it contains; of the types that knobs and checkpoints have."""
+    kinds = get_args(hint)
+    if get_origin(hint) in (types.UnionType, Union):
+        return any(is_a(value, kind) for kind in kinds)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in kinds
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(is_a, value, kinds))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(is_a(k, kinds[0]) and is_a(v, kinds[1]) for k, v in value.items())
+    if hint is Any:
+        return True
+    # A whole number is a number; what is true or false is none, though Python counts it among them.
+    return isinstance(value, int | float if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 def fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:

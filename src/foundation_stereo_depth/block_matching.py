@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, Real, UInt8
 
 PRIOR_PLANES = 10
 """Planes of `prior_planes`, disparities in px: the disparity; by how much the least and the most around each pixel
@@ -63,9 +63,10 @@ def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     """
     disparities = range(disparities_for(left.shape[1]))
     area = 3 * _BLOCK_PX**2  # of the block, over its channels
-    return _match(
+    steps, matched = _match(
         left, right, disparities, step_penalty=8 * area, jump_penalty=32 * area, uniqueness_percent=10, speckle_px=100
     )
+    return BlockMatch(filled_from_background(steps.astype(np.float32) / _STEPS_PER_PX, matched), matched)
 
 
 def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "10 H W"]:
@@ -85,7 +86,7 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     disparities, evened = _looked_at(left, right, grey_left, grey_right)
     if evened is not right:
         right, grey_right = evened, _grey(evened)
-    disparity_px, matched = _match(
+    steps, matched = _match(
         grey_left,
         grey_right,
         disparities,
@@ -94,11 +95,10 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
         uniqueness_percent=15,
         speckle_px=150,
     )
-    if not matched.any():
-        disparity_px = np.zeros_like(disparity_px)  # the network begins at "far away"
+    # Where nothing at all was matched the network begins at "far away".
+    steps = filled_from_background(steps, matched) if matched.any() else np.zeros_like(steps)
     planes, unlike = np.empty((PRIOR_PLANES, height, width), np.float32), np.empty((height, width, 3), np.float32)
-    steps = (disparity_px * _STEPS_PER_PX).astype(np.uint16)
-    np.divide(cv2.medianBlur(steps, _MEDIAN_PX), _STEPS_PER_PX, out=planes[0])
+    np.divide(cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX), _STEPS_PER_PX, out=planes[0])
     cv2.erode(planes[0], _AROUND, dst=planes[1])
     cv2.dilate(planes[0], _AROUND, dst=planes[2])
     planes[3] = matched
@@ -148,7 +148,7 @@ def _looked_at(
     # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
     small_right = cv2.LUT(small_right, _levels(*cv2.meanStdDev(small_left), *cv2.meanStdDev(small_right)))
     area = _BLOCK_PX**2
-    found = _match(
+    steps, matched = _match(
         np.asarray(small_left, np.uint8),
         np.asarray(small_right, np.uint8),
         range(disparities_for(size[0], _PROBE_SHARE_OF_WIDTH)),
@@ -157,10 +157,10 @@ def _looked_at(
         uniqueness_percent=10,
         speckle_px=20,
     )
-    rows, columns = np.nonzero(found.matched)
+    rows, columns = np.nonzero(matched)
     if not len(rows):
         return range(disparities_for(left.shape[1])), right
-    known = found.disparity_px[rows, columns]
+    known = steps[rows, columns].astype(np.float32) / _STEPS_PER_PX
     far, near = int(_RARELY_FARTHER * len(known)), -1 - int(_RARELY_NEARER * len(known))
     far_px, near_px = _PROBE_SHRINKS * np.partition(known, (far, near))[[far, near]]
     least, most_px = max(0, int(far_px - _MARGIN_PX)), near_px + _MARGIN_PX
@@ -204,8 +204,8 @@ def _match(
     jump_penalty: int,
     uniqueness_percent: int,
     speckle_px: int,
-) -> BlockMatch:
-    """OpenCV's matcher at every column of the left picture, holes filled.
+) -> tuple[Int16[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
+    """OpenCV's matcher at every column of the left picture: sixteenths of a pixel, and where they are its answer.
 
     The matcher never answers within so many first columns as the largest disparity counts, whose partners may lie
     outside the right picture. So both pictures are continued to the left, which costs a fifth more time and answers
@@ -236,25 +236,26 @@ def _match(
     more = disparities.stop
     wider = [cv2.copyMakeBorder(view, 0, 0, more, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
     steps = np.asarray(matcher.compute(*wider))[:, more:]
-    matched = steps > max(disparities.start * _STEPS_PER_PX - 1, 0)
-    return BlockMatch(filled_from_background(steps.astype(np.float32) / _STEPS_PER_PX, matched), matched)
+    return steps, steps > max(disparities.start * _STEPS_PER_PX - 1, 0)
 
 
 def filled_from_background(
-    disparity_px: Float[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"]
-) -> Float[np.ndarray, "H W"]:
-    """The map with each hole filled, px: by the smaller of the nearest known values to its left and right in the row.
+    disparity: Real[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"]
+) -> Real[np.ndarray, "H W"]:
+    """The map, in any unit, with each hole filled: by the smaller of the nearest known values left and right of it.
 
     What one eye alone sees is background, so the farther neighbour is the better guess. A row without any known value
-    takes the nearest row that has one; a map without any is NaN throughout.
+    takes the nearest row that has one; a map of real numbers without any is NaN throughout.
     """
     rows = np.flatnonzero(known.any(axis=1))
     if not len(rows):
-        return np.full_like(disparity_px, np.nan)
-    height, width = disparity_px.shape
+        return np.full_like(disparity, np.nan)
+    height, width = disparity.shape
     # A column behind the last that is known, and infinitely near: no hole goes on from one row into the next.
-    edged, edged_known = np.full((height, width + 1), np.inf, np.float32), np.ones((height, width + 1), bool)
-    edged[:, :width], edged_known[:, :width] = disparity_px, known
+    nearest = np.inf if disparity.dtype.kind == "f" else np.iinfo(disparity.dtype).max
+    edged, edged_known = np.empty((height, width + 1), disparity.dtype), np.empty((height, width + 1), bool)
+    edged[:, :width], edged_known[:, :width] = disparity, known
+    edged[:, width], edged_known[:, width] = nearest, True
     flat, flat_known = edged.ravel(), edged_known.ravel()
     changes = np.flatnonzero(flat_known[1:] != flat_known[:-1]) + 1
     begins, ends = (changes if flat_known[0] else np.append(0, changes)).reshape(-1, 2).T
@@ -262,4 +263,4 @@ def filled_from_background(
     filled = edged[:, :width]
     if len(rows) < height:
         filled = filled[rows[np.abs(np.arange(height)[:, None] - rows).argmin(axis=1)]]
-    return np.ascontiguousarray(filled, disparity_px.dtype)
+    return np.ascontiguousarray(filled)

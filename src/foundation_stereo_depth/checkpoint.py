@@ -12,12 +12,13 @@ import pickle
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from foundation_stereo_depth.arguments import is_a
 from foundation_stereo_depth.errors import CheckpointError
 from foundation_stereo_depth.files import write_whole
 
@@ -92,8 +93,7 @@ def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
         "metrics": checkpoint.metrics,
         "run_id": checkpoint.run_id,
         "progress": dataclasses.asdict(checkpoint.progress),
-        "height": checkpoint.options["data"]["height"],
-        "width": checkpoint.options["data"]["width"],
+        **{name: checkpoint.options.get("data", {}).get(name) for name in ("height", "width")},
     }
 
 
@@ -124,8 +124,12 @@ def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(missing)}")
     fields: dict[str, Any] = {name: content[name] for name in _FIELDS}
+    kinds = get_type_hints(Checkpoint) | {"progress": dict[str, int]}
+    for name, value in fields.items():
+        if not is_a(value, kinds[name]):
+            raise CheckpointError(f"{path}: its {name} is not as this version writes it")
     try:
-        fields["progress"] = Progress(**content["progress"])
+        fields["progress"] = Progress(**fields["progress"])
     except TypeError as error:
         raise CheckpointError(f"{path}: its progress is not as this version writes it ({error})") from error
     return Checkpoint(**fields)
@@ -161,7 +165,8 @@ def check_header(header: Any, path: Path) -> None:
     """
     if not isinstance(header, dict) or header.get("kind") != CHECKPOINT_KIND:
         raise CheckpointError(f"{path}: is not a checkpoint of foundation-stereo-depth")
-    if (version := header.get("format_version")) != CHECKPOINT_FORMAT:
+    version = header.get("format_version")
+    if not isinstance(version, int) or version != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: has checkpoint format {version}, this program reads {CHECKPOINT_FORMAT}; use the version that "
             "wrote it"

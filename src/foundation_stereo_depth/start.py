@@ -53,7 +53,10 @@ def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | No
             found = checkpoint_of_run(wished.tracking.mlflow_tracking_uri, resume, Path(folder))
             checkpoint = load_checkpoint(found)
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
-    saved = arguments.from_plain(TrainOptions, checkpoint.options)
+    try:
+        saved = arguments.from_plain(TrainOptions, checkpoint.options)
+    except UserError as error:
+        raise CheckpointError(f"--resume {resume}: {error}") from error
     if conflicts := arguments.fixed_conflicts(explicit, saved):
         raise UserError(
             f"--resume {resume}: a run that goes on keeps its {', '.join(conflicts)}; "

@@ -9,6 +9,7 @@ from typing import Any
 import safetensors
 from torch import Tensor, nn
 
+from foundation_stereo_depth.arguments import group_from_plain
 from foundation_stereo_depth.checkpoint import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_KIND,
@@ -62,17 +63,15 @@ class NetworkFacts:
         try:
             facts = cls(
                 header=header,
-                model=ModelOptions(**header["model"]),
+                model=group_from_plain(ModelOptions, header["model"]),
                 height=int(header["height"]),
                 width=int(header["width"]),
-                distribution=header["uncertainty"]["distribution"],
+                distribution=str(header["uncertainty"]["distribution"]),
                 sigma_scale=float(header["uncertainty"].get("scale", 1.0)),
             )
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise CheckpointError(f"{path}: its header is not as this version writes it ({error})") from error
-        if facts.model.model not in ("unet", "guided") or not isinstance(facts.model.base_channels, int):  # of a file
-            raise CheckpointError(f"{path}: holds a network {facts.model.model!r}, unknown to this version")
-        if str(facts.distribution) not in DISTRIBUTIONS:
+        if facts.distribution not in DISTRIBUTIONS:
             raise CheckpointError(f"{path}: has errors of distribution {facts.distribution}, unknown to this version")
         return facts
 

@@ -168,9 +168,10 @@ class TrainingState:
             self.sums = saved["sums"].to(self.sums)
             self.counts = ReadCounts(*saved["counts"])
             self.history = list(saved["history"])
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            said = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
             raise CheckpointError(
-                f"the checkpoint of run {checkpoint.run_id} cannot be gone on from: {error}"
+                f"the checkpoint of run {checkpoint.run_id} cannot be gone on from: {said}"
             ) from error
         self.progress = checkpoint.progress
 
