@@ -32,6 +32,15 @@ def test_a_map_without_any_match_stays_unknown() -> None:
     assert np.isnan(filled([[NAN, NAN]] * 2)).all()
 
 
+def test_whole_numbers_are_filled_as_real_ones_are() -> None:
+    random = np.random.default_rng(0)
+    steps, known = random.integers(0, 2000, (37, 53), dtype=np.int16), random.random((37, 53)) > 0.6
+    known[[3, 4, 20]] = False
+    found = filled_from_background(steps, known)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, filled_from_background(steps.astype(np.float32), known))
+
+
 @pytest.mark.parametrize(("width", "expected"), [(80, 16), (81, 32), (320, 64), (321, 80), (1280, 256)])
 def test_a_fifth_of_the_width_is_searched(width: int, expected: int) -> None:
     assert disparities_for(width) == expected
