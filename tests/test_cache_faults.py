@@ -20,7 +20,7 @@ import pytest
 from conftest import write_fsd_sample
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
-from foundation_stereo_depth.cli import cache_command
+from foundation_stereo_depth.cli import cache_command, train_command
 from foundation_stereo_depth.data.batch import ReadCounts, StereoBatch, validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, open_cache
@@ -191,6 +191,17 @@ def test_a_full_disk_ends_the_build_and_not_the_training(
             )
 
 
+def test_a_disk_that_a_checkpoint_fills_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--epochs", "1", "--procedural-samples", "2", "--procedural-val-samples", "1", "--batch-size", "1"]
+    flags += ["--height", "32", "--width", "32", "--base-channels", "8", "--depth", "2", "--warmup-fraction", "0"]
+    flags += ["--mlflow-tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with small_disk(tmp_path / "disk", "300k") as disk:
+        assert train_command([*flags, "--output-dir", str(disk / "run")]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert re.fullmatch(rf"foundation-stereo-depth: {disk}/run/best\.\w+: No space left on device", error)
+        assert [path.name for path in disk.rglob(".*")] == []
+
+
 def test_training_leaves_room_for_checkpoints(fsd_tree: Path, monkeypatch) -> None:
     """A build takes all there is, training stops at a hundredth of the disk."""
     usage, free = shutil.disk_usage(fsd_tree), [101]
@@ -229,6 +240,50 @@ def test_a_read_only_disk_ends_the_build_and_not_the_training(tmp_path: Path, fs
         if filled:
             with pytest.raises(DataError, match=r"is damaged|no such entry"):
                 epoch(fsd_tree, root, require_cache=True)
+
+
+def test_a_damaged_entry_that_cannot_be_made_anew_is_named(tmp_path: Path, fsd_tree: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        build(fsd_tree, disk / "cache")
+        (disk / "cache/scene_2/0001.npz").write_bytes(b"damaged")
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        _, met, told = epoch(fsd_tree, disk / "cache")
+    assert (met.cache_hits, met.unwritten) == (5, 1)
+    assert re.search(r"scene_2/0001\.npz: Read-only file system, and what is there is damaged", told[0])
+
+
+def test_a_cache_beside_a_disk_s_own_folder_is_a_cache(fsd_tree: Path, open_folder: Path) -> None:
+    dataset, disk = shutil.copytree(fsd_tree, open_folder / "fsd"), open_folder / "disk"
+    (disk / "lost+found").mkdir(parents=True, mode=0o700)
+    (disk / "pictures").mkdir()
+    disk.chmod(0o777)
+    with as_nobody():
+        assert build(dataset, disk)["missing"] == 6
+        assert epoch(None, disk)[1].cache_hits == 6
+    with pytest.raises(DataError, match=r"was made at 64x48"):
+        open_cache(disk, 24, 32)
+
+
+def test_entries_of_another_program_and_size_are_left_alone(fsd_tree: Path) -> None:
+    build(fsd_tree, Path("cache"))
+    Path("cache/cache.json").unlink()
+    Path("cache/scene_0/0000.npz").write_bytes(b"damaged, so that another one has to tell")
+    before = {path: path.read_bytes() for path in Path("cache").rglob("*.npz")}
+    with pytest.raises(DataError, match=r"is of 64x48, but 40x32 is asked for; name another --cache-root"):
+        epoch(fsd_tree, Path("cache"), height=32, width=40)
+    with pytest.raises(DataError, match=r"is of 64x48, but 40x32 is asked for; name another --cache-root"):
+        open_cache(Path("cache"), 32, 40)
+    assert before == {path: path.read_bytes() for path in Path("cache").rglob("*.npz")}
+    assert epoch(fsd_tree, Path("cache"))[1].cache_hits == 5
+
+
+def test_bad_samples_are_passed_over_and_missing_entries_are_not(fsd_tree: Path) -> None:
+    build(fsd_tree, Path("cache"))
+    Path("cache/scene_0/0000.npz").write_bytes(b"damaged")
+    assert len(epoch(fsd_tree, Path("cache"), require_cache=True, skip_bad=True)[1].bad) == 1
+    Path("cache/scene_0/0000.npz").unlink()
+    with pytest.raises(DataError, match="no such entry, and --require-cache allows no other source"):
+        epoch(fsd_tree, Path("cache"), require_cache=True, skip_bad=True)
 
 
 def test_a_whole_read_only_cache_is_found_whole(tmp_path: Path, fsd_tree: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors
 import torch
@@ -90,6 +91,33 @@ def test_foreign_and_other_versions_are_refused(tmp_path: Path, content, said: s
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=said):
         load_checkpoint(tmp_path / "x.pt")
+
+
+def test_flipped_bits_are_found(tmp_path: Path) -> None:
+    """PyTorch reads past wrong checksums, and weights would come back as other weights."""
+    save_checkpoint(tmp_path / "last.pt", checkpoint_of())
+    whole = (tmp_path / "last.pt").read_bytes()
+    random = np.random.default_rng(0)
+    taken = 0
+    for at in random.integers(0, len(whole), 200):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(0, 8)
+        (tmp_path / "flipped.pt").write_bytes(flipped)
+        try:
+            found = load_checkpoint(tmp_path / "flipped.pt")
+        except CheckpointError:
+            continue
+        taken += 1  # dates and the like, which say nothing of what is inside
+        for name, tensor in load_checkpoint(tmp_path / "last.pt").weights.items():
+            assert torch.equal(found.weights[name], tensor), at
+    assert taken < 100
+
+
+@pytest.mark.parametrize("text", ["error code: 404", "a page", "."])
+def test_a_page_in_place_of_a_checkpoint_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "last.pt").write_text(text)
+    with pytest.raises(CheckpointError, match=r"last\.pt: is not a"):
+        load_checkpoint(tmp_path / "last.pt")
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

@@ -25,6 +25,18 @@ from foundation_stereo_depth.data.formats import (
 )
 from foundation_stereo_depth.errors import DataError
 
+
+def test_a_picture_that_promises_too_much_is_refused(tmp_path: Path) -> None:
+    write_rgb(tmp_path / "x.jpg", np.zeros((24, 32, 3), np.uint8))
+    encoded = bytearray((tmp_path / "x.jpg").read_bytes())
+    size = encoded.index(b"\xff\xc0") + 5  # of the frame header, which has no checksum
+    encoded[size] |= 0x80
+    encoded[size + 2] |= 0x80
+    (tmp_path / "x.jpg").write_bytes(encoded)
+    with pytest.raises(DataError, match=r"x\.jpg: cannot be decoded"):
+        read_rgb(tmp_path / "x.jpg")
+
+
 GOLDEN = Path(__file__).parent / "golden"
 
 # 300 px is 300,000 steps = 4 * 255^2 + 156 * 255 + 120.

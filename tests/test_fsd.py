@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,20 @@ from foundation_stereo_depth.data.fsd import (
 )
 from foundation_stereo_depth.data.sample import SampleNames, resize_sample
 from foundation_stereo_depth.errors import DataError
+
+
+def test_a_scene_that_may_not_be_entered_is_said(fsd_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another user would meet it; the tests may run as root."""
+    real, said = os.stat, list[str]()
+
+    def refusing(path, *rest, **more):
+        if "scene_1" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    assert len(find_samples(fsd_tree, tell=said.append)) == 4
+    assert said == [f"{fsd_tree}/scene_1: cannot be entered (Permission denied), and is left out"]
 
 
 def names_of(scenes: int, frames: int) -> SampleNames:

@@ -276,7 +276,7 @@ def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pair
 def test_the_average_of_the_weights_has_an_average_of_the_statistics() -> None:
     torch.manual_seed(0)
     network = GuidedNetwork(base_channels=8).train()
-    state = TrainingState.fresh(network, OptimizerOptions(ema_decay=0.9))
+    state = TrainingState.fresh(network, OptimizerOptions(ema_decay=0.9), "scenes")
     assert state.average is not None
     for seed in range(30):
         pair, prior = inputs_of(2, 48, 64)

@@ -23,6 +23,16 @@ def test_growing_and_mixed_sizes_come_out_right() -> None:
         assert (resized == 77).all()
 
 
+def test_an_axis_that_shrinks_is_averaged_whatever_the_other_one_does() -> None:
+    """KITTI's shape to 640x480: fine stripes become grey, and a ramp stays where it was."""
+    stripes = np.zeros((375, 1242, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert resize_image(stripes, 480, 640)[:, 5:-5].std() < 5
+    ramp = np.repeat(np.tile(np.arange(1242) / 1242 * 255, (375, 1))[..., None], 3, axis=2).round().astype(np.uint8)
+    centres = (np.arange(640) + 0.5) / 640 * 1242 - 0.5
+    assert np.abs(resize_image(ramp, 480, 640)[240, :, 0] - centres / 1242 * 255).mean() < 0.35
+
+
 def test_images_and_disparity_stay_aligned_and_in_correspondence() -> None:
     """A smooth ramp in x: the right view's colour at x - d must still be the left one's at x, at the new size."""
     width, shift_px = 1280, 32

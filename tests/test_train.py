@@ -2,19 +2,22 @@ import copy
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
 
-from foundation_stereo_depth import arguments
-from foundation_stereo_depth.checkpoint import load_checkpoint
+from foundation_stereo_depth import arguments, record
+from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
 from foundation_stereo_depth.data import procedural
+from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import CheckpointError, NotFiniteError, UserError
 from foundation_stereo_depth.files import TEMPORARY_PREFIX, _machine
 from foundation_stereo_depth.model import create_network
@@ -121,7 +124,7 @@ def test_a_network_learns_one_pair_by_heart(tiny_options) -> None:
     indices = torch.tensor([2])  # a deep scene, to which a fresh network's answer is far off
     batch = render_scenes(sample_keys(0, 0, indices), indices, 48, 64)
     network = create_network(options.model)
-    state = TrainingState.fresh(network, options.optimizer)
+    state = TrainingState.fresh(network, options.optimizer, "scenes")
     errors_px = []
     for _ in range(250):
         prediction = network(as_pair(batch))
@@ -157,10 +160,26 @@ def test_a_tree_of_scenes_of_several_sizes_trains_through_the_cache(fsd_tree: Pa
     assert re.fullmatch(r"[0-9a-f]{12}", run.data.params["dataset_fingerprint"])
 
 
-def test_the_environment_names_the_data_set(fsd_tree: Path, tiny_options, monkeypatch, tracking_uri) -> None:
+def test_the_environment_names_the_data_set_of_a_whole_run(fsd_tree: Path, tiny, monkeypatch, tracking_uri) -> None:
     monkeypatch.setenv("FOUNDATION_STEREO_ROOT", str(fsd_tree))
-    train(tiny_options(epochs=1))
+    train(*resolve(tiny(epochs=1)))
     assert run_of("out", tracking_uri).data.params["dataset"] == str(fsd_tree)
+    # It goes on with those samples from a shell that knows nothing of them, and with no others.
+    monkeypatch.delenv("FOUNDATION_STEREO_ROOT")
+    train(*resolve({"resume": "out/last.pt", "epochs": 2}))
+    assert len(history_of("out")) == 2
+    shutil.rmtree(fsd_tree / "scene_0")
+    with pytest.raises(UserError, match="learnt from other samples than there are now"):
+        train(*resolve({"resume": "out/last.pt", "epochs": 3}))
+
+
+def test_a_run_on_made_up_scenes_goes_on_with_them(fsd_tree: Path, tiny, monkeypatch) -> None:
+    train(*resolve(tiny(epochs=1)))
+    monkeypatch.setenv("FOUNDATION_STEREO_ROOT", str(fsd_tree))
+    train(*resolve({"resume": "out/last.pt", "epochs": 2}))
+    assert load_checkpoint(Path("out/last.pt")).options["data"]["dataset_root"] is None
+    with pytest.raises(UserError, match="learnt from other samples than there are now"):
+        train(*resolve({"resume": "out/last.pt", "epochs": 3, "dataset_root": fsd_tree}))
 
 
 def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracking_uri, capsys) -> None:
@@ -359,12 +378,42 @@ def test_a_checkpoint_with_one_odd_value_is_refused_in_one_line_or_taken(tiny_op
                 read_trained(Path("odd.pt")).network()
                 options, checkpoint = resolve({"resume": "odd.pt"})
                 assert checkpoint is not None
-                TrainingState.fresh(create_network(options.model), options.optimizer).restore(checkpoint)
+                state = TrainingState.fresh(create_network(options.model), options.optimizer, "made-up scenes")
+                state.restore(checkpoint, Processes.from_environment())
             except UserError as error:
                 said.append(str(error))
     assert [line for line in said if "\n" in line] == []
     assert trials > 300
     assert len(said) > 0.8 * trials
+
+
+def test_what_was_best_is_there_whenever_the_run_ends(tiny_options, monkeypatch) -> None:
+    """Killed between the two checkpoints of an epoch, a run has one that was best, and does the epoch again."""
+    monkeypatch.setattr(record, "save_checkpoint", _once_then_killed := _Once(record.save_checkpoint))
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_options(epochs=2, checkpoint_minutes=1e9))
+    assert _once_then_killed.written == [Path("out/best.pt")]
+    assert load_checkpoint(Path("out/best.pt")).progress.epoch == 1
+
+
+class _Once:
+    """Saves one checkpoint; at the second somebody ends the program."""
+
+    def __init__(self, save: Callable[[Path, Checkpoint], None]) -> None:
+        self._save = save
+        self.written: list[Path] = []
+
+    def __call__(self, path: Path, checkpoint: Checkpoint) -> None:
+        if self.written:
+            raise KeyboardInterrupt
+        self._save(path, checkpoint)
+        self.written.append(path)
+
+
+@pytest.mark.parametrize(("option", "value"), [("compile_mode", "fast"), ("compile_backend", "inductr")])
+def test_a_way_of_compiling_that_is_none_is_refused(tiny_options, option: str, value: str) -> None:
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} {value}.*: torch refuses"):
+        train(tiny_options(compile=True, **{option: value}))
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tiny_options) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 import pickle
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -79,8 +80,11 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "progress": dataclasses.asdict(checkpoint.progress),
     }
     save_safetensors(path.with_suffix(".safetensors"), checkpoint.weights, inference_header(checkpoint))
+    # By way of memory: where a disk is full, torch.save hides what the system says of it.
+    encoded = io.BytesIO()
+    torch.save(content, encoded)
     # The file that a run goes on from comes last: where it is new, everything beside it is.
-    write_whole(path, lambda file: torch.save(content, file), durable=True)
+    write_whole(path, lambda file: file.write(encoded.getbuffer()), durable=True)
 
 
 def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -143,18 +147,29 @@ def load_plain(path: Path) -> Any:
     """
     try:
         # Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
-        encoded = io.BytesIO(path.read_bytes())
+        encoded = path.read_bytes()
+        damaged = _damaged_part(encoded)
         with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
-            content: Any = torch.load(encoded, map_location="cpu", weights_only=True)
+            content: Any = None if damaged else torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: is not a whole checkpoint; is the file truncated?") from error
+    if damaged:
+        raise CheckpointError(f"{path}: is damaged; its {damaged} has another checksum")
     return content
+
+
+def _damaged_part(encoded: bytes) -> str | None:
+    """The first part whose checksum, which PyTorch does not verify, is wrong; None where there is none."""
+    if not zipfile.is_zipfile(io.BytesIO(encoded)):
+        return None
+    with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
+        return archive.testzip()
 
 
 def check_header(header: Any, path: Path) -> None:

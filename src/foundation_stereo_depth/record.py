@@ -45,7 +45,6 @@ class Record:
 
     def __init__(self, options: TrainOptions, resumed: Checkpoint | None, tell: Callable[[str], None]) -> None:
         self._options = options
-        self._is_new = resumed is None
         self._tell = tell
         self._saved_at = time.monotonic()
         tracking = options.tracking
@@ -82,12 +81,17 @@ class Record:
     def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
         """Says where things are, and sends what MLflow has not got yet."""
         plain = arguments.to_plain(self._options)
-        if self._is_new:
+        if not self._tracker.has_parameters:  # a new run, or one whose store went away as it began
             knobs = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
             self._tracker.record(knobs | dict(facts))
         self._tracker.tag({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
-        for epoch in self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else ():
+        missing = self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else []
+        for epoch in missing:
             self._tracker.epoch(epoch, history[epoch - 1])
+            if (picture := self._preview(epoch)).exists():
+                self._tracker.file(picture, _PREVIEWS)
+        if missing:
+            self._send_checkpoints(["best.pt", "last.pt"])
 
     def is_due(self) -> bool:
         """True when last.pt is older than --checkpoint-minutes."""
@@ -115,19 +119,32 @@ class Record:
         self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
     ) -> None:
         """Saves the finished epoch, then tells MLflow of it: what is on disk cannot be lost by a server."""
-        self.save(state)
+        # The best first: whoever goes on from last.pt takes for granted that what was best until then is there.
         if is_best:
             self.save(state, "best.pt")
+        self.save(state)
         metrics, epoch = state.history[-1], len(state.history)
         self._tracker.epoch(epoch, metrics)
         if example is not None:
-            picture = self.folder / _PREVIEWS / f"epoch_{epoch:04d}.png"
+            picture = self._preview(epoch)
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
             figure = preview_figure(*example, title=f"validation after epoch {epoch}{epe}")
             write_whole(picture, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
             self._tracker.file(picture, _PREVIEWS)
-        for name in ["last.pt", *(["best.pt"] if is_best else [])]:
-            self._tracker.file(self.folder / name, "checkpoints")
+        self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
+
+    def weights(self) -> str:
+        """Says where they are."""
+        last, best = self.folder / "last.pt", self.folder / "best.pt"
+        return f"weights: {best} (lowest validation EPE) and {last}" if best.exists() else f"weights: {last}"
+
+    def _preview(self, epoch: int) -> Path:
+        return self.folder / _PREVIEWS / f"epoch_{epoch:04d}.png"
+
+    def _send_checkpoints(self, names: Sequence[str]) -> None:
+        for path in (self.folder / name for name in names):
+            if path.exists():
+                self._tracker.file(path, "checkpoints")
 
     def bad_samples(self, bad: Sequence[str]) -> None:
         """Lists the samples that could not be read, if any, on disk and in MLflow."""
@@ -172,6 +189,9 @@ class _NoRecord(Record):
     def finish_epoch(
         self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
     ) -> None: ...
+
+    def weights(self) -> str:
+        return ""
 
     def bad_samples(self, bad: Sequence[str]) -> None: ...
 

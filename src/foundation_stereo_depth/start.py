@@ -18,13 +18,13 @@ from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_datase
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import ModelOptions, TrainOptions
+from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 from foundation_stereo_depth.trained import TrainedNetwork, UnknownScaleWarning, read_trained
 
 
 def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
-    """The options that the given flags make, and the checkpoint that `--resume` asks to go on from.
+    """The options that flags and the environment make, and the checkpoint that `--resume` asks to go on from.
 
     A run that begins with given weights takes over their network, unless flags name another. A resumed run keeps its
     options; flags that do not change what it computes may be given anew, and so may `--epochs`, which stretches the
@@ -37,11 +37,12 @@ def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | No
     wished = arguments.build(TrainOptions, explicit)
     resume = wished.tracking.resume
     if resume is None:
+        # A run goes on with the data that it began with, whatever the environment says by then.
+        root = named_dataset_root(wished.data.dataset_root)
         initial = wished.optimizer.initial_weights
-        if initial is None:
-            return wished, None
-        its_network = replace(TrainOptions(), model=_given(initial).facts.model)
-        return arguments.build(TrainOptions, explicit, base=its_network), None
+        model = wished.model if initial is None else _given(initial).facts.model
+        base = replace(TrainOptions(), model=model, data=DataOptions(dataset_root=root))
+        return arguments.build(TrainOptions, explicit, base=base), None
     path = Path(resume)
     if path.is_dir():
         path = path / "last.pt"
@@ -72,15 +73,20 @@ class Data(NamedTuple):
     validation: Source
     facts: dict[str, object]
 
+    @property
+    def identity(self) -> str:
+        """The same for the same samples, wherever they lie."""
+        return str(self.facts.get("dataset_fingerprint", self.facts["dataset"]))
+
 
 def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str], None]) -> Data:
-    """The data set that the options or the environment name, or made-up scenes where they name none.
+    """The data set that the options name, or made-up scenes where they name none.
 
     Raises:
         UserError: a data set is named, and cannot be used.
     """
     asked = options.data
-    root = named_dataset_root(asked.dataset_root)
+    root = asked.dataset_root
     if asked.require_cache and asked.cache_root is None:
         raise UserError("--require-cache: needs a --cache-root")
     if root is None and asked.cache_root is None:

@@ -69,6 +69,7 @@ class Tracker:
         except _UNREACHABLE as error:
             raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
+        self.has_parameters = bool(run.data.params)
         self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=run_id is not None)
         self._monitor.start()
 

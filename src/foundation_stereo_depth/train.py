@@ -66,9 +66,9 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
     torch.manual_seed(options.runtime.seed)
     network = first_network(options, resumed).to(device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    state = TrainingState.fresh(network, options.optimizer)
+    state = TrainingState.fresh(network, options.optimizer, data.identity)
     if resumed is not None:
-        state.restore(resumed)
+        state.restore(resumed, processes)
     forward = _wrapped(network, options, processes, device)
 
     def plan_of(epoch: int) -> list[Positions]:
@@ -123,6 +123,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                 errors = disparity_errors(
                     prediction.disparity_px.detach()[_WATCHED_PIXELS], batch.disparity_px[_WATCHED_PIXELS]
                 )
+                processes.total(errors.counts)
                 state.observe(sums, gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
                 done = state.progress.step_in_epoch
@@ -161,7 +162,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
             record.bad_samples(bad)
             record.rebuilt_entries(rebuilt)
             tell(_epoch_line(epoch, options, metrics))
-        tell(f"weights: {record.folder / 'best.pt'} (lowest validation EPE) and {record.folder / 'last.pt'}")
+        tell(record.weights())
     processes.leave()
 
 
@@ -269,7 +270,12 @@ def _wrapped(network: nn.Module, options: TrainOptions, processes: Processes, de
     """The network as training calls it: compiled and data-parallel where that is asked for; the weights are shared."""
     forward = network
     if options.runtime.compile:
-        forward.compile(mode=options.runtime.compile_mode, backend=options.runtime.compile_backend)
+        mode, backend = options.runtime.compile_mode, options.runtime.compile_backend
+        try:
+            forward.compile(mode=mode, backend=backend)
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"--compile-mode {mode} --compile-backend {backend}: torch refuses ({said})") from error
     if processes.world_size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == "cuda" else None)
     return forward

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress
 from foundation_stereo_depth.data.batch import ReadCounts
 from foundation_stereo_depth.device import Processes
-from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors
 from foundation_stereo_depth.options import OptimizerOptions
 
@@ -35,10 +35,11 @@ class TrainingState:
     Attributes:
         average: the moving average of the weights; None where none is kept.
         progress: where in which epoch training stands.
-        errors, sums: of the epoch so far, on the device. `sums` holds the loss and the valid pixels.
+        errors, sums: of the epoch so far, over all processes; on the device. `sums` holds loss and valid pixels.
         stop_votes: how often a process was asked to stop; it ends this process, and is no part of the run's state.
         first_bad_step: the first step of the epoch whose loss or gradient was not finite; -1 while there is none.
-        counts: what reading met in the epoch so far.
+        counts: what reading met in the epoch so far, in this process.
+        data: `Data.identity` of what is learnt from.
         history: the metrics of every finished epoch.
     """
 
@@ -49,12 +50,13 @@ class TrainingState:
     sums: Float[Tensor, "2"]
     stop_votes: Tensor
     first_bad_step: Tensor
+    data: str
     progress: Progress = Progress()
     counts: ReadCounts = ReadCounts()
     history: list[Metrics] = field(default_factory=list[Metrics])
 
     @classmethod
-    def fresh(cls, network: nn.Module, options: OptimizerOptions) -> "TrainingState":
+    def fresh(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
         """Before the first step."""
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.weight_decay)
         device = next(network.parameters()).device
@@ -80,6 +82,7 @@ class TrainingState:
             sums=torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
             stop_votes=torch.zeros((), device=device),
             first_bad_step=torch.tensor(-1, device=device),
+            data=data,
         )
 
     @property
@@ -112,14 +115,13 @@ class TrainingState:
 
     def training_metrics(self, processes: Processes) -> Metrics:
         """Of the epoch so far, over all processes."""
-        errors = DisparityErrors(processes.total(self.errors.counts.clone()))
         loss, valid = self.sums.tolist()
         reading = ReadCounts()
         for counts in processes.gathered(self.counts):
             reading = reading.plus(counts)
         return {
             "train/loss": loss / max(valid, 1),
-            **{f"train/{name}": value for name, value in errors.figures().items()},
+            **{f"train/{name}": value for name, value in self.errors.figures().items()},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "data/cache_hits": reading.cache_hits,
             "data/cache_misses": reading.cache_misses,
@@ -148,16 +150,23 @@ class TrainingState:
             "errors": self.errors.counts,
             "sums": self.sums,
             "counts": tuple(self.counts),
+            "data": self.data,
             "history": self.history,
         }
 
-    def restore(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint, processes: Processes) -> None:
         """Becomes the state that was saved.
 
         Raises:
             CheckpointError: the checkpoint holds no training state (it is for inference alone), or another network's.
+            UserError: the run learnt from other samples than there are now.
         """
         saved = checkpoint.training
+        if saved.get("data", self.data) != self.data:
+            raise UserError(
+                f"--resume: run {checkpoint.run_id} learnt from other samples than there are now; bring them back "
+                "(--dataset-root, --cache-root), or start a new run with its weights by --initial-weights"
+            )
         try:
             self.network.load_state_dict(saved["weights"])
             if self.average is not None:
@@ -166,7 +175,8 @@ class TrainingState:
             torch.set_rng_state(saved["random_state"])
             self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
             self.sums = saved["sums"].to(self.sums)
-            self.counts = ReadCounts(*saved["counts"])
+            if processes.is_first:  # whose they were
+                self.counts = ReadCounts(*saved["counts"])
             self.history = list(saved["history"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             said = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__

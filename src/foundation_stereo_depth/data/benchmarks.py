@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torchvision import datasets
 
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
@@ -71,6 +71,8 @@ def open_benchmark(name: str, root: Path, *, download: bool = False) -> Benchmar
         raise DataError(
             f"{root / folder}: does not hold {name} as torchvision.datasets documents it ({error})"
         ) from error
+    except (OSError, RuntimeError) as error:  # no network; a download that is not whole
+        raise UserError(f"{root / folder}: {name} cannot be downloaded ({error})") from error
     pairs, maps = len(opened.images), len(opened.disparities)
     if pairs != maps:
         # torchvision pairs by position in sorted lists: from the first gap on, every truth would be another scene's.
@@ -112,7 +114,7 @@ class _Torchvision:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]
             views = [np.array(view, dtype=np.uint8) for view in (left, right)]  # only now are they decoded
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:  # what Pillow says of torn files
+        except Exception as error:  # Pillow and torchvision say of torn files whatever comes, even a bare Exception
             raise DataError(f"{self._folder}: {self.name(i)} cannot be read ({error})") from error
         disparity_px = np.asarray(disparity, dtype=np.float32)[0]
         sizes = {array.shape[:2] for array in (*views, disparity_px)}

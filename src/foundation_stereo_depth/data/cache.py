@@ -31,6 +31,8 @@ ENTRY_SUFFIX = ".npz"
 
 _SOURCE_KEY = "source"
 _SOURCE_BYTES = 3 * 2 * 8
+_LOOKED_AT = 16
+"""Entries of another program whose size is looked at until one tells it."""
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
 
 
@@ -46,6 +48,10 @@ _SOURCE_HEADER = _npy_header()
 
 class DamagedEntryError(DataError):
     """An entry is there but cannot be used; with its source at hand it can be made anew."""
+
+
+class MissingEntryError(DataError):
+    """There is no entry where only entries are read."""
 
 
 class RefusedEntryError(DataError):
@@ -175,7 +181,7 @@ class SampleCache:
         """Removes what writers that were killed left behind; returns how many files."""
         if not self.root.exists():
             return 0
-        inside = (entry.path for entry in os.scandir(self.root) if entry.is_dir(follow_symlinks=False))
+        inside = (entry.path for entry in _folders(self.root) if not entry.is_symlink())
         return sum(remove_abandoned(Path(folder)) for folder in (self.root, *inside))
 
     def names(self) -> SampleNames:
@@ -186,7 +192,7 @@ class SampleCache:
         """
         if not self.root.is_dir():
             raise DataError(f"{self.root}: no such folder; --cache-root names the folder of the entries")
-        scenes = tuple(sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir()))
+        scenes = tuple(sorted(entry.name for entry in _folders(self.root)))
         frames = [
             (position, stem)
             for position, scene in enumerate(scenes)
@@ -228,7 +234,7 @@ class SampleCache:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         manifest = self.root / MANIFEST
-        if not manifest.exists() and not any(path.is_dir() for path in self.root.iterdir()):
+        if not manifest.exists() and not _first_entries(self.root, 1):
             remove_abandoned(self.root)
             text = json.dumps(_manifest_of(self), indent=2) + "\n"
             write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
@@ -271,9 +277,46 @@ def _manifest_of(cache: SampleCache) -> dict[str, str | int]:
     }
 
 
+def _folders(root: Path) -> list[os.DirEntry[str]]:
+    """The folders that may hold entries. One has every disk of its own, and only its system may enter it."""
+    with os.scandir(root) as inside:
+        return [entry for entry in inside if entry.is_dir() and entry.name != "lost+found"]
+
+
+def _first_entries(root: Path, at_most: int) -> list[str]:
+    """Paths of some entries, no matter which."""
+    found: list[str] = []
+    for folder in _folders(root):
+        with os.scandir(folder.path) as inside:
+            for entry in inside:
+                if entry.name.endswith(ENTRY_SUFFIX):
+                    found.append(entry.path)
+                if len(found) == at_most:
+                    return found
+    return found
+
+
+def _check_foreign_size(cache: SampleCache) -> None:
+    """Refuses entries of another program that are of another size; what is damaged says nothing of size."""
+    for path in _first_entries(cache.root, _LOOKED_AT) if cache.root.is_dir() else ():
+        try:
+            with zipfile.ZipFile(path) as entry, entry.open("left.npy") as file:
+                np.lib.format.read_magic(file)
+                height, width, _ = np.lib.format.read_array_header_1_0(file)[0]
+        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError):
+            continue
+        if (height, width) != (cache.height, cache.width):
+            raise DataError(
+                f"{path}: is of {width}x{height}, but {cache.width}x{cache.height} is asked for; name another "
+                "--cache-root, or use its --height and --width"
+            )
+        return
+
+
 def _check_manifest(cache: SampleCache) -> None:
     manifest = cache.root / MANIFEST
     if not manifest.exists():
+        _check_foreign_size(cache)
         return
     try:
         found = json.loads(manifest.read_text())

@@ -13,7 +13,14 @@ import torch
 from jaxtyping import Float, UInt8
 
 from foundation_stereo_depth.data.batch import Positions, ReadCounts, StereoBatch
-from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, SampleCache, as_cached, open_cache
+from foundation_stereo_depth.data.cache import (
+    DamagedEntryError,
+    MissingEntryError,
+    RefusedEntryError,
+    SampleCache,
+    as_cached,
+    open_cache,
+)
 from foundation_stereo_depth.data.fsd import (
     FsdIndex,
     Split,
@@ -91,7 +98,7 @@ class FileReader:
             if cached is not None:
                 return cached, ReadCounts(cache_hits=1)
             if self.require_cache or self.index is None:
-                raise DataError(
+                raise MissingEntryError(
                     f"{self.cache.path(scene, stem)}: no such entry, and --require-cache allows no other source; fill "
                     "the cache with foundation-stereo-cache"
                 )
@@ -103,6 +110,7 @@ class FileReader:
         except (OSError, RefusedEntryError) as error:
             # Full, read-only, forbidden: the epoch does not need the entry, only later ones would gain from it.
             reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            reason += ", and what is there is damaged" if rebuilt else ""
             self.warn(
                 f"the cache cannot be written ({reason}): training goes on from the data set itself, and "
                 "data/cache_unwritten counts such samples"
@@ -183,7 +191,8 @@ class FileSource:
             try:
                 sample, met = self.reader.read(int(self.positions[index]), place)
             except DataError as error:
-                if not self.skip_bad:
+                # A sample that is not there is none that is bad: the cache is not the one that was meant.
+                if not self.skip_bad or isinstance(error, MissingEntryError):
                     raise
                 # All unknown: the sample keeps its place in the batch and adds nothing to loss or metrics.
                 sample, met = None, ReadCounts(bad=(str(error),))

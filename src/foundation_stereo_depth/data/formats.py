@@ -204,7 +204,10 @@ _PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("
 def _decode(path: Path, mode: int) -> np.ndarray:
     # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
     encoded = _bytes(path)
-    picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+    try:
+        picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+    except cv2.error as error:  # a size that no memory holds, as damaged headers may promise
+        raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
     if picture is None:
         raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
     return picture

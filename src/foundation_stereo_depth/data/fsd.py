@@ -8,6 +8,7 @@ so that the same tree gives the same samples on every machine.
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def find_samples(root: Path, keep_in: Path | None = None, tell: Callable[[str], 
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder; --dataset-root names the folder that holds the scenes")
-    scenes = sorted(entry.name for entry in os.scandir(root) if os.path.isdir(f"{entry.path}/{DATA}"))  # noqa: PTH112
+    scenes = sorted(entry.name for entry in os.scandir(root) if _is_scene(entry.path, tell))
     if not scenes:
         hint = f"; did you mean {root.parent}?" if (root / DATA).is_dir() else ""
         raise DataError(f"{root}: holds no <scene>/dataset/data folder{hint}")
@@ -120,6 +121,16 @@ def find_samples(root: Path, keep_in: Path | None = None, tell: Callable[[str], 
         suffixes=np.concatenate([one.suffixes for one in scans]),
         incomplete=incomplete,
     )
+
+
+def _is_scene(folder: str, tell: Callable[[str], None]) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(f"{folder}/{DATA}").st_mode)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        tell(f"{folder}: cannot be entered ({error.strerror}), and is left out")
+        return False
 
 
 def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> StereoSample:

@@ -7,6 +7,8 @@ from collections import defaultdict, deque
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.errors import UserError
+
 
 class BatchMemory:
     """Blocks that come back when the last array and tensor in them is gone. Any number of threads may share one."""
@@ -20,7 +22,10 @@ class BatchMemory:
         try:
             block = free.pop()
         except IndexError:
-            block = mmap.mmap(-1, size_bytes)
+            try:
+                block = mmap.mmap(-1, size_bytes)
+            except (OSError, OverflowError) as error:
+                raise UserError(f"no memory for a batch of {size_bytes:,} bytes; lower --batch-size") from error
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 block.madvise(mmap.MADV_HUGEPAGE)
         # Views of this array, and tensors on them, keep it alive, since the block below it is no array.

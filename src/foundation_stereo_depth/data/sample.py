@@ -108,12 +108,12 @@ class SampleNames:
 
 def resize_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture at another size: area averaging where it shrinks, linear interpolation where it grows."""
-    if image.shape[:2] == (height, width):
-        return image
-    # Along an axis that shrinks, OpenCV's area mode averages; where both axes grow it would repeat pixels.
-    shrinks = height < image.shape[0] or width < image.shape[1]
-    mode = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, (width, height), interpolation=mode), dtype=np.uint8)
+    # One after the other: OpenCV's area mode averages only where no axis grows.
+    smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
+    for size, mode in ((smaller, cv2.INTER_AREA), ((width, height), cv2.INTER_LINEAR)):
+        if image.shape[1::-1] != size:
+            image = np.asarray(cv2.resize(image, size, interpolation=mode), np.uint8)
+    return image
 
 
 def resize_sample(sample: StereoSample, height: int, width: int) -> StereoSample:

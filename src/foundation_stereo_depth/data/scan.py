@@ -11,6 +11,7 @@ import json
 import os
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ _BAR_AFTER_S = 1.0
 _SETTLED_NS = 2 * 10**9
 """A folder that changed so shortly before its scan may change again within one tick of the file system's clock, which
 nobody could see (FAT's ticks are two seconds; others' are shorter)."""
+
+_WHAT_DAMAGE_RAISES = (
+    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,5 +230,14 @@ def _load(path: Path, root: Path) -> dict[str, SceneScan]:
             }
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise DataError(f"{path}: is damaged ({error}); delete it, and the data set is scanned anew") from error
