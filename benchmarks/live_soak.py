@@ -99,7 +99,7 @@ def main() -> None:
         path = Path(folder) / "last.pt"
         save_checkpoint(path, first)
         load = _loader(LiveViewOptions())
-        matcher = WatchedMatcher(path, load, load(path))
+        matcher = WatchedMatcher(path, load)
         rectifier = Rectifier(distorted_rig(), height=matcher.height, width=matcher.width)
         prepare = Preparation(
             height=matcher.height, width=matcher.width, rectifier=rectifier, calibration=rectifier.stereo_calibration

@@ -118,6 +118,17 @@ def test_a_charuco_board_may_be_seen_in_part() -> None:
     assert pair_views(board, "none", board.find(left), board.find(hidden)) is None
 
 
+def test_a_charuco_board_of_which_one_line_is_seen_is_not_seen() -> None:
+    """Corners in one line do not tell how the board stands."""
+    wide = Board(dataclasses.replace(CHARUCO, corners="12x4", dictionary="5X5_100"))
+    assert not wide.is_enough(np.arange(12))
+    assert not wide.is_enough(np.arange(4) * 12)
+    assert wide.is_enough(np.arange(14))
+    row = BoardView(ids=np.arange(12), corners_px=np.float32([[10 * i, 50] for i in range(12)]))
+    both = BoardView(ids=np.arange(24), corners_px=np.float32([[10 * (i % 12), 50 + i // 12] for i in range(24)]))
+    assert pair_views(wide, "row", both, row) is None
+
+
 def moved(pair: BoardPair, name: str, shift_px: float) -> BoardPair:
     right = BoardView(ids=pair.right.ids, corners_px=pair.right.corners_px + np.float32([0, shift_px]))
     return dataclasses.replace(pair, name=name, right=right)
@@ -260,6 +271,7 @@ def test_pictures_of_two_sizes_are_refused(capsys: pytest.CaptureFixture[str]) -
         (["--corners", "2x6"], "--corners 2x6: a board has at least 3x3 of them"),
         (["--output", "rig.yml"], "--output rig.yml: a calibration is an .npz file"),
         (CHARUCO_FLAGS, "--pattern charuco: needs --marker-mm"),
+        (["--images", "a", "b", "--square-mm", "30", "--swap"], "--images takes pictures as they are"),
         (
             [*CHARUCO_FLAGS, "--marker-mm", "20", "--corners", "20x9"],
             "--dictionary 4X4_50: has 50 markers, a board of 20x9 inner corners needs 105",

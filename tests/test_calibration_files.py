@@ -182,7 +182,7 @@ def test_each_check_gets_its_line(tmp_path: Path, leave: tuple, changes: dict, s
         ("kalibr_radtan.yaml", "cam1:", "cam2:", "lacks cam1"),
         ("zed.conf", "[STEREO]", "[ELSE]", "lacks baseline"),
         ("zed.conf", "fx=505", "fx=wide", "fx is not made of numbers, but 'wide'"),
-        ("zed.conf", "k3=0.05", "k4=0.05", "has a lens model with k4 to k6"),
+        ("zed.conf", "k1=0.1\n", "", "lacks k1"),
         ("zed.conf", "[LEFT_CAM_VGA]\n", "[LEFT_CAM_VGA]\nno value\n", "is damaged"),
         ("depthai.json", '"toCameraSocket": 0', '"toCameraSocket": 5', "does not say how cameras 1 and 2 stand"),
         (
@@ -206,6 +206,49 @@ def test_damaged_files_get_one_line(tmp_path: Path, file: str, old: str, new: st
     with pytest.raises(CalibrationError, match=said) as caught:
         read_calibration(path, image_size=size)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lens", "model", "expected"),
+    [
+        ("k1=3\nk2=-1.2\np1=0.001\np2=-0.002\nk3=0.8\nk4=2.9\nk5=-0.9\nk6=0.7\n", "radtan", 8),
+        ("k1=0.05\nk2=-0.02\nk3=0.01\nk4=-0.004\n", "equidistant", 4),
+    ],
+)
+def test_a_zed_file_with_one_lens_for_all_sizes(tmp_path: Path, lens: str, model: str, expected: int) -> None:
+    eyes = "".join(
+        f"[{eye}_CAM_FHD1200]\nfx=740\nfy=740\ncx=960\ncy=600\n[{eye}_DISTO]\n{lens}" for eye in ("LEFT", "RIGHT")
+    )
+    stereo = "[STEREO]\nBaseline=120\nTY=0.5\nTZ=-0.5\nRX_FHD1200=0\nCV_FHD1200=0\nRZ_FHD1200=0\n"
+    (tmp_path / "zed.conf").write_text(eyes + stereo)
+    rig = read_calibration(tmp_path / "zed.conf")
+    assert (rig.width, rig.height, rig.distortion_model) == (1920, 1200, model)
+    assert len(rig.left_distortion) == len(rig.right_distortion) == expected
+    assert rig.left_distortion[0] != 0
+    np.testing.assert_allclose(rig.translation_m, [-0.12, 0.0005, -0.0005])
+
+
+def test_flipped_bits_of_a_packed_rig_are_one_line_or_nothing(tmp_path: Path) -> None:
+    arrays = dict(np.load(GOLDEN / "ours.npz"))
+    np.savez_compressed(tmp_path / "rig.npz", **arrays)
+    whole, random = (tmp_path / "rig.npz").read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for at in random.integers(0, len(whole), 300):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << random.integers(0, 8)
+        (tmp_path / "flipped.npz").write_bytes(flipped)
+        try:
+            read_calibration(tmp_path / "flipped.npz")
+        except CalibrationError:
+            refused += 1
+    assert refused > 150
+
+
+@pytest.mark.parametrize("width", ["null", "NaN", "1e400", "640.5", '"wide"'])
+def test_a_width_that_is_none_is_one_line(tmp_path: Path, width: str) -> None:
+    path = edited(tmp_path, "stereodemo.json", '"width": 640', f'"width": {width}')
+    with pytest.raises(CalibrationError, match="width"):
+        read_calibration(path)
 
 
 def test_a_zed_file_holds_several_sizes() -> None:

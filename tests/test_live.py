@@ -303,6 +303,29 @@ def test_a_full_disk_stops_a_recording_and_not_the_view(monkeypatch: pytest.Monk
         recorder.finish()
 
 
+def test_a_recording_whose_disk_goes_away_ends_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(folder: Path) -> None:
+        raise FileNotFoundError(2, "No such file or directory", str(folder))
+
+    monkeypatch.setattr("live_camera.recording.shutil.disk_usage", gone)
+    recorder = Recorder(Path("all.avi"), fps=30, live=False)
+    frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
+    for _ in range(60):
+        recorder.add(frame)
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 30 pairs \(No such file"):
+        recorder.finish()
+
+
+def test_a_black_eye_of_slow_cameras_is_told_once(
+    machine: dict[int, FakeCamera], capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine[0], machine[2] = FakeCamera(np.zeros_like(LEFT), fps=10), FakeCamera(RIGHT, fps=10)
+    cameras = CameraOptions(exposure="auto", white_balance="auto")
+    rig = open_rig(SourceOptions(left="0", right="2", max_skew_ms=1000), cameras)
+    live_view(rig, plain_preparation(), BlockMatcher(height=H, width=W), ShowOptions(headless=True, frames=8))
+    assert capsys.readouterr().err.count("the left eye is black") == 1
+
+
 def test_a_snapshot_holds_everything(pictures: None) -> None:
     results: list[Result] = []
     rig = open_rig(SourceOptions(left="left*.png", right="right*.png"), CameraOptions(), realtime=False)
@@ -364,6 +387,28 @@ def pressing(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, str]], Fake
         return windows
 
     return press
+
+
+def test_keys_that_cannot_save_are_told_and_the_view_goes_on(
+    pictures: None, pressing: Callable[[dict[int, str]], FakeWindows], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("captures").write_text("no folder")
+    windows = pressing({2: "s", 3: "r", 6: "q"})
+    rig = open_rig(SourceOptions(left="left*.png", right="right*.png", loop=True), CameraOptions(), realtime=False)
+    live_view(rig, plain_preparation(), BlockMatcher(height=H, width=W), ShowOptions())
+    assert windows.shown == 6
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("not saved: ")]) == 2
+
+
+def test_recordings_of_one_second_have_names_of_their_own(
+    pictures: None, pressing: Callable[[dict[int, str]], FakeWindows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("live_camera.live.time.strftime", lambda _: "20260101-000000")
+    pressing({2: "r", 6: "r", 8: "r", 12: "r", 13: "q"})
+    rig = open_rig(SourceOptions(left="left*.png", right="right*.png", loop=True), CameraOptions(), realtime=False)
+    live_view(rig, plain_preparation(), BlockMatcher(height=H, width=W), ShowOptions())
+    names = sorted(path.name for path in Path("captures").glob("*.avi"))
+    assert names == ["20260101-000000-1.avi", "20260101-000000.avi"]
 
 
 def test_keys_save_record_hold_and_end(

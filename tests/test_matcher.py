@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def replace(text: str) -> None:
     Path("new").replace("last.pt")
 
 
+def later(load: Callable[[Path], Numbered]) -> Callable[[Path], Numbered]:
+    """Loads as `load` does, but for the first file."""
+    loads: Iterator[Callable[[Path], Numbered]] = iter([Numbered])
+
+    def load_next(path: Path) -> Numbered:
+        return next(loads, load)(path)
+
+    return load_next
+
+
 def answers(watched: WatchedMatcher, number: float) -> None:
     """Lets pass once the network with this number answers."""
     until_s = time.monotonic() + 5
@@ -59,7 +70,7 @@ def complains(watched: WatchedMatcher, words: str) -> None:
 
 
 def test_a_new_file_is_taken_over_between_two_pairs(file: Path) -> None:
-    with WatchedMatcher(file, Numbered, Numbered(file)) as watched:
+    with WatchedMatcher(file, Numbered) as watched:
         assert watched.name == "step 1"
         for number in range(2, 12):
             replace(f"{number} whole")
@@ -69,6 +80,17 @@ def test_a_new_file_is_taken_over_between_two_pairs(file: Path) -> None:
         assert watched.problem is None
 
 
+def test_a_file_that_is_replaced_while_the_first_one_is_read_is_taken_over(file: Path) -> None:
+    def read_slowly(path: Path) -> Numbered:
+        found = Numbered(path)
+        if found.number == 1:
+            replace("2 whole")
+        return found
+
+    with WatchedMatcher(file, read_slowly) as watched:
+        answers(watched, 2)
+
+
 def test_loading_does_not_stop_the_view(file: Path) -> None:
     may_load = threading.Event()
 
@@ -76,7 +98,7 @@ def test_loading_does_not_stop_the_view(file: Path) -> None:
         may_load.wait()
         return Numbered(path)
 
-    with WatchedMatcher(file, slow, Numbered(file)) as watched:
+    with WatchedMatcher(file, later(slow)) as watched:
         replace("2 whole")
         time.sleep(0.05)
         assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
@@ -89,7 +111,7 @@ def test_loading_does_not_stop_the_view(file: Path) -> None:
     [("2 ha", "last.pt not taken over: last.pt: is not a whole checkpoint"), ("nan whole", "answers with NaN")],
 )
 def test_a_broken_file_is_left_alone_and_the_next_good_one_is_taken(file: Path, content: str, said: str) -> None:
-    with WatchedMatcher(file, Numbered, Numbered(file)) as watched:
+    with WatchedMatcher(file, Numbered) as watched:
         replace(content)
         complains(watched, said)
         assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
@@ -99,7 +121,7 @@ def test_a_broken_file_is_left_alone_and_the_next_good_one_is_taken(file: Path, 
 
 
 def test_a_file_that_is_written_slowly_in_place_is_taken_when_it_is_whole(file: Path) -> None:
-    with WatchedMatcher(file, Numbered, Numbered(file)) as watched:
+    with WatchedMatcher(file, Numbered) as watched:
         with file.open("w") as growing:
             for part in ("2 ", "wh", "ole"):
                 growing.write(part)
@@ -109,7 +131,7 @@ def test_a_file_that_is_written_slowly_in_place_is_taken_when_it_is_whole(file: 
 
 
 def test_a_file_that_is_gone_or_of_another_size_is_said(file: Path) -> None:
-    with WatchedMatcher(file, lambda path: Numbered(path, width=128), Numbered(file)) as watched:
+    with WatchedMatcher(file, later(lambda path: Numbered(path, width=128))) as watched:
         file.unlink()
         complains(watched, "last.pt is gone")
         replace("2 whole")
@@ -121,7 +143,7 @@ def test_a_mistake_of_ours_in_the_thread_is_not_swallowed(file: Path) -> None:
     def broken(path: Path) -> Numbered:
         raise ZeroDivisionError
 
-    with WatchedMatcher(file, broken, Numbered(file)) as watched:
+    with WatchedMatcher(file, later(broken)) as watched:
         os.utime(file)
         with pytest.raises(ZeroDivisionError):
             answers(watched, 2)

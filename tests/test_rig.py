@@ -1,3 +1,4 @@
+import re
 import time
 from pathlib import Path
 
@@ -74,7 +75,9 @@ def test_swapped_and_turned_eyes(two_cameras: dict[int, FakeCamera]) -> None:
     assert np.array_equal(frame.right_rgb, LEFT[::-1, ::-1])
 
 
-def test_skew_is_measured_and_too_much_of_it_is_dropped_and_counted(two_cameras: dict[int, FakeCamera]) -> None:
+def test_skew_is_measured_and_too_much_of_it_is_dropped_and_counted(
+    two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
+) -> None:
     two_cameras[2].late_s = 0.004
     with live() as rig:
         assert first(rig).skew_ms == pytest.approx(4, abs=2)
@@ -83,6 +86,12 @@ def test_skew_is_measured_and_too_much_of_it_is_dropped_and_counted(two_cameras:
         assert rig.next(timeout_s=0.2) is None
         assert rig.skew_dropped > 5
         assert abs(rig.skew_ms) > 1
+        assert rig.complaint is None, "it may be a moment's"
+        monkeypatch.setattr(rig_module, "_APART_FOR_S", 0.1)
+        assert rig.complaint is not None
+        assert re.fullmatch(
+            r"every pair is dropped: the eyes are \d ms apart, and --max-skew-ms allows 1", rig.complaint
+        )
 
 
 def test_an_eye_that_fell_behind_catches_up(two_cameras: dict[int, FakeCamera]) -> None:
@@ -177,6 +186,14 @@ def test_one_device_with_both_eyes(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT])[:, 1:])
     with open_rig(SourceOptions(side_by_side="1"), UNLOCKED) as rig, pytest.raises(CameraError, match="is 127 px wide"):
         rig.next(timeout_s=5)
+
+
+def test_one_device_with_both_eyes_is_asked_for_both(machine: dict[int, FakeCamera]) -> None:
+    machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
+    with open_rig(SourceOptions(side_by_side="1"), CameraOptions(width=640, height=480, exposure="auto")) as rig:
+        first(rig)
+    assert machine[1].settings[cv2.CAP_PROP_FRAME_WIDTH] == 1280
+    assert machine[1].settings[cv2.CAP_PROP_FRAME_HEIGHT] == 480
 
 
 def test_no_pair_of_two_videos_is_left_out_and_the_end_is_an_end() -> None:

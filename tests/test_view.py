@@ -101,6 +101,16 @@ def test_the_colours_stay_until_they_are_told_to_follow() -> None:
     assert not state.follow
 
 
+@pytest.mark.parametrize("depth_m", [0.5, 3.0, 12.5, 90.0])
+def test_however_often_the_range_is_narrowed_it_stays_one(depth_m: float) -> None:
+    state = ViewState()
+    state.fit(np.linspace(0.97 * depth_m, 1.03 * depth_m, 64).reshape(8, 8), is_depth=True)
+    for _ in range(10):
+        state.press(ord("["))
+        seen = replace(result(), depth_m=np.full((H, W), depth_m, np.float32))
+        assert DEPTH_WINDOW in view.panels(seen, state, Status(running="x"), 0.5)
+
+
 def test_no_value_at_all_leaves_the_colours_alone() -> None:
     state = ViewState()
     state.fit(np.full((8, 8), np.nan), is_depth=True)

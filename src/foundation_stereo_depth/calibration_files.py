@@ -7,6 +7,7 @@ import configparser
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -188,7 +189,7 @@ def _npz_entries(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return _known({key: arrays[key] for key in arrays if _our_name(key) is not None})
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, CalibrationError):
             raise
         raise CalibrationError(f"is not an NPZ of plain numbers ({error})") from error

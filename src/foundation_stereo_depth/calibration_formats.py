@@ -40,6 +40,7 @@ _ZED_SIZES = {
 _DEPTHAI_LEFT, _DEPTHAI_RIGHT = 1, 2
 """Sockets B and C: the pair of every OAK camera, where its file does not say."""
 _DEPTHAI_FISHEYE = 1
+_FISHEYE_COEFFICIENTS = 4
 
 
 def from_ros(infos: Sequence[Any], metres: float | None) -> RigCalibration:
@@ -60,8 +61,8 @@ def from_ros(infos: Sequence[Any], metres: float | None) -> RigCalibration:
     if not given.right_projection[:, 3].any():
         raise CalibrationError("the right camera's projection_matrix[0, 3] is 0, so the baseline is not in these files")
     return RigCalibration(
-        width=int(number(left, "image_width")),
-        height=int(number(left, "image_height")),
+        width=whole(left, "image_width"),
+        height=whole(left, "image_height"),
         left_matrix=_ros_matrix(left, "camera_matrix", (3, 3)),
         left_distortion=_ros_matrix(left, "distortion_coefficients", (-1,)),
         right_matrix=_ros_matrix(right, "camera_matrix", (3, 3)),
@@ -82,8 +83,8 @@ def from_kalibr(said: Any, metres: float | None) -> RigCalibration:
             raise CalibrationError(
                 f"{eye} has the camera model {camera['camera_model']}; only pinhole can be rectified"
             )
-    width, height = (int(value) for value in numbers(left, "resolution", (2,)))
-    if (width, height) != tuple(numbers(right, "resolution", (2,))):
+    width, height = size_in(left, "resolution")
+    if (width, height) != size_in(right, "resolution"):
         raise CalibrationError("cam0 and cam1 have different resolutions; both eyes need one size")
     pose = numbers(right, "T_cn_cnm1", (4, 4))
     return RigCalibration(
@@ -102,8 +103,9 @@ def from_kalibr(said: Any, metres: float | None) -> RigCalibration:
 def from_zed(text: str, metres: float | None, size: Size) -> RigCalibration:
     """The rig of a Stereolabs .conf, which holds one calibration for each size that the camera has, in millimetres.
 
-    Its Baseline, TY and TZ are the right eye's place, so T is the opposite; RX, CV, RZ turn as R does. Source:
-    Stereolabs' open capture library, which hands both to stereoRectify, where T's sign decides the baseline's alone.
+    T is (-Baseline, TY, TZ), and RX, CV, RZ turn as R does: so Stereolabs' zed-opencv-calibration writes what OpenCV's
+    stereoCalibrate gave it. Where a camera's own section has no lens, the one for all sizes is in LEFT_DISTO or
+    RIGHT_DISTO.
     """
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.read_string(text)
@@ -122,13 +124,16 @@ def from_zed(text: str, metres: float | None, size: Size) -> RigCalibration:
     suffix = next(name for name, each in held.items() if each == size)
     stereo = sections.get("stereo", {})
     cameras = [sections.get(f"{eye}_cam_{suffix}", {}) for eye in ("left", "right")]
-    if any(number(camera, name, 0) for camera in cameras for name in ("k4", "k5", "k6")):
-        raise CalibrationError("has a lens model with k4 to k6, which this reader does not know")
+    lenses = [
+        _zed_lens(camera if "k1" in camera else sections.get(f"{eye}_disto", {}))
+        for eye, camera in zip(("left", "right"), cameras, strict=True)
+    ]
+    if len(lenses[0]) != len(lenses[1]):
+        raise CalibrationError("its two cameras have different lens models; both eyes need one")
     # Older cameras have one turn for all sizes, without the suffix.
     turn = [number(stereo, f"{name}_{suffix}", number(stereo, name, 0)) for name in ("rx", "cv", "rz")]
     shift = [number(stereo, f"{name}_{suffix}", number(stereo, name, 0)) for name in ("ty", "tz")]
     matrices = [_camera(*(number(camera, name) for name in ("fx", "fy", "cx", "cy"))) for camera in cameras]
-    lenses = [np.array([number(camera, name, 0) for name in ("k1", "k2", "p1", "p2", "k3")]) for camera in cameras]
     return RigCalibration(
         width=size[0],
         height=size[1],
@@ -136,24 +141,38 @@ def from_zed(text: str, metres: float | None, size: Size) -> RigCalibration:
         left_distortion=lenses[0],
         right_matrix=matrices[1],
         right_distortion=lenses[1],
+        distortion_model="equidistant" if len(lenses[0]) == _FISHEYE_COEFFICIENTS else "radtan",
         rotation=np.asarray(cv2.Rodrigues(np.array(turn))[0]),
-        translation_m=-np.array([number(stereo, "baseline"), *shift]) * (metres or METRES["mm"]),
+        translation_m=np.array([-number(stereo, "baseline"), *shift]) * (metres or METRES["mm"]),
     )
+
+
+def _zed_lens(section: Mapping[str, Any]) -> Float[np.ndarray, " coefficients"]:
+    """OpenCV's eight coefficients of a rational lens, or the four of a fisheye, by the rule of Stereolabs' tool."""
+    number(section, "k1")  # without it the file says nothing of the lens
+    k1, k2, p1, p2, k3, k4, k5, k6 = (
+        number(section, name, 0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+    )
+    if k4 and not (p1 or p2 or k5 or k6):
+        return np.array([k1, k2, k3, k4])
+    return np.array([k1, k2, p1, p2, k3, k4, k5, k6] if k4 or k5 or k6 else [k1, k2, p1, p2, k3])
 
 
 def from_depthai(said: Any, metres: float | None) -> RigCalibration:
     """The rig of a DepthAI (OAK) device's JSON: its left and right cameras, in centimetres."""
     device = _mapping(said)
-    cameras = {int(socket): _mapping(camera) for socket, camera in entry(device, "cameraData")}
+    cameras = {
+        whole({"a socket": socket}, "a socket"): _mapping(camera) for socket, camera in _pairs(device, "cameraData")
+    }
     pair = _mapping(device.get("stereoRectificationData", {}))
-    from_socket = int(number(pair, "leftCameraSocket", _DEPTHAI_LEFT))
-    to_socket = int(number(pair, "rightCameraSocket", _DEPTHAI_RIGHT))
+    from_socket = whole(pair, "leftCameraSocket", _DEPTHAI_LEFT)
+    to_socket = whole(pair, "rightCameraSocket", _DEPTHAI_RIGHT)
     if not {from_socket, to_socket} <= set(cameras):
         raise CalibrationError(
             f"has the cameras {sorted(cameras)}, but not both of the pair {from_socket}, {to_socket}"
         )
     left, right = cameras[from_socket], cameras[to_socket]
-    size = (int(number(left, "width")), int(number(left, "height")))
+    size = (whole(left, "width"), whole(left, "height"))
     if size != (number(right, "width"), number(right, "height")):
         raise CalibrationError("its two cameras were calibrated at different sizes; both eyes need one size")
     fisheye = [number(camera, "cameraType") == _DEPTHAI_FISHEYE for camera in (left, right)]
@@ -207,8 +226,8 @@ def from_stereodemo(said: Any, metres: float | None) -> RigCalibration:
     """The rig of stereodemo's JSON, rectified already, in metres."""
     fx, fy, cx0, cx1, cy = (number(said, name) for name in ("fx", "fy", "cx0", "cx1", "cy"))
     return rectified_already(
-        width=int(number(said, "width")),
-        height=int(number(said, "height")),
+        width=whole(said, "width"),
+        height=whole(said, "height"),
         left=_camera(fx, fy, cx0, cy),
         right=_camera(fx, fy, cx1, cy),
         translation_m=_beside(number(said, "baseline_meters") * (metres or 1.0)),
@@ -227,10 +246,9 @@ def _beside(baseline_m: float) -> Float[np.ndarray, "3"]:
 def size_of(found: Mapping[str, Any], size: Size) -> tuple[int, int]:
     """Width and height, px: as the file says them, else as was given beside it."""
     if "image_size" in found:
-        width, height = numbers(found, "image_size", (2,))
-        return int(width), int(height)
+        return size_in(found, "image_size")
     if "width" in found and "height" in found:
-        return int(number(found, "width")), int(number(found, "height"))
+        return whole(found, "width"), whole(found, "height")
     if size is None:
         raise CalibrationError(
             "does not say how large the pictures were that it was made for; --calibration-size, 640x480 say, does"
@@ -264,7 +282,7 @@ def _poses(cameras: Mapping[int, Mapping[str, Any]]) -> dict[tuple[int, int], np
     poses: dict[tuple[int, int], np.ndarray] = {}
     for socket, camera in cameras.items():
         extrinsics = _mapping(entry(camera, "extrinsics"))
-        to_socket = int(number(extrinsics, "toCameraSocket"))
+        to_socket = whole(extrinsics, "toCameraSocket")
         if to_socket in cameras:
             shift = _mapping(entry(extrinsics, "translation"))
             pose = np.eye(4)
@@ -286,6 +304,14 @@ def _between(poses: Mapping[tuple[int, int], np.ndarray], start: int, end: int) 
     return reached[end]
 
 
+def _pairs(mapping: Mapping[str, Any], name: str) -> list[tuple[Any, Any]]:
+    """Names with values, as DepthAI writes them: in lists of two."""
+    found = entry(mapping, name)
+    if not isinstance(found, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in found):
+        raise CalibrationError(f"has {str(found)[:40]!r} under {name}, where pairs should stand; is it damaged?")
+    return [(pair[0], pair[1]) for pair in found]
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise CalibrationError(f"has {str(value)[:40]!r} where names with values should stand; is it damaged?")
@@ -301,6 +327,28 @@ def entry(mapping: Mapping[str, Any], name: str) -> Any:
     if name not in mapping:
         raise CalibrationError(f"lacks {name}; is it the calibration of a stereo rig?")
     return mapping[name]
+
+
+def whole(mapping: Mapping[str, Any], name: str, default: float | None = None) -> int:
+    """The whole number under a name.
+
+    Raises:
+        CalibrationError: nothing stands there, or no whole number.
+    """
+    value = number(mapping, name, default)
+    if not value.is_integer():
+        raise CalibrationError(f"{name} is {value:g}, and has to be a whole number")
+    return int(value)
+
+
+def size_in(mapping: Mapping[str, Any], name: str) -> tuple[int, int]:
+    """Width and height, px, that stand under a name.
+
+    Raises:
+        CalibrationError: nothing stands there, or no two whole numbers.
+    """
+    width, height = numbers(mapping, name, (2,))
+    return whole({name: width}, name), whole({name: height}, name)
 
 
 def numbers(mapping: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:

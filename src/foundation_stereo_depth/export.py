@@ -99,7 +99,7 @@ def write_checked(
     reference = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
     trial = output.with_name(f".checking-{output.name}")
     try:
-        trial.write_bytes(encoded)
+        write_whole(trial, lambda file: file.write(encoded), durable=False)
         exported = OnnxRuntimeBackend(trial, device="cpu")
     finally:
         trial.unlink(missing_ok=True)

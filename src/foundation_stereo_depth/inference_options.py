@@ -88,7 +88,7 @@ class OutputOptions(CalibrationFileOptions):
     map_format: str = knob(
         "png",
         "formats of the maps, with commas between: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
-        "confidence in 1/65535; 0 unknown), pfm, npy (px, metres; NaN unknown)",
+        "confidence in 1/65535; 0 unknown), pfm (px, metres; infinite unknown), npy (NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
     focal_px: float | None = knob(

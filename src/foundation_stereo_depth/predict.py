@@ -111,7 +111,14 @@ class Predictor:
             CheckpointError: the file cannot be used.
             UserError: the backend, the device, the precision or the size is not to be had.
         """
-        runner, facts = open_backend(Path(path), backend=backend, device=device, precision=precision, compile=compile)
+        try:
+            runner, facts = open_backend(
+                Path(path), backend=backend, device=device, precision=precision, compile=compile
+            )
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(f"{path}: out of memory; another program may hold what the device has") from error
         return cls(runner, facts, height=height, width=width)
 
     @property

@@ -80,9 +80,14 @@ class Board:
         # The detector refines corners itself, in windows that end before the markers.
         found: Any = self._charuco.detectBoard(grey)
         corners, ids = found[:2]
-        if ids is None or len(ids) < FEWEST_CORNERS:
+        if ids is None or not self.is_enough(ids.ravel()):
             return None
         return BoardView(ids=ids.ravel(), corners_px=np.asarray(corners, np.float32).reshape(-1, 2))
+
+    def is_enough(self, ids: Int[np.ndarray, " N"]) -> bool:
+        """True for corners that tell how the board stands: enough of them, and not all in one line."""
+        rows, columns = np.divmod(ids, self.columns)
+        return len(ids) >= FEWEST_CORNERS and len(np.unique(rows)) > 1 and len(np.unique(columns)) > 1
 
     def _found_chessboard(self, grey: UInt8[np.ndarray, "H W"], quickly: bool) -> BoardView | None:
         size = (self.columns, self.rows)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32
 
 from foundation_stereo_depth.calibration import RigCalibration
 from foundation_stereo_depth.errors import CalibrationError
-from live_camera.board import FEWEST_CORNERS, Board, BoardView, Place
+from live_camera.board import Board, BoardView, Place
 
 FEWEST_VIEWS = 6
 """Nine unknowns a lens would do with fewer, but then nothing tells a bad view from a good one."""
@@ -93,7 +93,7 @@ def pair_views(board: Board, name: str, left: BoardView | None, right: BoardView
     if left is None or right is None:
         return None
     pair = BoardPair(name=name, left=left, right=board.same_way_round(left, right))
-    return pair if len(pair.common[0]) >= FEWEST_CORNERS else None
+    return pair if board.is_enough(pair.common[0]) else None
 
 
 def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> CalibrationResult:

@@ -8,6 +8,7 @@ from foundation_stereo_depth.calibration_files import save_calibration
 from foundation_stereo_depth.data.formats import write_rgb
 from foundation_stereo_depth.data.pairs import find_pairs
 from foundation_stereo_depth.errors import CalibrationError, UserError
+from foundation_stereo_depth.files import write_whole
 from live_camera.board import Board
 from live_camera.calibrate import BoardPair, CalibrationResult, calibrate, pair_views
 from live_camera.calibrate_options import CalibrateOptions
@@ -112,6 +113,6 @@ def _write(
     text = report(
         result, f"{options.board.pattern} of {options.board.corners} inner corners, {options.board.square_mm} mm"
     )
-    beside(output, "report.txt").write_text(text + "\n")
+    write_whole(beside(output, "report.txt"), lambda file: file.write(f"{text}\n".encode()), durable=False)
     print(text)
     print(f"\n{output}: written, and beside it _report.txt, _coverage.png and _rectified.png")

@@ -130,7 +130,7 @@ class Camera:
         self.live = not is_video(address)
         self.settings_missed: list[str] = []
         self._options = options
-        self._is_device = is_device(address)
+        self.is_device = is_device(address)
         # An index may name another camera once this one has been unplugged; its port does not.
         self._address = (stable_path(int(address)) or address) if address.isdecimal() else address
         self._locked: dict[int, float] = {}
@@ -153,7 +153,7 @@ class Camera:
         if not self._capture.grab():
             return None
         now_s = time.monotonic()
-        if self._is_device:
+        if self.is_device:
             driver_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if 0 <= now_s - driver_s < _PLAUSIBLE_AGE_S:
                 return driver_s
@@ -209,7 +209,7 @@ class Camera:
     def _opened(self) -> Any:
         with quiet_opencv():
             capture = self._found()
-        if self._is_device and capture.isOpened():
+        if self.is_device and capture.isOpened():
             if not self._locked:  # the last program may have left the camera locked
                 capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, _AUTO_EXPOSURE)
                 capture.set(cv2.CAP_PROP_AUTO_WB, 1.0)
@@ -219,7 +219,7 @@ class Camera:
     def _found(self) -> Any:
         if not self.live:
             return cv2.VideoCapture(self._address)
-        if not self._is_device:
+        if not self.is_device:
             timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
             timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
             return cv2.VideoCapture(self._address, cv2.CAP_FFMPEG, timeouts)
@@ -241,7 +241,7 @@ class Camera:
         if not self.live:
             missing = not Path(self._address).is_file()
             return f"{self.role}: {'no such file' if missing else 'is not a video that can be decoded'}"
-        if not self._is_device:
+        if not self.is_device:
             return f"{self.role}: no stream answers there within {_STREAM_TIMEOUT_MS // 1000} s; is its address right?"
         there = ", ".join(f"{camera.index} ({camera.name})" for camera in find_cameras())
         return (

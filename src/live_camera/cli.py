@@ -4,6 +4,7 @@ The only file here that reaches for networks, and for MLflow: inside the functio
 """
 
 import dataclasses
+import signal
 import sys
 import tempfile
 import warnings
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 from foundation_stereo_depth import arguments
 from foundation_stereo_depth.errors import CameraError, UserError, answer
 from live_camera.calibrate_options import CalibrateOptions
-from live_camera.options import DEFAULT_CALIBRATION, ListCamerasOptions, LiveViewOptions
+from live_camera.options import DEFAULT_CALIBRATION, ListCamerasOptions, LiveViewOptions, SourceOptions
 
 if TYPE_CHECKING:
     from live_camera.calibration import RigCalibration
@@ -80,6 +81,8 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
                 "needs --left and --right (or --side-by-side), the cameras, or --images, pictures of the board that "
                 "are there already: 'left*.jpg' 'right*.jpg'"
             )
+        if options.views.images is not None and (options.source.named or options.source != SourceOptions()):
+            raise UserError("--images takes pictures as they are; leave out what is about cameras and eyes")
         from live_camera.calibrate_files import calibrate_pictures
 
         calibrate_pictures(*(options.views.images or _collected(options)), options)
@@ -140,6 +143,8 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
         camera = options.camera
         if calibration is not None and camera.width is None:
             camera = dataclasses.replace(camera, width=calibration.width, height=calibration.height)
+        # Being ended ends as Ctrl-C does: what is recorded by then is closed as a video has to be.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with ExitStack() as stack:
             matcher = _matcher(options, calibration, stack)
             preparation = _preparation(options, calibration, matcher)
@@ -203,7 +208,7 @@ def _matcher(options: LiveViewOptions, calibration: "RigCalibration | None", sta
         return BlockMatcher(height=asked.network_height or round(width * native[1] / native[0]), width=width)
     load = _loader(options)
     path = _network_file(options, stack)
-    return WatchedMatcher(path, load, load(path)) if asked.watch_checkpoint else load(path)
+    return WatchedMatcher(path, load) if asked.watch_checkpoint else load(path)
 
 
 def _network_file(options: LiveViewOptions, stack: ExitStack) -> Path:

@@ -72,8 +72,8 @@ class Eyes(Protocol):
 class TwoCameras:
     """Two devices, streams or videos.
 
-    Cameras that run freely are out of step by up to a whole picture. Where one is behind by more than half of one, it
-    is grabbed again, so that the skew is never more than half a picture.
+    Cameras that run freely are out of step by up to a whole picture. Where one is behind by clearly more than half of
+    one, it is grabbed again: at half of one exactly, it would be again and again.
     """
 
     def __init__(self, left: Camera, right: Camera) -> None:

@@ -211,6 +211,7 @@ def live_view(
     pictures: dict[str, Canvas] = {}
     recorder: Recorder | None = None
     arrangement: str | None = None
+    of_pictures: list[str] = []
     figures, figures_at_s = "", 0.0
     if options.record is not None:
         check_recordable(options.record)
@@ -232,14 +233,14 @@ def live_view(
             # -------- the newest pair, and what is in it
             holding = windows is not None and windows.state.hold and result is not None
             fresh = None if holding else finder.next(_WAIT_S)
-            complaints: list[str] = []
             if fresh is not None:
                 result = fresh
                 if meter.pairs % _ARRANGEMENT_EVERY == 0:
                     arrangement = arrangement_complaint(fresh.left, fresh.right)
                 if rig.live:
-                    complaints += pictures_watch.complaints(fresh.frame)
+                    of_pictures = pictures_watch.complaints(fresh.frame)
             # -------- what there is to say
+            complaints = list(of_pictures)
             if rig.complaint is not None:
                 complaints.append(rig.complaint)
             if arrangement is not None:
@@ -273,13 +274,16 @@ def live_view(
                 if after_pair is not None:
                     after_pair(fresh)
             # -------- what the keys ask for
-            if "s" in keys and result is not None:
-                snapshots.save(result, pictures)
-            if "r" in keys:
-                if recorder is not None:
-                    recorder = _stop_recording(recorder, rig, meter)
-                else:
-                    recorder = _start_recording(_recording_name(options.save_dir), rig)
+            try:
+                if "s" in keys and result is not None:
+                    snapshots.save(result, pictures)
+                if "r" in keys:
+                    if recorder is not None:
+                        recorder = _stop_recording(recorder, rig, meter)
+                    else:
+                        recorder = _start_recording(_recording_name(options.save_dir), rig)
+            except (UserError, OSError) as error:  # the view is worth more than what a key asked for
+                tqdm.write(f"not saved: {error}", file=sys.stderr)
             for folder in snapshots.saved():
                 tqdm.write(f"{folder}: saved")
         bar.set_postfix_str(f"{meter.figures(rig)}  ·  {matcher.name}")
@@ -305,4 +309,5 @@ def _stop_recording(recorder: Recorder, rig: Rig, meter: Meter) -> None:
 
 
 def _recording_name(folder: Path) -> Path:
-    return folder / time.strftime("%Y%m%d-%H%M%S.avi")
+    name = time.strftime("%Y%m%d-%H%M%S")
+    return next(path for n in range(10**6) if not (path := folder / f"{name}{f'-{n}' if n else ''}.avi").exists())

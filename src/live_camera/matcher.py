@@ -122,20 +122,20 @@ class WatchedMatcher:
 
     Args:
         path: the file.
-        load: file -> network.
-        first: the network to begin with.
+        load: file -> network; the first one is loaded at once.
 
     Attributes:
         problem: why the newest file is not running; None where it is.
         replaced: how many files were taken over.
     """
 
-    def __init__(self, path: Path, load: Callable[[Path], Matcher], first: Matcher) -> None:
+    def __init__(self, path: Path, load: Callable[[Path], Matcher]) -> None:
         self._path = path
         self._load = load
+        self._seen = _signature(path)  # before it is read: what is replaced meanwhile is read again
+        first = load(path)
         self._running = first
         self._next: Matcher | None = None
-        self._seen = _signature(path)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._watch, name="checkpoint", daemon=True)

@@ -81,6 +81,16 @@ class Recorder:
         return f"{self.path}: {self.written} pairs recorded{left_out}; --side-by-side {self.path} plays them"
 
     def _write(self) -> None:
+        """Writes until told to end; whatever happens, what still comes is taken, so that nobody waits for room."""
+        try:
+            self._write_pairs()
+        except (OSError, cv2.error) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self._failure = UserError(f"--record {self.path}: stopped after {self.written} pairs ({reason})")
+            while self._pairs.get() is not None:
+                pass
+
+    def _write_pairs(self) -> None:
         writer: cv2.VideoWriter | None = None
         while (frame := self._pairs.get()) is not None:
             if self._failure is not None:

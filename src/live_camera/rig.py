@@ -7,6 +7,7 @@
 A live rig overwrites what nobody took; videos and pictures wait, so that none of theirs is left out.
 """
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ _DRAINED_PICTURES = 5
 """The eye that was not lost has this many old pictures waiting when the other one comes back."""
 _MOST_DAMAGED_IN_A_ROW = 10
 """Cheap cameras send a torn picture now and then; so many on end count as a camera lost."""
+_APART_FOR_S = 2.0
 _SETTLING_S = 1.5
 """Exposure and white balance find their values in about this time before they are locked."""
 
@@ -87,6 +89,7 @@ class Rig:
         self.damaged = 0
         self.tap: Callable[[StereoFrame], None] | None = None
         self._damaged_in_a_row = 0
+        self._apart_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
 
     @property
@@ -106,8 +109,14 @@ class Rig:
 
     @property
     def complaint(self) -> str | None:
-        """What is being waited for, in one line; None where all is well."""
+        """What is being waited for, or why no pair comes, in one line; None where all is well."""
         role = self.waiting_for
+        apart_since_s = self._apart_since_s
+        if role is None and apart_since_s is not None and time.monotonic() - apart_since_s > _APART_FOR_S:
+            return (
+                f"every pair is dropped: the eyes are {abs(self.skew_ms):.0f} ms apart, and --max-skew-ms allows "
+                f"{self._source.max_skew_ms:g}"
+            )
         if role is None:
             return None
         if self._shape is not None:
@@ -187,7 +196,9 @@ class Rig:
             self.skew_ms = 1000 * (times.right_s - times.left_s)
             if abs(self.skew_ms) > self._source.max_skew_ms:
                 self.skew_dropped += 1
+                self._apart_since_s = self._apart_since_s or time.monotonic()
                 return None
+            self._apart_since_s = None
             left, right = self._eyes.retrieve()
             self._damaged_in_a_row = 0
         except DamagedError as damaged:
@@ -279,7 +290,7 @@ def open_rig(
     """
     source.needs_eyes()
     eyes = _open_eyes(source, camera)
-    if eyes.live:
+    if all(camera.is_device for camera in eyes.cameras) and eyes.cameras:
         _lock_colours(eyes)
     rig = Rig(eyes, source, fps=camera.fps or ((eyes.fps or 1.0) if realtime else None), tell=tell)
     for line in rig.settings_missed:
@@ -291,7 +302,8 @@ def _open_eyes(source: SourceOptions, options: CameraOptions) -> Eyes:
     if source.side_by_side is not None:
         role = f"--side-by-side {source.side_by_side}"
         if _is_capture(source.side_by_side):
-            return SideBySide(Camera(source.side_by_side, role, options))
+            both = options if options.width is None else dataclasses.replace(options, width=2 * options.width)
+            return SideBySide(Camera(source.side_by_side, role, both))
         return PicturePairs(find_pairs(source.side_by_side, None), role)
     assert source.left is not None
     assert source.right is not None

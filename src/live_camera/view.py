@@ -127,7 +127,8 @@ class ViewState:
             case "[" | "]" if self.high is not None and self.low is not None:
                 self.follow = False
                 factor = _RANGE_STEP if chr(key) == "]" else 1 / _RANGE_STEP
-                self.high = max(self.low + 0.1, self.high * factor)
+                # Apart by more than the two digits that the ends are rounded to.
+                self.high = max(self.low + 0.1, 1.2 * self.low, self.high * factor)
             case _:
                 pass
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.files import write_whole
 
 FSD_BASE = 255
 """Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
@@ -99,9 +100,9 @@ def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.nda
 
 
 def write_rgb(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes an RGB picture; the suffix chooses the encoding."""
+    """Writes an RGB picture, whole or not at all; the suffix chooses the encoding."""
     encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
-    path.write_bytes(encoded.tobytes())
+    write_whole(path, lambda file: file.write(encoded.tobytes()), durable=False)
 
 
 def encode_whole_steps(values: Float[np.ndarray, "H W"], steps_per_unit: float) -> UInt16[np.ndarray, "H W"]:
