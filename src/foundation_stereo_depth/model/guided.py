@@ -47,8 +47,8 @@ class GuidedNetwork(nn.Module):
         super().__init__()
         levels = [base_channels * factor // 2 for factor in (2, 3, 4, 6, 8)]
         half = levels[0]
-        # A kernel of 6 at a stride of 2 is one of 3 at half resolution that sees each pixel of full resolution.
-        self.stem = nn.Sequential(_convolution(_SEEN, half, size=6, stride=2), _convolution(half, half))
+        # A kernel of 2 at a stride of 2 takes squares of four pixels apart; after the second convolution one sees 6x6.
+        self.stem = nn.Sequential(_convolution(_SEEN, half, size=2, stride=2), _convolution(half, half))
         self.down = nn.ModuleList(
             nn.Sequential(_convolution(above, below, stride=2), _convolution(below, below))
             for above, below in pairwise(levels)
