@@ -25,6 +25,7 @@ from foundation_stereo_depth.data.sample import StereoSample, resize_sample
 _ROWS, _ACROSS = 6, 2
 _HEIGHT, _WIDTH = 240, 320
 _HARDNESS_SCENES = 100
+_NOISES = (0, 2, 4)  # levels of 256
 _JUMP_PX = 2.0  # between neighbours: a depth edge
 _NEAR_PX = 9
 _ALIKE = 12  # of 255: how much a visible point may differ between the eyes, where sampling differs
@@ -43,6 +44,11 @@ def real_samples(root: Path) -> Iterator[StereoSample]:
         yield resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH)
 
 
+def made_up() -> Iterator[StereoSample]:
+    """Scenes at the network's size."""
+    return (scene_sample(i, _HEIGHT, _WIDTH) for i in range(_HARDNESS_SCENES))
+
+
 def strip(sample: StereoSample, warped: np.ndarray, unlike: np.ndarray) -> np.ndarray:
     """Left, right, disparity, and the right view warped back, darkened where it shows something else."""
     level = np.clip(sample.disparity_px.astype(np.float32) / (0.3 * _WIDTH) * 255, 0, 255).astype(np.uint8)
@@ -50,18 +56,23 @@ def strip(sample: StereoSample, warped: np.ndarray, unlike: np.ndarray) -> np.nd
     return np.hstack([sample.left, sample.right, colours, np.where(unlike[..., None], warped // 5, warped)])
 
 
-def hardness(samples: Iterable[StereoSample]) -> dict[str, float]:
-    """Means over pairs: how often and by how much `prior_planes` is wrong, near depth edges and away from them."""
-    rows = []
+def hardness(samples: Iterable[StereoSample], noise: float) -> dict[str, float]:
+    """Means over pairs: how often and by how much `prior_planes` is wrong, near depth edges and away from them.
+
+    Args:
+        samples: the pairs.
+        noise: added to both eyes, its deviation in levels of 256.
+    """
+    rows, random = [], np.random.default_rng(0)
     for sample in samples:
         true_px = np.asarray(sample.disparity_px, np.float32)
         known = np.isfinite(true_px) & (true_px > 0)
-        planes = prior_planes(sample.left, sample.right)
+        planes = prior_planes(*(noisy(eye, noise, random) for eye in (sample.left, sample.right)))
         error_px = np.abs(planes[0] - true_px)
-        whole_px = np.nan_to_num(true_px)
-        jumps = np.maximum(
-            np.abs(np.diff(whole_px, axis=1, prepend=whole_px[:, :1])),
-            np.abs(np.diff(whole_px, axis=0, prepend=whole_px[:1])),
+        known_px = np.where(known, true_px, np.nan)  # beside NaN there is no jump
+        jumps = np.fmax(
+            np.abs(np.diff(known_px, axis=1, prepend=known_px[:, :1])),
+            np.abs(np.diff(known_px, axis=0, prepend=known_px[:1])),
         )
         near = cv2.dilate((jumps > _JUMP_PX).astype(np.uint8), np.ones((_NEAR_PX, _NEAR_PX), np.uint8)) > 0
         rows.append(
@@ -77,6 +88,11 @@ def hardness(samples: Iterable[StereoSample]) -> dict[str, float]:
             }
         )
     return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in rows[0]}
+
+
+def noisy(eye: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:
+    """A picture with white noise, of levels of 256."""
+    return np.clip(np.rint(eye + random.normal(0, deviation, eye.shape)), 0, 255).astype(np.uint8)
 
 
 def main() -> None:
@@ -106,8 +122,9 @@ def main() -> None:
                 "threads": torch.get_num_threads(),
                 "median_ms_per_scene": statistics.median(times_ms),
                 "alike_percent": [round(share, 1) for share in alike_percent],
-                "for_the_matcher": hardness(scene_sample(i, _HEIGHT, _WIDTH) for i in range(_HARDNESS_SCENES)),
-                "for_the_matcher_real": asked.dataset_root and hardness(real_samples(asked.dataset_root)),
+                "for_the_matcher": {f"noise of {noise}": hardness(made_up(), noise) for noise in _NOISES},
+                "for_the_matcher_real": asked.dataset_root
+                and {f"noise of {noise}": hardness(real_samples(asked.dataset_root), noise) for noise in _NOISES},
             }
         )
     )

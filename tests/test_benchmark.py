@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import weakref
 from pathlib import Path
 
 import mlflow
@@ -10,28 +12,45 @@ from conftest import write_fsd_sample
 from test_benchmarks import eth3d
 
 from foundation_stereo_depth import arguments
+from foundation_stereo_depth import benchmark as benchmark_module
 from foundation_stereo_depth.benchmark import benchmark
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.cli import _checkpoint, evaluate_command, predict_command
+from foundation_stereo_depth.data.benchmarks import BenchmarkScene, FsdScenes
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference_options import EvaluateOptions
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
-from foundation_stereo_depth.options import ModelOptions, TrainOptions
+from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.predict import RIG_SIGMA_PX
 from foundation_stereo_depth.train import train
+from foundation_stereo_depth.uncertainty import UncertaintyCounts
 
 H, W = 48, 64
 
 
-def write_checkpoint(path: Path, *, bias: float = 0.0, scale: float = 1.0, distribution: str = "laplace") -> Path:
-    """A network that says the same disparity everywhere: its last layer has no weights, only biases."""
+def write_checkpoint(
+    path: Path,
+    *,
+    bias: float = 0.0,
+    scale: float = 1.0,
+    distribution: str = "laplace",
+    data: dict | None = None,
+    learnt_from: str | None = None,
+) -> Path:
+    """A network that says the same disparity everywhere: its last layer has no weights, only biases.
+
+    Args:
+        data: options of its run about data.
+        learnt_from: the identity of its run's samples.
+    """
     options = ModelOptions(base_channels=4, depth=1)
     weights = create_network(options).state_dict()
     weights["head.weight"] = torch.zeros_like(weights["head.weight"])
     weights["head.bias"] = torch.cat([torch.full((4,), bias), torch.zeros(4)])
     plain = arguments.to_plain(TrainOptions())
-    plain["data"] |= {"height": H, "width": W}
+    plain["data"] |= {"height": H, "width": W} | (data or {})
     save_checkpoint(
         path,
         Checkpoint(
@@ -42,6 +61,7 @@ def write_checkpoint(path: Path, *, bias: float = 0.0, scale: float = 1.0, distr
             run_id="",
             progress=Progress(),
             options=plain,
+            training={} if learnt_from is None else {"data": learnt_from},
         ),
     )
     return path
@@ -151,6 +171,105 @@ def test_occluded_pixels_are_told_apart_where_the_benchmark_does(tmp_path: Path)
 def test_at_most_so_many_scenes_are_evenly_spread(fsd_tree: Path) -> None:
     result = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W, max_samples=2)
     assert [scene["name"] for scene in result["scenes"]] == ["scene_0/0001", "scene_2/0000"]
+
+
+def test_scenes_are_let_go_while_others_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for frame in range(5):
+        write_fsd_sample(tmp_path / "fsd", "s", str(frame), H, W, seed=frame)
+    pictures, counts = list[weakref.ref](), list[weakref.ref]()
+    read, count = FsdScenes.read, benchmark_module.uncertainty_counts
+
+    def watched_read(self: FsdScenes, i: int) -> BenchmarkScene:
+        # The scene before this one is still the loop's; of its counts, so are those it added to the sum.
+        assert sum(picture() is not None for picture in pictures) <= 1
+        assert sum(each() is not None for each in counts) <= 2
+        scene = read(self, i)
+        pictures.append(weakref.ref(scene.sample.left))
+        return scene
+
+    def watched_count(*given) -> UncertaintyCounts:
+        counted = count(*given)
+        counts.append(weakref.ref(counted))
+        return counted
+
+    monkeypatch.setattr(FsdScenes, "read", watched_read)
+    monkeypatch.setattr(benchmark_module, "uncertainty_counts", watched_count)
+    network = write_checkpoint(tmp_path / "x.pt")
+    for at_native_size in (True, False):
+        result = evaluated(checkpoint=network, dataset_root=tmp_path / "fsd", at_native_size=at_native_size)
+        assert len(result["scenes"]) == 5
+    assert len(pictures) == len(counts) == 10
+
+
+@pytest.fixture
+def many_scenes(tmp_path: Path) -> Path:
+    """Ten scenes of one frame each."""
+    for scene in range(10):
+        write_fsd_sample(tmp_path / "fsd", f"scene_{scene}", "0000", H, W, seed=scene)
+    return tmp_path / "fsd"
+
+
+def divided(root: Path, val_fraction: float) -> tuple[list[str], str]:
+    """What a run validates on, and the identity of its samples, as training itself says."""
+    files = open_files(DataOptions(val_fraction=val_fraction, num_workers=0), root, pin_memory=False)
+    names = [files.validation.name(i) for i in range(len(files.validation))]
+    return names, str(files.facts["dataset_fingerprint"])
+
+
+def test_only_the_scenes_that_its_run_kept_apart(many_scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, identity = divided(many_scenes, 0.3)
+    network = write_checkpoint(Path("x.pt"), data={"val_fraction": 0.3}, learnt_from=identity)
+    result = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation")
+    assert [scene["name"] for scene in result["scenes"]] == kept
+    assert len(kept) == 3
+    assert capsys.readouterr().err.splitlines()[0] == "validation scenes only, split by scene: 3 of 10 scenes validate"
+    one = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation", max_samples=1)
+    assert [scene["name"] for scene in one["scenes"]] == kept[1:2]
+
+
+def test_scenes_that_the_network_was_trained_on_are_warned_of(
+    many_scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(**settings) -> str:
+        network = write_checkpoint(Path("x.pt"), **settings)
+        evaluated(checkpoint=network, dataset_root=many_scenes, max_samples=5)
+        return "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "warning" in line)
+
+    kept, identity = divided(many_scenes, 0.3)
+    known = 5 - sum(name in kept for name in [f"scene_{i}/0000" for i in (1, 3, 5, 7, 9)])
+    here = {"dataset_root": os.path.relpath(many_scenes), "val_fraction": 0.3}
+    expected = (
+        f"warning: the network was trained on {known} of the 5 scenes that it is scored on; --split validation leaves "
+        "them out\n"
+    )
+    assert told(data=here, learnt_from=identity) == expected
+    assert told(data={"val_fraction": 0.3}, learnt_from=identity) == expected  # a copy elsewhere
+    assert told(data=here) == expected  # of before runs knew what they learnt from
+    assert "which holds other samples by now: it may know some" in told(data=here, learnt_from="others")
+    assert told(data=here | {"val_fraction": 0.0}, learnt_from=identity).endswith(
+        "on 5 of the 5 scenes that it is scored on\n"
+    )
+    assert told(learnt_from="others") == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "changes", "said"),
+    [
+        ("x.pt", {"learnt_from": "others"}, {}, "the network's run learnt from other samples than .*fsd holds now"),
+        ("x.pt", {"data": {"val_fraction": 0.0, "dataset_root": "fsd"}}, {}, "kept no scene apart"),
+        ("x.safetensors", {}, {}, "this network's file does not keep its run's options"),
+        (None, {}, {"baseline": "sgbm"}, "--checkpoint none names none"),
+        ("x.pt", {}, {"dataset": "eth3d"}, "needs --dataset fsd"),
+    ],
+)
+def test_scenes_kept_apart_have_to_be_known(
+    fsd_tree: Path, file: str | None, settings: dict, changes: dict, said: str
+) -> None:
+    write_checkpoint(Path("x.pt"), **settings)
+    eth3d(Path())
+    root = Path() if "dataset" in changes else fsd_tree
+    with pytest.raises(UserError, match=f"--split validation: .*{said}"):
+        evaluated(checkpoint=file and Path(file), dataset_root=root, split="validation", **changes)
 
 
 def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -65,8 +66,28 @@ def test_a_picture_without_texture_is_answered_without_inventing_matches() -> No
     assert np.isnan(found.disparity_px).all()
 
 
-def textured(height: int = 120, width: int = 160) -> np.ndarray:
-    coarse = np.random.default_rng(0).integers(40, 216, (height // 4, width // 4, 3), dtype=np.uint8)
+@pytest.mark.parametrize("far_px", [-0.25, 0.0, 0.25, 0.5, 1.0])
+def test_what_is_nearly_infinitely_far_is_not_taken_for_what_is_near(far_px: float) -> None:
+    # OpenCV knows no fractions of the least disparity that it looks for: from 0 on, all this would be a hole.
+    wall, thing = textured(160, 240), textured(160, 240, seed=1)
+    x, y = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
+    inside = (abs(x - 80) < 20) & (abs(y - 60) < 30)
+    inside_right = (abs(x + 20 - 80) < 20) & (abs(y - 60) < 30)
+
+    def seen(picture: np.ndarray, shift_px: float) -> np.ndarray:
+        return cv2.remap(picture, x + 40 + shift_px, y + 20, cv2.INTER_LINEAR)
+
+    left = np.where(inside[..., None], seen(thing, 0), seen(wall, 0))
+    right = np.where(inside_right[..., None], seen(thing, 20), seen(wall, far_px))
+    found_px, matched = prior_planes(left, right)[[0, 3]]
+    far = ~cv2.dilate(inside.astype(np.uint8), np.ones((41, 41))).astype(bool)
+    assert matched[far].mean() > 0.9
+    assert (np.abs(found_px[far] - max(far_px, 0)) > 1).mean() < 0.02
+    assert np.median(found_px[abs(x - 80) + abs(y - 60) < 15]) == pytest.approx(20, abs=0.5)
+
+
+def textured(height: int = 120, width: int = 160, *, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(40, 216, (height // 4, width // 4, 3), dtype=np.uint8)
     return np.kron(coarse, np.ones((4, 4, 1), np.uint8))
 
 

@@ -134,6 +134,8 @@ def test_a_bad_sample_stops_unless_skipped_and_is_then_named(tmp_path: Path, fsd
     assert batch.counts.bad[0].startswith(str(bad))
     assert batch.disparity_px[3].isnan().all()
     assert not batch.disparity_px[2].isnan().all()
+    assert torch.equal(batch.left[3], batch.left[0])  # it shows what a good one shows
+    assert batch.left[3].any()
 
 
 def test_at_most_so_many_samples(tmp_path: Path, fsd_tree: Path) -> None:

@@ -12,6 +12,7 @@ from foundation_stereo_depth.block_matching import PRIOR_PLANES, match_blocks, p
 from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, save_safetensors
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import resize_sample
+from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.export import export_network
 from foundation_stereo_depth.inference_options import ExportOptions
 from foundation_stereo_depth.loss import heteroscedastic_loss, training_loss
@@ -25,7 +26,7 @@ from foundation_stereo_depth.model import (
     wants_prior,
     with_norms_folded,
 )
-from foundation_stereo_depth.options import LossOptions, ModelOptions, OptimizerOptions
+from foundation_stereo_depth.options import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.trained import DEFAULT_WEIGHTS
 from foundation_stereo_depth.training_state import TrainingState
@@ -91,6 +92,19 @@ def test_every_weight_gets_a_gradient(network: GuidedNetwork) -> None:
     for name, weights in network.named_parameters():
         assert weights.grad is not None, name
         assert weights.grad.abs().sum() > 0, name
+
+
+def test_one_value_per_channel_is_too_few_to_train_on(network: GuidedNetwork) -> None:
+    network.train()
+    with pytest.raises(UserError, match="one pair of 32x32 a process leaves one value per channel"):
+        network(*inputs_of(1, 32, 32))
+    for shape in ((2, 32, 32), (1, 33, 32), (1, 32, 33)):
+        assert network(*inputs_of(*shape)).disparity_px.shape[-2:] == shape[1:]
+    smallest = {"model": "guided", "height": 32, "width": 32, "batch_size": 1}
+    with pytest.raises(UserError, match="--batch-size 1: leaves one value per channel"):
+        arguments.build(TrainOptions, smallest)
+    for change in ({"model": "unet"}, {"height": 33}, {"width": 33}, {"batch_size": 2}):
+        arguments.build(TrainOptions, smallest | change)
 
 
 def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network: GuidedNetwork) -> None:

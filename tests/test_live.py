@@ -438,6 +438,7 @@ def test_keys_save_record_hold_and_end(
         ),
         ([*GLOBS, "--checkpoint", "x.pt", "--run-id", "1"], "both name a network"),
         ([*GLOBS, "--checkpoint", "x.pt", "--weights", "last"], "chooses among the checkpoints of a run"),
+        ([*GLOBS, "--mlflow-tracking-uri", "sqlite:///x.db"], "x.db: is where a run is kept; give --run-id"),
         ([*GLOBS, "--checkpoint", "gone.pt"], "gone.pt: cannot be read"),
         ([*GLOBS, "--method", "sgbm", "--calibration", "gone.npz"], "gone.npz: cannot be read"),
         ([*GLOBS, "--method", "sgbm", "--record", "all.gif"], "--record all.gif: has to end in .avi, .mp4, .mkv"),

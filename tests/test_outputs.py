@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from foundation_stereo_depth import outputs
 from foundation_stereo_depth.data.formats import decode_whole_steps, read_pfm, read_png16
 from foundation_stereo_depth.errors import CalibrationError, UserError
 from foundation_stereo_depth.geometry import depth_from_disparity
@@ -60,6 +61,34 @@ def test_depth_beyond_16_bits_is_unknown_in_a_png() -> None:
     Writer(options).write("a", LEFT, prediction_of(0.5))
     assert read_png16(Path("out/a_depth.png")).max() == 0
     assert np.load("out/a_depth.npy").max() == 80.0
+
+
+def test_disparity_beyond_16_bits_is_unknown_in_a_png_and_sigma_stays_at_the_largest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    prediction = prediction_of()
+    prediction.disparity_px[3, 4], prediction.disparity_px[3, 5] = 305.902, 255.99
+    prediction.sigma_px[5, 6], prediction.sigma_px[5, 7] = 300.0, np.nan
+    Writer(options_of(write="disparity,sigma", map_format="png,npy")).write("a", LEFT, prediction)
+    codes = {what: read_png16(Path(f"out/a_{what}.png")) for what in ("disparity", "sigma")}
+    assert codes["disparity"][3, 4:7].tolist() == [0, 65533, 8 * 256]
+    assert codes["sigma"][5, 6:8].tolist() == [65535, 0]
+    assert np.load("out/a_disparity.npy")[3, 4] == np.float32(305.902)
+    error = capsys.readouterr().err
+    assert "a_disparity.png: 1 pixels of more than 255.996 px (up to 305.902) are unknown in it" in error
+    assert error.count("warning:") == 1
+    Writer(options_of(write="disparity", map_format="npy")).write("b", LEFT, prediction)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_pair_that_cannot_be_encoded_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise UserError("no")
+
+    monkeypatch.setattr(outputs, "result_picture", refuse)
+    with pytest.raises(UserError, match="no"):
+        Writer(options_of(write="disparity,picture")).write("a", LEFT, prediction_of())
+    assert not Path("out").exists()
 
 
 def test_nothing_is_overwritten_unasked() -> None:

@@ -11,7 +11,7 @@ from foundation_stereo_depth import predict_files
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.formats import decode_whole_steps, read_png16, write_rgb
-from foundation_stereo_depth.predict import Predictor
+from foundation_stereo_depth.predict import Prediction, Predictor
 
 
 @pytest.fixture
@@ -48,6 +48,27 @@ def test_folders_are_predicted_pair_by_pair(batch_size: str, capfd: pytest.Captu
     assert "exchanged" not in told.err
     assert predict_command(["left", "right", *flags]) == 2
     assert "0000_disparity.png: is there already" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("folders")
+def test_one_disparity_beyond_16_bits_stops_no_batch(
+    monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    predictor = matching_predictor(44, 88)
+    plain = predictor.batch
+
+    def with_one_too_large(pairs: list) -> list[Prediction]:
+        predictions = plain(pairs)
+        predictions[0].disparity_px[1, 2] = 305.902
+        return predictions
+
+    monkeypatch.setattr(predictor, "batch", with_one_too_large)
+    monkeypatch.setattr(predict_files, "open_predictor", lambda *_: predictor)
+    assert predict_command(["left", "right", "-o", "out", "--write", "disparity"]) == 0
+    error = capfd.readouterr().err
+    assert error.count("warning:") == len(list(Path("out").iterdir())) == 5
+    assert "out/0004_disparity.png: 1 pixels of more than 255.996 px (up to 305.902) are unknown in it" in error
+    assert "--map-format pfm or npy keeps them" in error
 
 
 @pytest.mark.usefixtures("folders", "matching")
@@ -114,13 +135,20 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
             "needs --calibration, or --focal-px",
         ),
         (["left", "right", "-o", "out", "--run-id", "0123"], "--run-id 0123: neither a file, nor a run"),
+        (["left", "right", "-o", "out", "--weights", "last"], "--weights last: chooses among the checkpoints of a run"),
+        (["left", "right", "-o", "out", "--weights", "best"], "of a run; give --run-id"),
+        (
+            ["left", "right", "-o", "out", "--mlflow-tracking-uri", "sqlite:///x.db"],
+            "--mlflow-tracking-uri sqlite:///x.db: is where a run is kept; give --run-id",
+        ),
     ],
 )
 @pytest.mark.usefixtures("folders")
 def test_a_mistake_gets_one_line_and_status_2(
     argv: list[str], said: str, tracking_uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert predict_command([*argv, "--mlflow-tracking-uri", tracking_uri]) == 2
+    where = ["--mlflow-tracking-uri", tracking_uri] if "--run-id" in argv else []
+    assert predict_command([*argv, *where]) == 2
     error = capfd.readouterr().err
     assert error.startswith("foundation-stereo-predict: ")
     assert said in error

@@ -13,6 +13,7 @@ import requests
 from mlflow.exceptions import MlflowException
 
 from foundation_stereo_depth import tracking
+from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.tracking import Tracker, checkpoint_of_run
 
@@ -34,6 +35,11 @@ def epochs_of(tracker: Tracker) -> list[int]:
     return [point.step for point in history]
 
 
+def files_of(tracker: Tracker, folder: str) -> list[str]:
+    found = mlflow.MlflowClient(tracker.uri).list_artifacts(tracker.run_id, folder)
+    return [Path(file.path).name for file in found]
+
+
 def break_off(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, error: Exception) -> Callable[[], None]:
     """The server is gone until the returned function is called."""
 
@@ -44,7 +50,9 @@ def break_off(tracker: Tracker, monkeypatch: pytest.MonkeyPatch, error: Exceptio
     return lambda: monkeypatch.delattr(tracker._client, "log_batch")
 
 
-@pytest.mark.parametrize("error", [MlflowException("no answer"), requests.ConnectionError("refused"), OSError("full")])
+@pytest.mark.parametrize(
+    "error", [MlflowException("no answer"), requests.ConnectionError("refused"), ImportError("boto3")]
+)
 def test_what_a_lost_server_missed_is_sent_when_it_is_back(
     tracker: Tracker, told: list[str], monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -81,6 +89,43 @@ def test_a_refused_record_does_not_hold_up_the_others(tracker: Tracker, told: li
     assert "refuses a record of this run, which is left out" in told[0]
 
 
+def test_a_store_of_files_that_is_away_does_not_hold_up_the_figures(
+    tracker: Tracker, told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "gone"):
+        (tmp_path / name).write_text(name)
+
+    def refused(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'boto3'")
+
+    monkeypatch.setattr(tracker._client, "log_artifact", refused)
+    for name in ("a", "b", "b", "b", "gone"):
+        tracker.file(tmp_path / name, "data")
+    tracker.epoch(1, {"m": 1.0})
+    assert epochs_of(tracker) == [1]
+    assert len(told) == 1
+    assert "the store of files of MLflow" in told[0]
+    assert "boto3" in told[0]
+    assert len(tracker._files) == 3
+    monkeypatch.delattr(tracker._client, "log_artifact")
+    monkeypatch.setattr(tracking, "_TRY_AGAIN_AFTER_S", 0.0)
+    (tmp_path / "gone").unlink()
+    tracker.file(tmp_path / "a", "data")
+    assert files_of(tracker, "data") == ["a", "b"]
+    assert "answers again" in told[1]
+
+
+def test_only_files_that_are_missing_are_sent(tracker: Tracker, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("first")
+    tracker.file(tmp_path / "a", "data")
+    (tmp_path / "a").write_text("second")
+    tracker.missing_files([tmp_path / "a", tmp_path / "b"], "data")
+    assert files_of(tracker, "data") == ["a", "b"]
+    there = mlflow.MlflowClient(tracker.uri).download_artifacts(tracker.run_id, "data/a", str(tmp_path / "fetched"))
+    assert Path(there).read_text() == "first"
+
+
 def test_missing_epochs_are_found(tracker: Tracker) -> None:
     for epoch in (1, 3):
         tracker.epoch(epoch, {"m": 1.0})
@@ -88,8 +133,6 @@ def test_missing_epochs_are_found(tracker: Tracker) -> None:
 
 
 def test_an_unknown_run_is_a_users_mistake(tracking_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'?nothing'? not found"):
-        Tracker(uri=tracking_uri, experiment="test", run_id="nothing", run_name=None, tell=print)
     with pytest.raises(UserError, match="--resume nothing: neither a file, nor a run with a checkpoint"):
         checkpoint_of_run(tracking_uri, "nothing", tmp_path)
 
@@ -101,15 +144,33 @@ def test_asking_for_a_run_makes_no_database(tmp_path: Path) -> None:
 
 
 def test_a_runs_checkpoint_is_found_here_or_fetched(tracker: Tracker, tracking_uri: str, tmp_path: Path) -> None:
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/last.pt").write_bytes(b"weights")
-    tracker.file(tmp_path / "here/last.pt", "checkpoints")
-    tracker.tag({"checkpoint_folder": tmp_path / "here"})
-    assert checkpoint_of_run(tracking_uri, tracker.run_id, tmp_path / "fetched") == tmp_path / "here/last.pt"
-    (tmp_path / "here/last.pt").unlink()
-    fetched = checkpoint_of_run(tracking_uri, tracker.run_id, tmp_path / "fetched")
-    assert fetched.read_bytes() == b"weights"
-    assert tmp_path / "fetched" in fetched.parents
+    here, moved, fetched = tmp_path / "here/last.pt", Path("runs") / tracker.run_id / "last.pt", tmp_path / "fetched"
+
+    def found() -> Path:
+        return checkpoint_of_run(tracking_uri, tracker.run_id, fetched)
+
+    checkpoint_at(here, tracker.run_id, step=2)
+    tracker.file(here, "checkpoints")
+    assert fetched in found().parents  # nothing says that its folder is this one
+    tracker.tag({"checkpoint_folder": here.parent})
+    assert found() == here
+    checkpoint_at(moved, tracker.run_id, step=3)
+    assert found() == moved
+    checkpoint_at(moved, tracker.run_id, step=1)
+    assert found() == here
+    moved.unlink()
+    checkpoint_at(here, "another run", step=5)
+    assert fetched in found().parents
+    assert load_checkpoint(found()).progress.step == 2
+
+
+def checkpoint_at(path: Path, run_id: str, *, step: int) -> None:
+    save_checkpoint(
+        path,
+        Checkpoint(
+            model={}, weights={}, uncertainty={}, metrics={}, run_id=run_id, progress=Progress(step=step), options={}
+        ),
+    )
 
 
 def test_the_standard_variable_of_mlflow_is_heeded(tracking_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.record import Stopped
 from foundation_stereo_depth.start import resolve
-from foundation_stereo_depth.tracking import Tracker
+from foundation_stereo_depth.tracking import _Outbox
 from foundation_stereo_depth.train import train
 from foundation_stereo_depth.trained import read_trained
 from foundation_stereo_depth.training_state import TrainingState, learning_rate_at
@@ -320,14 +320,15 @@ def test_a_resumed_run_cannot_become_another(tiny, tiny_options, tracking_uri) -
 
 
 def test_a_run_begins_with_given_weights(tiny, tiny_options) -> None:
-    train(tiny_options(epochs=1))
+    train(tiny_options(epochs=1, noise_std_max=0.01, blur_prob=0.1))
     learnt = load_checkpoint(Path("out/best.pt")).weights
     flags = tiny(initial_weights=Path("out/best.safetensors"), output_dir=Path("more"), learning_rate=0.0, epochs=1)
     flags.pop("base_channels")
     flags.pop("depth", None)
-    options, resumed = resolve(flags)
+    options, resumed = resolve(flags | {"blur_prob": 0.2})
     assert resumed is None
     assert options.model.base_channels == 8, "as the file has it"
+    assert (options.augment.noise_std_max, options.augment.blur_prob) == (0.01, 0.2)
     train(options)
     for name, values in load_checkpoint(Path("more/last.pt")).weights.items():
         torch.testing.assert_close(values, learnt[name], rtol=0, atol=0, msg=name)
@@ -392,7 +393,7 @@ def with_value(content: dict, place: tuple, value: object) -> dict:
 
 def test_a_resumed_run_sends_all_that_its_store_has_not_got(tiny_options, tracking_uri, monkeypatch) -> None:
     with monkeypatch.context() as away:
-        away.setattr(Tracker, "_send", lambda *_, **__: None)
+        away.setattr(_Outbox, "send", lambda *_, **__: None)
         train(tiny_options(epochs=2))
     assert run_of("out", tracking_uri).data.params == {}
     train(*resolve({"resume": "out/last.pt", "mlflow_tracking_uri": tracking_uri}))
@@ -406,6 +407,54 @@ def test_a_resumed_run_sends_all_that_its_store_has_not_got(tiny_options, tracki
         ("previews", ["epoch_0001.png", "epoch_0002.png"]),
     ):
         assert [Path(item.path).name for item in client.list_artifacts(run.info.run_id, folder)] == names
+
+
+def test_a_resumed_run_sends_the_files_that_their_store_has_not_got(tiny_options, tracking_uri, monkeypatch) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(mlflow.MlflowClient, "log_artifact", _refused)
+        train(tiny_options(epochs=1))
+    run, client = run_of("out", tracking_uri), mlflow.MlflowClient(tracking_uri)
+    assert client.list_artifacts(run.info.run_id) == []
+    assert run.info.status == "FINISHED"
+    train(*resolve({"resume": "out/last.pt", "mlflow_tracking_uri": tracking_uri}))
+    assert [Path(file.path).name for file in client.list_artifacts(run.info.run_id, "previews")] == ["epoch_0001.png"]
+    assert len(client.list_artifacts(run.info.run_id, "checkpoints")) == 2
+
+
+def _refused(*_: object) -> None:
+    raise PermissionError("the store takes no files")
+
+
+def test_a_run_whose_store_is_lost_goes_on_as_another_one(tiny_options, tracking_uri, tmp_path, capsys) -> None:
+    train(tiny_options(epochs=1))
+    content = torch.load("out/last.pt", weights_only=True)
+    torch.save(content | {"run_id": "0" * 32}, "out/last.pt")  # a run that this store never had
+    train(*resolve({"resume": "out/last.pt", "mlflow_tracking_uri": tracking_uri, "epochs": 2}))
+    run = run_of("out", tracking_uri)
+    assert f"has no run {'0' * 32}: its record goes on as run {run.info.run_id}" in capsys.readouterr().out
+    points = mlflow.MlflowClient(tracking_uri).get_metric_history(run.info.run_id, "train/loss")
+    assert [point.value for point in points] == [epoch["train/loss"] for epoch in history_of("out")]
+    assert run.data.params["base_channels"] == "8"
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_run(tiny_options, tracking_uri) -> None:
+    Path("file").write_text("")
+    before = runs_at(tracking_uri)
+    with pytest.raises(NotADirectoryError):
+        train(tiny_options(output_dir=Path("file/out")))
+    assert runs_at(tracking_uri) == before
+
+
+def runs_at(uri: str) -> int:
+    client = mlflow.MlflowClient(uri)
+    return len(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def test_validation_that_takes_long_is_saved_within(tiny_options, monkeypatch) -> None:
+    saved = []
+    monkeypatch.setattr(record.Record, "save", lambda _, state, *__: saved.append(state.progress))
+    train(tiny_options(epochs=1, checkpoint_minutes=0.0, procedural_samples=8, procedural_val_samples=8))
+    assert [(now.epoch, now.step_in_epoch) for now in saved] == [(0, 1), (0, 2), (0, 2), (0, 2), (1, 0), (1, 0)]
 
 
 def test_what_was_best_is_there_whenever_the_run_ends(tiny_options, monkeypatch) -> None:

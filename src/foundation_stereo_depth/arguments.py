@@ -163,13 +163,14 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
         help_text += f" [{default}]"
     settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": help_text}
+    kinds = [each for each in _alternatives(hint) if each is not types.NoneType]
     if hint is bool:
         settings["action"] = argparse.BooleanOptionalAction
-    elif get_origin(hint) is Literal:
-        settings["choices"] = get_args(hint)
+    elif get_origin(kinds[0]) is Literal and len(kinds) == 1:
+        settings["choices"] = get_args(kinds[0])
     elif several := [each for each in _alternatives(hint) if get_origin(each) is tuple]:
-        kinds = get_args(several[0])
-        settings |= {"nargs": len(kinds), "type": _converter(kinds[0]), "metavar": tuple(map(_metavar, kinds))}
+        parts = get_args(several[0])
+        settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)

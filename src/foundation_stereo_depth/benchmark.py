@@ -19,20 +19,29 @@ from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from foundation_stereo_depth import __version__, report
+from foundation_stereo_depth.arguments import group_from_plain
 from foundation_stereo_depth.block_matching import match_blocks
-from foundation_stereo_depth.data.benchmarks import BenchmarkScene, open_benchmark
+from foundation_stereo_depth.data.benchmarks import Benchmark, BenchmarkScene, FsdScenes, open_benchmark
 from foundation_stereo_depth.data.dataset import read_ahead
-from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_dataset_root
+from foundation_stereo_depth.data.fsd import (
+    DATASET_ROOT_VARIABLE,
+    Split,
+    fingerprint,
+    named_dataset_root,
+    split_samples,
+    take_spread,
+)
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
 from foundation_stereo_depth.device import Processes, pick_device
 from foundation_stereo_depth.disparity import nearest_indices
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.inference_options import EvaluateOptions
+from foundation_stereo_depth.inference_options import BenchmarkOptions, EvaluateOptions
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.options import DataOptions, RuntimeOptions
 from foundation_stereo_depth.predict import Predictor
 from foundation_stereo_depth.report import Plain, Score
 from foundation_stereo_depth.tracking import add_to_run
+from foundation_stereo_depth.trained import NetworkFacts
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
 
 
@@ -88,10 +97,12 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
     if asked.baseline == "sgbm":
         contenders["sgbm"] = _sgbm_contender
 
-    scored: list[tuple[BenchmarkScene, dict[str, Score]]] = []
+    # Figures and sums alone: thousands of scenes do not fit into memory.
+    lines: list[Plain] = []
+    totals: dict[str, Score] = {}
     # On a CPU, reading ahead would take the cores that are being timed.
     workers = 0 if device.type == "cpu" else 2
-    positions = _spread(len(scenes), asked.max_samples)
+    positions = _asked_positions(scenes, root, None if predictor is None else predictor.facts, asked)
     warm = False
     for native in tqdm(
         read_ahead(positions, scenes.read, workers), total=len(positions), unit="scene", leave=False, file=sys.stderr
@@ -101,11 +112,10 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
             for contender in contenders.values():
                 contender(scene.sample)
             warm = True
-        scored.append((scene, {name: _score(c, scene, distribution, device) for name, c in contenders.items()}))
+        scores = {name: _score(c, scene, distribution, device) for name, c in contenders.items()}
+        lines.append(_scene_plain(scene, scores))
+        totals = {name: totals[name].plus(score) if totals else score for name, score in scores.items()}
 
-    totals = {name: scored[0][1][name] for name in contenders}
-    for _, scores in scored[1:]:
-        totals = {name: total.plus(scores[name]) for name, total in totals.items()}
     result = {
         "settings": {
             **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items() if k != "json"},
@@ -123,7 +133,7 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
             "network": None if predictor is None else predictor.description,
             "threads": torch.get_num_threads(),
         },
-        "scenes": [_scene_plain(scene, scores) for scene, scores in scored],
+        "scenes": lines,
         "overall": {name: _with_curves(score) for name, score in totals.items()},
     }
     if options.network.run_id is not None:
@@ -200,6 +210,66 @@ def _resized(scene: BenchmarkScene, height: int, width: int) -> BenchmarkScene:
     return dataclasses.replace(scene, sample=resize_sample(scene.sample, height, width), non_occluded=mask)
 
 
+def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions) -> list[int]:
+    """Positions of the scenes to score. Standard error hears how many of them the network was trained on.
+
+    Raises:
+        UserError: only validation scenes are asked for, and which those are cannot be known.
+    """
+    split = _split_of_run(scenes, root, facts)
+    if asked.split == "validation":
+        if isinstance(split, str):
+            raise UserError(f"--split validation: {split}")
+        if not _keeps_apart(split):
+            raise UserError("--split validation: the network's run kept no scene apart (its --val-fraction is 0)")
+        print(f"validation scenes only, split by {split.by}", file=sys.stderr)
+        return [int(split.validation[i]) for i in _spread(len(split.validation), asked.max_samples)]
+    positions = _spread(len(scenes), asked.max_samples)
+    if not isinstance(split, str):
+        if known := int(np.isin(positions, split.train).sum()):
+            remedy = "; --split validation leaves them out" if _keeps_apart(split) else ""
+            print(
+                f"warning: the network was trained on {known} of the {len(positions)} scenes that it is scored on"
+                f"{remedy}",
+                file=sys.stderr,
+            )
+    elif facts is not None and asked.dataset == "fsd" and _is_root_of_run(facts, root):
+        print(
+            f"warning: the network was trained on {root}, which holds other samples by now: it may know some of those "
+            "that it is scored on",
+            file=sys.stderr,
+        )
+    return positions
+
+
+def _split_of_run(scenes: Benchmark, root: Path, facts: NetworkFacts | None) -> Split | str:
+    """How the network's run divided these scenes; or, in words, why that is not known."""
+    if not isinstance(scenes, FsdScenes):
+        return "needs --dataset fsd, whose scenes training divides"
+    if facts is None:
+        return "needs the network whose run kept scenes apart, and --checkpoint none names none"
+    if not facts.data_options:
+        return "this network's file does not keep its run's options; a run's own best.pt and last.pt do"
+    # Other knobs of data may be those of another version.
+    kept = {k: v for k, v in facts.data_options.items() if k in ("max_samples", "val_fraction")}
+    data = group_from_plain(DataOptions, kept)
+    taken = take_spread(scenes.names, data.max_samples)
+    # A run says what it learnt from by names, wherever they lay; old ones do not.
+    identity = facts.data_identity
+    if not (_is_root_of_run(facts, root) if identity is None else fingerprint(scenes.names.some(taken)) == identity):
+        return f"the network's run learnt from other samples than {root} holds now, so it kept none of them apart"
+    return split_samples(scenes.names, taken, data.val_fraction)
+
+
+def _keeps_apart(split: Split) -> bool:
+    return split.validation is not split.train
+
+
+def _is_root_of_run(facts: NetworkFacts, root: Path) -> bool:
+    named = facts.data_options.get("dataset_root")
+    return isinstance(named, str) and Path(named).resolve() == root.resolve()
+
+
 def _spread(length: int, at_most: int | None) -> list[int]:
     """Positions of at most so many scenes, evenly spread."""
     if at_most is None or at_most >= length:
@@ -237,7 +307,9 @@ def _versions() -> Plain:
 
 def _record(options: EvaluateOptions, run_id: str, result: Plain, totals: dict[str, Score]) -> None:
     """Adds the results to the run: figures as metrics; JSON, table and plots as files."""
-    name = options.evaluation.dataset + ("-native" if options.evaluation.at_native_size else "")
+    asked = options.evaluation
+    name = asked.dataset + ("-validation" if asked.split == "validation" else "")
+    name += "-native" if asked.at_native_size else ""
     doubting = {k: s.uncertainty for k, s in totals.items() if s.uncertainty is not None and s.errors.valid}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "results.json").write_text(json.dumps(result, indent=2) + "\n")

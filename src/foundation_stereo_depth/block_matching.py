@@ -3,6 +3,7 @@
 NumPy and OpenCV only.
 """
 
+import math
 from typing import NamedTuple
 
 import cv2
@@ -23,6 +24,10 @@ _PROBE_SHRINKS = 4
 _PROBE_SHARE_OF_WIDTH = 0.4
 _RARELY_NEARER, _RARELY_FARTHER = 0.002, 0.01  # shares of the picture whose disparities may not be looked for
 _MARGIN_PX = 5
+_FARTHEST_PX = -2
+"""OpenCV knows no fractions of the first disparity that it looks for, so what is far wants some before 0."""
+_LEAST_PX = -0.5
+"""Of answers below 0: what is infinitely far has 0, and less by no more than a rig's errors."""
 _ALIKE = 4.0  # levels of 256
 _EVENED_BY = 2  # one in so many of the small pictures' pixels
 _MOST_GAIN = 4.0
@@ -141,7 +146,8 @@ def _looked_at(
 ) -> tuple[range, UInt8[np.ndarray, "H W 3"]]:
     """What small pictures tell: which disparities to look for, and the right view exposed as the left one is.
 
-    Disparities: from the least to the most that are found there, and some on either side.
+    Disparities: from the least to the most that are found there, and some on either side; a little below 0 where
+    something is far.
     """
     size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
     small_left, small_right = (cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in (grey_left, grey_right))
@@ -151,7 +157,7 @@ def _looked_at(
     steps, matched = _match(
         np.asarray(small_left, np.uint8),
         np.asarray(small_right, np.uint8),
-        range(disparities_for(size[0], _PROBE_SHARE_OF_WIDTH)),
+        range(_FARTHEST_PX, _FARTHEST_PX + disparities_for(size[0], _PROBE_SHARE_OF_WIDTH)),
         step_penalty=4 * area,
         jump_penalty=8 * area,
         uniqueness_percent=10,
@@ -163,7 +169,7 @@ def _looked_at(
     known = steps[rows, columns].astype(np.float32) / _STEPS_PER_PX
     far, near = int(_RARELY_FARTHER * len(known)), -1 - int(_RARELY_NEARER * len(known))
     far_px, near_px = _PROBE_SHRINKS * np.partition(known, (far, near))[[far, near]]
-    least, most_px = max(0, int(far_px - _MARGIN_PX)), near_px + _MARGIN_PX
+    least, most_px = max(_FARTHEST_PX, math.floor(far_px - _MARGIN_PX)), near_px + _MARGIN_PX
     disparities = range(least, least + max(1, int(np.ceil((most_px - least) / _STEPS_PER_PX))) * _STEPS_PER_PX)
     some = slice(None, None, _EVENED_BY)
     row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
@@ -209,7 +215,7 @@ def _match(
 
     The matcher never answers within so many first columns as the largest disparity counts, whose partners may lie
     outside the right picture. So both pictures are continued to the left, which costs a fifth more time and answers
-    those columns too.
+    those columns too. Disparities below 0, which a rig has by its errors alone, come out as 0.
 
     Args:
         left: rectified.
@@ -233,9 +239,12 @@ def _match(
         speckleRange=2,
         mode=cv2.STEREO_SGBM_MODE_SGBM_3WAY,
     )
-    more = disparities.stop
-    wider = [cv2.copyMakeBorder(view, 0, 0, more, 0, cv2.BORDER_REPLICATE) for view in (left, right)]
-    steps = np.asarray(matcher.compute(*wider))[:, more:]
+    more, beyond = disparities.stop, max(0, -disparities.start)
+    wider = [cv2.copyMakeBorder(view, 0, 0, more, beyond, cv2.BORDER_REPLICATE) for view in (left, right)]
+    steps = np.asarray(matcher.compute(*wider))[:, more : more + left.shape[1]]
+    if disparities.start < 0:
+        return np.maximum(steps, 0), steps >= int(_LEAST_PX * _STEPS_PER_PX)
+    # 0 is no answer but the least of those that were looked for: what is farther gives it, and so does the wrong.
     return steps, steps > max(disparities.start * _STEPS_PER_PX - 1, 0)
 
 

@@ -88,7 +88,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What inference needs beside the weights, fit for JSON: it stands in the header of every exported file."""
+    """What inference needs beside the weights, fit for JSON: it stands in the header of every exported file.
+
+    How the pairs were augmented is there for those who teach the network more.
+    """
     return {
         "kind": CHECKPOINT_KIND,
         "format_version": CHECKPOINT_FORMAT,
@@ -98,6 +101,7 @@ def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
         "run_id": checkpoint.run_id,
         "progress": dataclasses.asdict(checkpoint.progress),
         **{name: checkpoint.options.get("data", {}).get(name) for name in ("height", "width")},
+        "augment": checkpoint.options.get("augment", {}),
     }
 
 

@@ -153,4 +153,6 @@ def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
 
     with tempfile.TemporaryDirectory() as folder:
         uri = source.mlflow_tracking_uri
-        yield checkpoint_of_run(uri, source.run_id, Path(folder), name=f"{source.weights}.pt", flag="--run-id")
+        yield checkpoint_of_run(
+            uri, source.run_id, Path(folder), name=f"{source.weights or 'best'}.pt", flag="--run-id"
+        )

@@ -50,6 +50,11 @@ class Processes:
             torch.distributed.all_reduce(values)
         return values
 
+    def broadcast(self, values: Tensor) -> None:
+        """The values of the first process, in place."""
+        if self.world_size > 1:
+            torch.distributed.broadcast(values, src=0)
+
     def gathered(self, value: T) -> list[T]:
         """The value of every process, in the order of their ranks."""
         if self.world_size == 1:

@@ -18,7 +18,7 @@ class NetworkSourceOptions(Group):
         "with the program",
     )
     run_id: str | None = knob(None, "MLflow run whose network to use, in place of --checkpoint")
-    weights: Literal["best", "last"] = knob("best", "which checkpoint of the run")
+    weights: Literal["best", "last"] | None = knob(None, "which checkpoint of the run; else the best")
     mlflow_tracking_uri: str | None = knob(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
@@ -29,6 +29,10 @@ class NetworkSourceOptions(Group):
         super().__post_init__()
         if self.checkpoint is not None and self.run_id is not None:
             raise UserError("--checkpoint and --run-id both name a network; give one of them")
+        if self.weights is not None and self.run_id is None:
+            raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
+        if self.mlflow_tracking_uri is not None and self.run_id is None:
+            raise UserError(f"--mlflow-tracking-uri {self.mlflow_tracking_uri}: is where a run is kept; give --run-id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,8 @@ class OutputOptions(CalibrationFileOptions):
     map_format: str = knob(
         "png",
         "formats of the maps, with commas between: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
-        "confidence in 1/65535; 0 unknown), pfm (px, metres; infinite unknown), npy (NaN unknown)",
+        "confidence in 1/65535; 0 unknown; from 256 px on disparity becomes unknown, with a warning, and sigma stays "
+        "at 65535; from 65.536 m on depth becomes unknown), pfm (px, metres; infinite unknown), npy (NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
     focal_px: float | None = knob(
@@ -181,6 +186,9 @@ class BenchmarkOptions(Group):
         "$FOUNDATION_STEREO_ROOT",
     )
     download: bool = knob(False, "fetch middlebury2014, the only one that can be, to --dataset-root")
+    split: Literal["all", "validation"] = knob(
+        "all", "validation: of fsd only the scenes that the network's own run kept apart, which its .pt says"
+    )
     max_samples: int | None = knob(None, "evaluate at most so many scenes, evenly spread", minimum=1)
     at_native_size: bool = knob(
         False,

@@ -186,6 +186,15 @@ class TrainOptions:
     runtime: RuntimeOptions = RuntimeOptions()
     tracking: TrackingOptions = TrackingOptions()
 
+    def __post_init__(self) -> None:
+        # Several processes divide the batch; what is left to each the network itself looks at.
+        single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
+        if self.model.model == "guided" and single:
+            raise UserError(
+                "--model guided --height 32 --width 32 --batch-size 1: leaves one value per channel, too few to "
+                "normalise by; raise one of them"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheBuildOptions(Group):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from foundation_stereo_depth.calibration import RigCalibration
 from foundation_stereo_depth.calibration_files import read_calibration
@@ -30,7 +31,7 @@ from foundation_stereo_depth.predict import Prediction
 
 _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}
 """Steps per px, per metre and per 1 in 16-bit PNGs."""
-_PNG_LARGEST_DEPTH_M = (2**16 - 1) / _PNG_STEPS["depth"]
+_PNG_LARGEST = {what: (2**16 - 1) / steps for what, steps in _PNG_STEPS.items()}
 _PICTURE_SUFFIXES = {"picture": ".png", "cloud": ".ply"}
 
 
@@ -88,16 +89,29 @@ class Writer:
     def write(self, name: str, left: UInt8[np.ndarray, "H W 3"], prediction: Prediction) -> list[Path]:
         """Writes everything that was asked for; returns the files.
 
+        Says on standard error where a PNG does not hold a disparity, which stands there as unknown.
+
         Raises:
-            UserError: a file is there already, or its format does not hold the values.
+            UserError: a file is there already, or the rig does not fit the pictures; then nothing is written.
         """
         self.check_free(name)
+        files = list(self._encoded(name, left, prediction))  # all before the first is written: a pair is there or not
         self._folder.mkdir(parents=True, exist_ok=True)
-        written: list[Path] = []
-        for path, encoded in self._encoded(name, left, prediction):
+        for path, encoded in files:
             write_whole(path, lambda file, encoded=encoded: file.write(encoded), durable=False)
-            written.append(path)
-        return written
+        self._tell_of_unheld(name, prediction)
+        return [path for path, _ in files]
+
+    def _tell_of_unheld(self, name: str, prediction: Prediction) -> None:
+        path = self.paths(name).get(("disparity", ".png"))
+        beyond = prediction.disparity_px > _PNG_LARGEST["disparity"]
+        if path is not None and beyond.any():
+            tqdm.write(
+                f"warning: {path}: {beyond.sum()} pixels of more than {_PNG_LARGEST['disparity']:.3f} px (up to "
+                f"{prediction.disparity_px[beyond].max():.3f}) are unknown in it, since 16 bits hold no more; "
+                "--map-format pfm or npy keeps them",
+                file=sys.stderr,
+            )
 
     def _encoded(
         self, name: str, left: UInt8[np.ndarray, "H W 3"], prediction: Prediction
@@ -196,11 +210,16 @@ def result_picture(
 
 
 def _encode_map(what: str, suffix: str, values: Float[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a map. What 16 bits do not hold is unknown in a PNG; but sigma, a bound, stays at the largest."""
     if suffix == ".pfm":
         return encode_pfm(values)
     if suffix == ".npy":
         return encode_npy(values)
-    if what == "depth":
-        # Depth has no largest value, as disparity nears 0: beyond what the code holds it counts as unknown.
-        values = np.where(values <= _PNG_LARGEST_DEPTH_M, values, np.float32(np.nan))
+    if what == "sigma":
+        # Unknown doubt would look like none; "at least so much" is true, and no reader trusts such a pixel.
+        values = np.minimum(values, np.float32(_PNG_LARGEST[what]))
+    elif what in ("disparity", "depth"):
+        # A smaller disparity would be a wrong surface that looks right, and a nearer depth too: both are unknown
+        # rather. One such pixel is no reason to stop a long batch.
+        values = np.where(values <= _PNG_LARGEST[what], values, np.float32(np.nan))
     return encode_png16(encode_whole_steps(values, _PNG_STEPS[what]))

@@ -15,7 +15,7 @@ from foundation_stereo_depth.files import remove_abandoned, write_whole
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import TrainOptions
 from foundation_stereo_depth.preview import preview_figure
-from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker
+from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker, folder_of_run
 from foundation_stereo_depth.training_state import Metrics, TrainingState
 
 SIGMA_SCALE = "validation/sigma_scale"
@@ -28,7 +28,10 @@ def open_record(
     options: TrainOptions, resumed: Checkpoint | None, processes: Processes, tell: Callable[[str], None]
 ) -> "Record":
     """The record of this run; in all processes but the first, one that keeps nothing."""
-    return Record(options, resumed, tell) if processes.is_first else _NoRecord()
+    record = Record(options, resumed, tell) if processes.is_first else None
+    # What one process has to say of the run the others may have to say as well.
+    run_id, folder = processes.gathered(("", Path()) if record is None else (record.run_id, record.folder))[0]
+    return record or _NoRecord(run_id, folder)
 
 
 class Record:
@@ -55,6 +58,7 @@ class Record:
                     f"--output-dir {tracking.output_dir}: holds the last.pt of another run, {found}; name another "
                     f"folder, or go on with that run by --resume {last}"
                 )
+        (tracking.output_dir or folder_of_run("")).mkdir(parents=True, exist_ok=True)  # or MLflow had a run without one
         self._tracker = Tracker(
             uri=tracking.mlflow_tracking_uri,
             experiment=tracking.experiment_name,
@@ -63,7 +67,7 @@ class Record:
             tell=tell,
         )
         self.run_id = self._tracker.run_id
-        self.folder = tracking.output_dir or Path("runs") / self.run_id
+        self.folder = tracking.output_dir or folder_of_run(self.run_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _PREVIEWS).mkdir(exist_ok=True)
         for folder in (self.folder, self.folder / _PREVIEWS):
@@ -88,9 +92,9 @@ class Record:
         missing = self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else []
         for epoch in missing:
             self._tracker.epoch(epoch, history[epoch - 1])
-            if (picture := self._preview(epoch)).exists():
-                self._tracker.file(picture, _PREVIEWS)
-        if missing:
+        if history:  # files go to a store of their own, which may lack others than those of these epochs
+            pictures = [self._preview(epoch) for epoch in range(1, len(history) + 1)]
+            self._tracker.missing_files([picture for picture in pictures if picture.exists()], _PREVIEWS)
             self._send_checkpoints(["best.pt", "last.pt"])
 
     def is_due(self) -> bool:
@@ -172,8 +176,8 @@ class Record:
 class _NoRecord(Record):
     """Keeps nothing: in a data-parallel run only the first process writes."""
 
-    def __init__(self) -> None:
-        self.run_id, self.folder = "", Path()
+    def __init__(self, run_id: str, folder: Path) -> None:
+        self.run_id, self.folder = run_id, folder
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

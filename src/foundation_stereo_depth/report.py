@@ -126,8 +126,9 @@ def _notes(report: Plain) -> list[str]:
             )
     size = "native size" if settings["at_native_size"] else f"{settings['width']}x{settings['height']}"
     where = report["device"]["network"] or "on the CPU"
+    dataset = settings["dataset"] + (" validation" if settings["split"] == "validation" else "")
     lines.append(
-        f"{settings['dataset']}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
+        f"{dataset}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
         f"in nats, ms per pair (median), the rest in %; {where}"
     )
     return lines

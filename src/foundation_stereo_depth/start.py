@@ -18,7 +18,7 @@ from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, named_datase
 from foundation_stereo_depth.data.procedural import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options import AugmentOptions, DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 from foundation_stereo_depth.trained import TrainedNetwork, UnknownScaleWarning, read_trained
 
@@ -26,7 +26,8 @@ from foundation_stereo_depth.trained import TrainedNetwork, UnknownScaleWarning,
 def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
     """The options that flags and the environment make, and the checkpoint that `--resume` asks to go on from.
 
-    A run that begins with given weights takes over their network, unless flags name another. A resumed run keeps its
+    A run that begins with given weights takes over their network and their augmentation, unless flags name others:
+    one network learns from pairs that another would make nothing of. A resumed run keeps its
     options; flags that do not change what it computes may be given anew, and so may `--epochs`, which stretches the
     schedule.
 
@@ -40,8 +41,10 @@ def resolve(explicit: arguments.Explicit) -> tuple[TrainOptions, Checkpoint | No
         # A run goes on with the data that it began with, whatever the environment says by then.
         root = named_dataset_root(wished.data.dataset_root)
         initial = wished.optimizer.initial_weights
-        model = wished.model if initial is None else _given(initial).facts.model
-        base = replace(TrainOptions(), model=model, data=DataOptions(dataset_root=root))
+        base = replace(TrainOptions(), data=DataOptions(dataset_root=root))
+        if initial is not None:
+            given = _given(initial)
+            base = replace(base, model=given.facts.model, augment=_augmentation(given, initial))
         return arguments.build(TrainOptions, explicit, base=base), None
     path = Path(resume)
     if path.is_dir():
@@ -144,6 +147,15 @@ def _given(path: Path) -> TrainedNetwork:
     if not all(weights.isfinite().all() for weights in given.weights.values()):
         raise CheckpointError(f"--initial-weights {path}: holds weights that are not finite")
     return given
+
+
+def _augmentation(given: TrainedNetwork, path: Path) -> AugmentOptions:
+    """What the file says of it; the defaults where it says nothing."""
+    said = given.facts.header.get("augment", {})
+    try:
+        return arguments.group_from_plain(AugmentOptions, said if isinstance(said, dict) else {"augment": said})
+    except UserError as error:
+        raise CheckpointError(f"--initial-weights {path}: {error}") from error
 
 
 def _named(model: ModelOptions) -> str:

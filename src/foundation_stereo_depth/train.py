@@ -137,19 +137,24 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                     if record.is_due():
                         record.save(state)
 
-            def stop_between_batches() -> None:
+            def between_batches() -> None:
+                if record.is_due():
+                    record.save(state)
                 # Several processes have to agree on the moment, which they do at their next training step.
                 if stop.requested and processes.world_size == 1:
                     raise stop.ended(record, state)
 
             evaluated = state.evaluated.eval()
+            # Each process has normalised its own part of every batch; the first one's network is the one that is saved.
+            for statistics in evaluated.buffers():
+                processes.broadcast(statistics)
             seen = evaluate(
                 evaluated,
                 data.validation,
                 validated,
                 options.loss,
                 precision=autocast(device, precision),
-                after_batch=stop_between_batches,
+                after_batch=between_batches,
             )
             metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes, options)
             metrics["data/cache_unwritten"] = sum(processes.gathered(state.counts.unwritten + seen.counts.unwritten))

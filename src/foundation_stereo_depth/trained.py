@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ class NetworkFacts:
         height, width: the size it was trained at, px.
         distribution: of its error, "laplace" or "gaussian".
         sigma_scale: what validation data put on its standard deviation.
+        data_options: the run's options about its data, plain; empty where the file keeps none, as all but a `.pt` do.
+        data_identity: the same for the same samples; None where the file does not say.
     """
 
     header: dict[str, Any]
@@ -51,6 +53,8 @@ class NetworkFacts:
     width: int
     distribution: str
     sigma_scale: float
+    data_options: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)
+    data_identity: str | None = field(default=None, compare=False)
 
     @classmethod
     def from_header(cls, header: Any, path: Path) -> "NetworkFacts":
@@ -114,7 +118,12 @@ def read_trained(path: Path) -> TrainedNetwork:
         content = load_plain(path)
         if not _is_bare(content):
             checkpoint = checkpoint_from_plain(content, path)
-            facts = NetworkFacts.from_header(inference_header(checkpoint), path)
+            identity = checkpoint.training.get("data")
+            facts = replace(
+                NetworkFacts.from_header(inference_header(checkpoint), path),
+                data_options=checkpoint.options.get("data", {}),
+                data_identity=identity if isinstance(identity, str) else None,
+            )
             return TrainedNetwork(facts=facts, weights=checkpoint.weights)
         header, weights = None, content
     if header is None:

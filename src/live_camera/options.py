@@ -126,6 +126,8 @@ class MatcherOptions(Group):
             raise UserError("--watch-checkpoint: which one? give the --run-id of the run, or a --checkpoint")
         if self.weights != "auto" and self.run_id is None:
             raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
+        if self.mlflow_tracking_uri is not None and self.run_id is None:
+            raise UserError(f"--mlflow-tracking-uri {self.mlflow_tracking_uri}: is where a run is kept; give --run-id")
 
 
 @dataclass(frozen=True, kw_only=True)

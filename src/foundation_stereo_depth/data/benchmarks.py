@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision import datasets
 
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import StereoSample
+from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.disparity import valid_mask
 from foundation_stereo_depth.errors import DataError, UserError
 
@@ -59,7 +59,7 @@ def open_benchmark(name: str, root: Path, *, download: bool = False) -> Benchmar
     if download and name != "middlebury2014":
         raise UserError(f"--download: torchvision downloads only middlebury2014; get {name} from its authors")
     if name == "fsd":
-        return _Fsd(root)
+        return FsdScenes(root)
     folder, reader = BENCHMARKS[name]
     if root.name == folder:
         root = root.parent
@@ -80,19 +80,26 @@ def open_benchmark(name: str, root: Path, *, download: bool = False) -> Benchmar
     return _Torchvision(root / folder, opened)
 
 
-class _Fsd:
+class FsdScenes:
     """FoundationStereo's own layout. It has no occlusion masks."""
 
     def __init__(self, root: Path) -> None:
         self._index = find_samples(root)
 
+    @property
+    def names(self) -> SampleNames:
+        """Of every scene, by position."""
+        return self._index.names
+
     def __len__(self) -> int:
         return len(self._index)
 
     def name(self, i: int) -> str:
+        """`<scene>/<stem>`."""
         return self._index.names.name(i)
 
     def read(self, i: int) -> BenchmarkScene:
+        """Frame i; raises DataError where it cannot be read."""
         return BenchmarkScene(name=self.name(i), sample=read_fsd_sample(self._index.paths(i)), non_occluded=None)
 
 

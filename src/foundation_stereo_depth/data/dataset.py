@@ -185,7 +185,7 @@ class FileSource:
 
     def _read_batch(self, indices: Positions) -> StereoBatch:
         room = self._room(len(indices))
-        counts = ReadCounts()
+        counts, unread = ReadCounts(), list[int]()
         for row, index in enumerate(indices):
             place = StereoSample(left=room.left[row], right=room.right[row], disparity_px=room.disparity_px[row])
             try:
@@ -194,13 +194,18 @@ class FileSource:
                 # A sample that is not there is none that is bad: the cache is not the one that was meant.
                 if not self.skip_bad or isinstance(error, MissingEntryError):
                     raise
-                # All unknown: the sample keeps its place in the batch and adds nothing to loss or metrics.
-                sample, met = None, ReadCounts(bad=(str(error),))
+                sample, met = place, ReadCounts(bad=(str(error),))
+                unread.append(row)
             if sample is not place:
-                place.left[...], place.right[...], place.disparity_px[...] = (
-                    (0, 0, np.nan) if sample is None else (sample.left, sample.right, sample.disparity_px)
-                )
+                place.left[...], place.right[...] = sample.left, sample.right
+                place.disparity_px[...] = sample.disparity_px
             counts = counts.plus(met)
+        if unread:
+            # All unknown: such a sample keeps its place in the batch and adds nothing to loss or metrics. It shows what
+            # a good one shows, since a black pair would weigh in where a network normalises over the batch.
+            good = next((row for row in range(len(indices)) if row not in unread), None)
+            room.left[unread], room.right[unread] = (0, 0) if good is None else (room.left[good], room.right[good])
+            room.disparity_px[unread] = np.nan
         # [B,H,W,3] seen as [B,3,H,W] is what torch calls channels_last: nothing is copied.
         batch = StereoBatch(
             left=torch.from_numpy(room.left).permute(0, 3, 1, 2),

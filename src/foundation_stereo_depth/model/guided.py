@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
 
@@ -66,8 +67,17 @@ class GuidedNetwork(nn.Module):
     def forward(
         self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]
     ) -> StereoPrediction | TrainingPrediction:
-        """The prediction for a pair of any size from 32x32 up; while training, with the regions' own value."""
+        """The prediction for a pair of any size from 32x32 up; while training, with the regions' own value.
+
+        Raises:
+            UserError: the batch is too small to train on: one pair of one value per channel at a thirty-second.
+        """
         H, W = pair.shape[-2:]
+        if self.training and pair.shape[0] == 1 and max(H, W) <= 2 * _MULTIPLE:
+            raise UserError(
+                f"--model guided: one pair of {W}x{H} a process leaves one value per channel at a thirty-second, too "
+                "few to normalise by; raise --batch-size, --height or --width"
+            )
         below, beside = ((size + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE - size for size in (H, W))
         if torch.compiler.is_exporting() or below or beside:
             pair, prior = (F.pad(planes, (0, beside, 0, below), mode="replicate") for planes in (pair, prior))
