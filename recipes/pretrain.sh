@@ -1,15 +1,15 @@
 #!/bin/sh
 # Makes the weights that are installed with the program, from nothing.
 #
-# Expected, on seven real Middlebury scenes at 320x240: EPE 0.82 px, bad-1 13.1 %, bad-2 8.2 %, AUSE 0.10 (random 0.69);
-# on 300 made-up validation scenes EPE 1.09 px. MODEL_CARD.md has the rest.
-# Time: on two shared CPU cores about 13 minutes for the pool (10 GB), then on one of them 70 and 35 minutes for the two
-# parts of the training. No GPU was at hand; on one, add --batch-size 64, a larger pool and more epochs.
+# Expected, on seven real Middlebury scenes at 320x240: @EXPECTED@
+# Time: on two shared CPU cores about 15 minutes for the pool (10 GB), then @TIME@ for the two parts of the
+# training. No GPU was at hand; on one, set PROCESSES=1, and add --batch-size 64, a larger pool and more epochs.
 #
 #     sh recipes/pretrain.sh              continue after an interruption: uv run foundation-stereo-depth --resume <folder>
 set -eu
 pool=${POOL:-pool}
 run=${RUN:-runs/pretrain}
+processes=${PROCESSES:-2}
 
 # Two processes: making a scene is many small steps of Python, which threads cannot take side by side.
 pool_part() {
@@ -20,11 +20,11 @@ pool_part 2/2
 wait $!
 # The classical matcher has to be right about as often as it is on real pairs, so the eyes differ little.
 part() {
-    uv run foundation-stereo-depth --model guided --cache-root "$pool" --require-cache --val-fraction 0.02 \
-        --warmup-fraction 0.05 --flip-prob 0.5 \
+    OMP_NUM_THREADS=1 uv run torchrun --nproc-per-node "$processes" --no-python foundation-stereo-depth --model guided \
+        --cache-root "$pool" --require-cache --val-fraction 0.02 --warmup-fraction 0.05 --flip-prob 0.5 \
         --brightness-jitter 0.08 --contrast-jitter 0.08 --saturation-jitter 0.1 --hue-jitter 0.01 --gamma-jitter 0.08 \
-        --lighting-jitter 0.06 --noise-std-max 0.015 --blur-sigma-max 0.8 --erase-prob 0.2 --erase-size-max 0.08 \
-        --vertical-offset-max-px 0.5 --num-workers 1 "$@"
+        --lighting-jitter 0.05 --noise-std-max 0.05 --blur-prob 0.5 --blur-sigma-max 0.8 --erase-prob 0.2 \
+        --erase-size-max 0.08 --vertical-offset-max-px 0.5 --num-workers 1 "$@"
 }
 part --epochs 5 --learning-rate 3e-3 --output-dir "$run/first"
 part --epochs 3 --learning-rate 1.5e-3 --output-dir "$run" --seed 1 --initial-weights "$run/first/last.pt"

@@ -10,6 +10,7 @@ from foundation_stereo_depth.data.procedural import (
     _nearest,
     render_scenes,
 )
+from foundation_stereo_depth.data.textures import TEXTURE_SIZE, texture_atlas
 from foundation_stereo_depth.disparity import valid_mask
 
 
@@ -110,6 +111,12 @@ def test_what_no_scene_has_is_left_out_without_a_trace(monkeypatch: pytest.Monke
     _, whole = scenes_of(3, 60, 80)
     for name in ("left", "right", "disparity_px"):
         assert torch.equal(getattr(quick, name), getattr(whole, name))
+
+
+def test_no_texture_is_without_a_grain() -> None:
+    for texture in texture_atlas(torch.device("cpu"))[0].split(TEXTURE_SIZE, dim=1):
+        steps = (texture[:, 1:] - texture[:, :-1]).abs()
+        assert (steps < 1e-3).float().mean() < 0.1
 
 
 @pytest.mark.gpu

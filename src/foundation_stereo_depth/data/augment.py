@@ -66,7 +66,7 @@ class _Changes:
         exponent: of brightness (gamma).
         colours, pivot: of `recolour`.
         lights: a few factors over each picture.
-        blurred, blur_weights: which eyes are, and by which row of weights.
+        blurred, blur_weights: which eyes are, and by which row of weights: both or none, each by its own.
         noise_start, noise_std: which stretch of the bank is added, times what.
         compressed, quality: whether both are sent as JPEG, and how well, a whole number.
         offset_px: a few vertical offsets over the right picture.
@@ -107,11 +107,12 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
             "saturation": _around_one(2, jitter=options.saturation_jitter),
             "hue": Range((2,), -turn, turn),
             "lighting": _around_one(2, *_LIGHTS, jitter=options.lighting_jitter),
-            "blur": Range((2,)),
+            "blur": Range((1,)),
             # A sigma of 0 would divide by zero; at 0.1 px the neighbours' weight is already below 1e-20.
             "blur sigma": Range((2,), 0.1, max(0.1, options.blur_sigma_max)),
             "noise": Range((2,)),
-            "noise std": Range((2,), 0, options.noise_std_max),
+            "noise of both": Range((1,)),
+            "noise of each": Range((2,), 0.5, 1.0),
             "jpeg": Range((1,)),
             "jpeg quality": Range((1,), _WORST_QUALITY, _BEST_QUALITY),
             "vertical reach": Range((1, 1), 0, options.vertical_offset_max_px),
@@ -131,11 +132,12 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
         colours=colours,
         pivot=pivot,
         lights=drawn["lighting"],
-        blurred=drawn["blur"] < options.blur_prob,
+        blurred=(drawn["blur"] < options.blur_prob).expand(-1, 2),
         blur_weights=weights / weights.sum(dim=2, keepdim=True),
         # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
         noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
-        noise_std=drawn["noise std"],
+        # Few rooms are dark: most pairs have little noise, some have much, and both eyes are in the same room.
+        noise_std=options.noise_std_max * drawn["noise of both"] ** 3 * drawn["noise of each"],
         compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
         quality=drawn["jpeg quality"][:, 0].round(),
         offset_px=drawn["vertical field"] * drawn["vertical reach"],

@@ -37,7 +37,7 @@ SAMPLES = 2
 
 _PER_FOLDER = 100
 _POOL_SEED = 0
-_SMALLEST, _FARTHEST_PLAIN = 0.01, 0.14  # of the width: disparities of backgrounds
+_SMALLEST, _FARTHEST_PLAIN = 0.003, 0.14  # of the width: disparities of backgrounds
 _LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
 _CLUSTERS = 2  # in half of the scenes: small pieces that hang together, as leaves do
 _DONORS = 6  # so many first surfaces lend their paint to others

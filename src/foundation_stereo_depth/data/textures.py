@@ -31,11 +31,12 @@ _PHOTOGRAPHS = (
 _LEAVES = 220
 _PATCHWORK = 40  # of all textures, the last ones: pieces of the others
 _SEEDS = 12
+_GRAIN = (0.02, 0.08)  # its deviation, of 0.5 for all that a texture shows
 
 
 @functools.cache
 def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
-    """All textures one below the other, -1..1, each of mean 0."""
+    """All textures one below the other, about -1..1, each of mean 0."""
     generator = torch.Generator().manual_seed(0)
     photographs = [torch.from_numpy(np.asarray(getattr(skimage.data, name)())) for name in _PHOTOGRAPHS]
     textures = []
@@ -45,7 +46,8 @@ def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
         texture = _crop(picture, generator) if kind is None else kind(generator)
         textures.append(_evened(texture))
     textures += [_evened(_patchwork(textures, generator)) for _ in range(_PATCHWORK)]
-    return torch.cat(textures, dim=1)[None].contiguous().to(device)
+    grained = [texture + _grain(generator) for texture in textures]
+    return torch.cat(grained, dim=1)[None].contiguous().to(device)
 
 
 def look_up(
@@ -78,6 +80,18 @@ def _clouds(generator: torch.Generator) -> Float[Tensor, "3 size size"]:
         fine = F.interpolate(cells, size=(TEXTURE_SIZE, TEXTURE_SIZE), mode="bicubic", align_corners=False)[0]
         total += fine * roughness ** (octave - 1)
     return total / total.std()
+
+
+def _grain(generator: torch.Generator) -> Float[Tensor, "3 size size"]:
+    """What no real surface is without, however plain: a little of the finest, which a matcher holds on to in noise."""
+    size = (TEXTURE_SIZE, TEXTURE_SIZE)
+    fine = 0.6 * torch.randn(1, *size, generator=generator) + 0.2 * torch.randn(3, *size, generator=generator)
+    for texels in (2, 4):
+        cells = torch.randn(1, 1, TEXTURE_SIZE // texels, TEXTURE_SIZE // texels, generator=generator)
+        fine = fine + F.interpolate(cells, size=size, mode="bicubic", align_corners=False)[0]
+    least, most = (math.log(strength) for strength in _GRAIN)
+    strength = math.exp(least + (most - least) * float(torch.rand((), generator=generator)))
+    return fine / fine.std() * strength
 
 
 def _patches(generator: torch.Generator) -> Float[Tensor, "3 size size"]:
