@@ -79,7 +79,7 @@ def hardness(samples: Iterable[StereoSample], noise: float) -> dict[str, float]:
             {
                 "epe_px": error_px[known].mean(),
                 "bad_1_percent": 100 * (error_px[known] > 1).mean(),
-                "bad_1_near_edges_percent": 100 * (error_px[known & near] > 1).mean(),
+                "bad_1_near_edges_percent": 100 * (error_px[known & near] > 1).mean() if near.any() else np.nan,
                 "bad_1_away_percent": 100 * (error_px[known & ~near] > 1).mean(),
                 "near_edges_percent": 100 * near[known].mean(),
                 "matched_percent": 100 * planes[3][known].mean(),
@@ -87,7 +87,7 @@ def hardness(samples: Iterable[StereoSample], noise: float) -> dict[str, float]:
                 "largest_disparity_px": true_px[known].max(),
             }
         )
-    return {name: round(float(np.mean([row[name] for row in rows])), 2) for name in rows[0]}
+    return {name: round(float(np.nanmean([row[name] for row in rows])), 2) for name in rows[0]}
 
 
 def noisy(eye: np.ndarray, deviation: float, random: np.random.Generator) -> np.ndarray:

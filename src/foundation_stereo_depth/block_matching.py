@@ -23,7 +23,7 @@ _STEPS_PER_PX = 16
 _PROBE_SHRINKS = 4
 _PROBE_SHARE_OF_WIDTH = 0.4
 _RARELY_NEARER, _RARELY_FARTHER = 0.002, 0.01  # shares of the picture whose disparities may not be looked for
-_MARGIN_PX = 5
+_LEAST_MARGIN_PX, _MARGIN_SHARE_OF_WIDTH = 5, 1 / 64
 _FARTHEST_PX = -2
 """OpenCV knows no fractions of the first disparity that it looks for, so what is far wants some before 0."""
 _LEAST_PX = -0.5
@@ -169,7 +169,8 @@ def _looked_at(
     known = steps[rows, columns].astype(np.float32) / _STEPS_PER_PX
     far, near = int(_RARELY_FARTHER * len(known)), -1 - int(_RARELY_NEARER * len(known))
     far_px, near_px = _PROBE_SHRINKS * np.partition(known, (far, near))[[far, near]]
-    least, most_px = max(_FARTHEST_PX, math.floor(far_px - _MARGIN_PX)), near_px + _MARGIN_PX
+    margin_px = max(_LEAST_MARGIN_PX, _MARGIN_SHARE_OF_WIDTH * left.shape[1])
+    least, most_px = max(_FARTHEST_PX, math.floor(far_px - margin_px)), near_px + margin_px
     disparities = range(least, least + max(1, int(np.ceil((most_px - least) / _STEPS_PER_PX))) * _STEPS_PER_PX)
     some = slice(None, None, _EVENED_BY)
     row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
