@@ -96,7 +96,7 @@ def test_only_waiting_for_data_counts_as_such(tiny_options, monkeypatch, slow: s
     right = getattr(where, name)
 
     def slowly(*arguments: object) -> object:
-        time.sleep(0.3)
+        time.sleep(1.0)
         return right(*arguments)
 
     monkeypatch.setattr(where, name, slowly)

@@ -55,11 +55,17 @@ class AugmentOptions(Group):
         maximum=1.0,
         fixed=True,
     )
-    blur_prob: float = knob(0.3, "probability of a Gaussian blur", minimum=0.0, maximum=1.0, fixed=True)
+    blur_prob: float = knob(
+        0.3, "probability that both views are blurred, each by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
+    )
     blur_sigma_max: float = knob(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
     blur_kernel_size: int = knob(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
     noise_std_max: float = knob(
-        0.03, "largest standard deviation of the sensor noise, of full scale", minimum=0.0, maximum=1.0, fixed=True
+        0.03,
+        "largest standard deviation of the sensor noise, of full scale; most pairs have far less",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
     )
     jpeg_prob: float = knob(
         0.2, "probability that both views are compressed, as webcams send them", minimum=0.0, maximum=1.0, fixed=True
