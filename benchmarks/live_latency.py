@@ -41,11 +41,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, default=Path("default"), help=".pt, .safetensors, .onnx, or default")
     parser.add_argument("--backend", choices=("auto", "torch", "onnxruntime", "openvino"), default="auto")
+    parser.add_argument("--height", type=int, help="of the network's input; as it was trained where left out")
+    parser.add_argument("--width", type=int, help="the same")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=100, help="per round")
     parser.add_argument("--fps", type=float, default=60.0, help="of the made-up cameras")
     asked = parser.parse_args()
-    predictor = Predictor.from_checkpoint(asked.checkpoint, backend=asked.backend)
+    predictor = Predictor.from_checkpoint(
+        asked.checkpoint, backend=asked.backend, height=asked.height, width=asked.width
+    )
     matcher = NetworkMatcher(predictor, name=predictor.description, height=predictor.height, width=predictor.width)
     rectifier = Rectifier(distorted_rig(), height=matcher.height, width=matcher.width)
     prepare = Preparation(
