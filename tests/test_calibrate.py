@@ -12,8 +12,8 @@ from foundation_stereo_depth.calibration_files import read_calibration
 from foundation_stereo_depth.data.formats import write_rgb
 from foundation_stereo_depth.errors import CalibrationError, UserError
 from foundation_stereo_depth.geometry import depth_from_disparity
-from live_camera.board import Board, BoardView
-from live_camera.calibrate import BoardPair, calibrate, covered_cells, pair_views
+from live_camera.board import FEWEST_CORNERS, Board, BoardView
+from live_camera.calibrate import BoardPair, calibrate, covered_cells, is_new_place, pair_views
 from live_camera.calibrate_options import BoardOptions
 from live_camera.calibration_report import coverage_picture, doubts, rectified_picture, report
 from live_camera.cli import calibrate_command
@@ -123,10 +123,18 @@ def test_a_charuco_board_of_which_one_line_is_seen_is_not_seen() -> None:
     wide = Board(dataclasses.replace(CHARUCO, corners="12x4", dictionary="5X5_100"))
     assert not wide.is_enough(np.arange(12))
     assert not wide.is_enough(np.arange(4) * 12)
+    assert not wide.is_enough(np.arange(13))  # a line and one more may stand in many ways
+    assert not wide.is_enough(np.array([*range(12), 18]))
+    assert not wide.is_enough(np.array([0, 13, 26, 39, 1, 14, 27])[:FEWEST_CORNERS])
     assert wide.is_enough(np.arange(14))
     row = BoardView(ids=np.arange(12), corners_px=np.float32([[10 * i, 50] for i in range(12)]))
     both = BoardView(ids=np.arange(24), corners_px=np.float32([[10 * (i % 12), 50 + i // 12] for i in range(24)]))
     assert pair_views(wide, "row", both, row) is None
+
+
+def test_a_place_that_is_none_blocks_no_other() -> None:
+    assert not is_new_place(np.full(6, np.nan), [])
+    assert is_new_place(np.zeros(6), [])
 
 
 def moved(pair: BoardPair, name: str, shift_px: float) -> BoardPair:

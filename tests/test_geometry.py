@@ -74,8 +74,15 @@ def test_a_resize_keeps_depth_and_its_deviation(height: int, width: int) -> None
     ratio = width / 640
     assert depth_from_disparity(35.0 * ratio, small) == pytest.approx(2.0)
     assert depth_std_from_disparity(35.0 * ratio, 0.5 * ratio, small) == pytest.approx(0.04)
-    assert (small.focal_y_px, small.cy_px) == pytest.approx((510.0 * height / 480, 240.0 * height / 480))
+    assert (small.focal_y_px, small.cy_px) == pytest.approx((510.0 * height / 480, 240.5 * height / 480 - 0.5))
     assert (small.width, small.height, small.baseline_m) == (width, height, 0.1)
+    # The axis stays where it is in the picture: pixel i covers i - 1/2 to i + 1/2.
+    assert (small.cx_left_px + 0.5) / width == pytest.approx(330.5 / 640)
+
+
+def test_the_farthest_that_can_be_measured() -> None:
+    assert rig().farthest_m == math.inf
+    assert rig(cx_left_px=310.0).farthest_m == pytest.approx(500 * 0.1 / 10)
 
 
 def test_the_deviation_is_the_slope_of_depth() -> None:

@@ -1,11 +1,14 @@
 """The live view as a whole, without windows: what a user types, and what stays on disk."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from conftest import shifted_pair
@@ -303,6 +306,108 @@ def test_a_full_disk_stops_a_recording_and_not_the_view(monkeypatch: pytest.Monk
         recorder.finish()
 
 
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_a_recording_that_its_disk_did_not_take_is_not_called_whole(suffix: str, tmp_path: Path) -> None:
+    """A quota, say: the video writer itself is silent about it."""
+    code = f"""
+import resource, signal, sys
+import cv2
+import numpy as np
+from pathlib import Path
+from live_camera.recording import Recorder
+from live_camera.rig import StereoFrame
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+recorder = Recorder(Path("all{suffix}"), fps=30, live=False)
+random = np.random.default_rng(0)
+for _ in range(40):
+    eye = random.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    recorder.add(StereoFrame(left_rgb=eye, right_rgb=eye, captured_at_s=0.0, skew_ms=0.0))
+try:
+    print(recorder.finish())
+except ValueError as error:
+    print("FAILED", error)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stdout.startswith(f"FAILED --record all{suffix}: holds")
+    assert "of 40 pairs; its disk did not take them all" in ended.stdout
+
+
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+@pytest.mark.parametrize("pairs", [1, 2, 45])
+def test_a_whole_recording_is_called_whole(suffix: str, pairs: int) -> None:
+    recorder = Recorder(Path(f"all{suffix}"), fps=29.97, live=False)
+    for _ in range(pairs):
+        recorder.add(StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0))
+    assert recorder.finish().startswith(f"all{suffix}: {pairs} pairs recorded; --side-by-side")
+
+
+def test_a_recording_that_stops_growing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("live_camera.recording._CHECKED_EVERY_BYTES", LEFT.nbytes * 2 * 10)
+    monkeypatch.setattr("live_camera.recording.cv2.VideoWriter", DeafWriter)
+    recorder = Recorder(Path("all.avi"), fps=30, live=False)
+    for _ in range(60):
+        recorder.add(StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0))
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 11 pairs, since its disk takes no more"):
+        recorder.finish()
+
+
+class DeafWriter:
+    """Writes nothing, and says nothing of it."""
+
+    fourcc = cv2.VideoWriter.fourcc
+
+    def __init__(self, path: str, *_: object) -> None:
+        Path(path).touch()
+
+    def isOpened(self) -> bool:
+        return True
+
+    def write(self, picture: np.ndarray) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_recording_holds_pairs_of_one_even_size() -> None:
+    recorder = Recorder(Path("all.mkv"), fps=30, live=False)
+    for eye in (LEFT, LEFT, np.vstack([LEFT, LEFT])):
+        recorder.add(StereoFrame(left_rgb=eye, right_rgb=eye, captured_at_s=0.0, skew_ms=0.0))
+    with pytest.raises(
+        ValueError, match=rf"stopped after 2 pairs, since the eyes were {W}x{H} and now are {W}x{2 * H}"
+    ):
+        recorder.finish()
+    recorder = Recorder(Path("odd.mkv"), fps=30, live=False)
+    recorder.add(StereoFrame(left_rgb=LEFT[:-1], right_rgb=RIGHT[:-1], captured_at_s=0.0, skew_ms=0.0))
+    with pytest.raises(ValueError, match=f"a video needs an even height, and the eyes are {W}x{H - 1}"):
+        recorder.finish()
+    nothing = Recorder(Path("nothing.mkv"), fps=30, live=False).finish()
+    assert nothing == "nothing.mkv: nothing recorded, since no pair came"
+
+
+def test_a_snapshot_that_cannot_be_written_is_said_and_the_others_are_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = iter([OSError(28, "No space left on device"), None])
+
+    def save(*_: object) -> None:
+        if (fault := next(faults)) is not None:
+            raise fault
+
+    monkeypatch.setattr("live_camera.recording._save", save)
+    frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
+    answer = Answer(disparity_px=np.zeros((H, W), np.float32))
+    result = Result(frame=frame, left=LEFT, right=RIGHT, answer=answer, depth_m=None, calibration=None)
+    with Snapshots(Path("captures")) as snapshots:
+        for _ in range(2):
+            snapshots.save(result, {})
+    snapshots.tell()
+    told = capsys.readouterr()
+    assert "not saved (No space left on device)" in told.err
+    assert told.out.endswith(": saved\n")
+
+
 def test_a_recording_whose_disk_goes_away_ends_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(folder: Path) -> None:
         raise FileNotFoundError(2, "No such file or directory", str(folder))
@@ -326,7 +431,7 @@ def test_a_black_eye_of_slow_cameras_is_told_once(
     assert capsys.readouterr().err.count("the left eye is black") == 1
 
 
-def test_a_snapshot_holds_everything(pictures: None) -> None:
+def test_a_snapshot_holds_everything(pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
     results: list[Result] = []
     rig = open_rig(SourceOptions(left="left*.png", right="right*.png"), CameraOptions(), realtime=False)
     from foundation_stereo_depth.geometry import StereoCalibration
@@ -341,7 +446,8 @@ def test_a_snapshot_holds_everything(pictures: None) -> None:
     with Snapshots(Path("captures")) as snapshots:
         snapshots.save(results[0], windows)
         snapshots.save(results[0], windows)
-    first, second = snapshots.saved()
+    snapshots.tell()
+    first, second = (Path(line.removesuffix(": saved")) for line in capsys.readouterr().out.splitlines())
     assert first != second
     assert {path.name for path in first.iterdir()} == {
         *("raw_left.png", "raw_right.png", "left.png", "right.png"),
@@ -473,7 +579,7 @@ def test_a_calibration_of_another_aspect_is_refused(pictures: None, capsys: pyte
 
 def test_exchanged_eyes_are_said_once(pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert live_view_command([*GLOBS, "--swap", "--method", "sgbm", "--headless"]) == 0
-    assert capsys.readouterr().err.count("left and right seem to be exchanged; --swap exchanges them") == 1
+    assert capsys.readouterr().err.count("left and right seem to be exchanged; leave --swap out") == 1
 
 
 def test_no_display_is_said_before_anything_is_opened(

@@ -139,6 +139,24 @@ def test_a_file_that_is_gone_or_of_another_size_is_said(file: Path) -> None:
         assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
 
 
+def test_a_folder_that_cannot_be_looked_at_for_a_while_is_said_and_the_view_goes_on(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WatchedMatcher(file, Numbered) as watched:
+        signature = matcher_module._signature
+
+        def stale(path: Path) -> None:
+            raise OSError(116, "Stale file handle", str(path))
+
+        monkeypatch.setattr(matcher_module, "_signature", stale)
+        complains(watched, "last.pt cannot be looked at (Stale file handle)")
+        assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
+        replace("2 whole")
+        monkeypatch.setattr(matcher_module, "_signature", signature)
+        answers(watched, 2)
+        assert watched.problem is None
+
+
 def test_a_mistake_of_ours_in_the_thread_is_not_swallowed(file: Path) -> None:
     def broken(path: Path) -> Numbered:
         raise ZeroDivisionError

@@ -141,6 +141,41 @@ def test_a_camera_that_never_gives_a_picture_is_told_apart_from_one_that_is_gone
     assert capsys.readouterr().out.count("--right 2 gives no picture") == 1
 
 
+def test_a_camera_that_comes_back_without_a_picture_is_lost_once(
+    two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("live_camera.rig._REOPEN_EVERY_S", 0.01)
+    with live() as rig:
+        first(rig)
+        before, two_cameras[2].mute = two_cameras[2].opened, True
+        wait_until(lambda: two_cameras[2].opened > before + 3)
+        assert (rig.losses, rig.waiting_for) == (1, "--right 2")
+        two_cameras[2].mute = False
+        wait_until(lambda: rig.waiting_for is None)
+
+
+def test_a_driver_that_holds_the_thread_is_told_before_it_gives_up(
+    two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("live_camera.rig._STALLED_S", 0.1)
+    with live() as rig:
+        first(rig)
+        assert rig.complaint is None
+        two_cameras[2].fps = 1.0  # the next picture takes a second
+        wait_until(lambda: rig.complaint == "no pair comes any more; waiting")
+
+
+def test_what_is_said_of_skew_does_not_change_with_each_pair(two_cameras: dict[int, FakeCamera]) -> None:
+    two_cameras[2].late_s = 0.004
+    rig = live(max_skew_ms=2.0)
+    with rig:
+        wait_until(lambda: rig._apart_since_s is not None)
+        rig._apart_since_s = time.monotonic() - 10
+        said = {rig.complaint for _ in range(20) if not time.sleep(0.01)}
+        assert len(said) == 1
+        assert "--max-skew-ms allows 2" in str(said)
+
+
 def test_torn_pictures_are_left_out_and_counted(two_cameras: dict[int, FakeCamera]) -> None:
     two_cameras[2].torn = 3
     with live() as rig:
@@ -196,7 +231,7 @@ def test_one_device_with_both_eyes_is_asked_for_both(machine: dict[int, FakeCame
     assert machine[1].settings[cv2.CAP_PROP_FRAME_HEIGHT] == 480
 
 
-def test_no_pair_of_two_videos_is_left_out_and_the_end_is_an_end() -> None:
+def test_no_pair_of_two_videos_is_left_out_and_the_end_is_an_end(capsys: pytest.CaptureFixture[str]) -> None:
     write_video("left.mkv", [numbered(number) for number in range(9)])
     write_video("right.mkv", [numbered(number) for number in range(8)])  # one short: its last has no partner
     rig = open_rig(SourceOptions(left="left.mkv", right="right.mkv"), CameraOptions(), realtime=False)
@@ -205,6 +240,27 @@ def test_no_pair_of_two_videos_is_left_out_and_the_end_is_an_end() -> None:
     assert numbers == [(10 * number, 10 * number) for number in range(8)]
     assert rig.ended
     assert not rig.live
+    assert capsys.readouterr().out == "--right right.mkv is at its end, and --left left.mkv would go on\n"
+
+
+def test_a_video_that_goes_away_does_not_play_again() -> None:
+    write_video("both.mkv", [np.hstack([numbered(number)] * 2) for number in range(3)])
+    rig = open_rig(SourceOptions(side_by_side="both.mkv", loop=True), CameraOptions(), realtime=False)
+    with rig:
+        first(rig)
+        Path("both.mkv").unlink()
+        with pytest.raises(CameraError, match=r"--side-by-side both\.mkv: no such file"):
+            list(rig)
+
+
+def test_a_video_that_holds_no_picture_any_more_does_not_play_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video("both.mkv", [np.hstack([numbered(number)] * 2) for number in range(3)])
+    rig = open_rig(SourceOptions(side_by_side="both.mkv", loop=True), CameraOptions(), realtime=False)
+    with rig:
+        first(rig)
+        monkeypatch.setattr(rig._eyes.cameras[0], "rewind", lambda: None)
+        with pytest.raises(CameraError, match="gives no picture any more when it is played again"):
+            list(rig)
 
 
 def test_videos_play_at_their_own_rate_and_again_and_again() -> None:

@@ -8,6 +8,7 @@ import pytest
 from skimage import data
 
 from foundation_stereo_depth.data.formats import read_rgb
+from live_camera.options import SourceOptions
 from live_camera.rig import StereoFrame
 from live_camera.watch import FrameWatch, arrangement_complaint
 
@@ -44,14 +45,60 @@ def real_pairs() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             yield read_rgb(path), read_rgb(path.with_name(path.name.replace("left", "right")))
 
 
+def turned(eye: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(eye[::-1, ::-1])
+
+
+def as_it_is(frame: StereoFrame) -> tuple[np.ndarray, np.ndarray]:
+    return frame.left_rgb, frame.right_rgb
+
+
+def complaint_of(left: np.ndarray, right: np.ndarray, source: SourceOptions | None = None, prepare=as_it_is) -> str:
+    return arrangement_complaint(frame(left, right, 0.0), prepare, source or SourceOptions()) or ""
+
+
 def test_eyes_that_stand_wrong_are_noticed_on_real_pairs_and_right_ones_are_not() -> None:
     for left, right in real_pairs():
-        turned = [np.ascontiguousarray(eye[::-1, ::-1]) for eye in (left, right)]
-        assert arrangement_complaint(left, right) is None
-        assert "exchanged" in (arrangement_complaint(right, left) or "")
-        assert "exchanged" in (arrangement_complaint(turned[0], turned[1]) or "")  # the rig as a whole upside down
-        assert "the right eye seems to be upside down" in (arrangement_complaint(left, turned[1]) or "")
-        assert "the left eye seems to be upside down" in (arrangement_complaint(turned[0], right) or "")
+        assert complaint_of(left, right) == ""
+        assert complaint_of(right, left) == "left and right seem to be exchanged; --swap exchanges them"
+        assert "exchanged" in complaint_of(turned(left), turned(right))  # the rig as a whole upside down
+        complaint = complaint_of(left, turned(right))
+        assert complaint == "the right eye seems to be upside down; --upside-down right turns it"
+        assert "the left eye seems to be upside down" in complaint_of(turned(left), right)
+
+
+def test_eyes_that_stand_wrong_are_noticed_though_each_was_rectified_by_the_other_ones_maps() -> None:
+    """Two cameras that point 3 degrees up and down, as cheap rigs do."""
+    left, right, _ = data.stereo_motorcycle()
+    height, width = left.shape[:2]
+    K = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+    turns = [cv2.Rodrigues(np.array([sign * np.radians(3), 0.02, 0]))[0] for sign in (1, -1)]
+
+    def seen(eye: np.ndarray, turn: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.warpPerspective(eye, K @ turn @ np.linalg.inv(K), (width, height)), np.uint8)
+
+    def rectified(frame: StereoFrame) -> tuple[np.ndarray, np.ndarray]:
+        return seen(frame.left_rgb, turns[0]), seen(frame.right_rgb, turns[1])
+
+    raw = seen(left, turns[0].T), seen(right, turns[1].T)
+    assert complaint_of(*raw, prepare=rectified) == ""
+    assert "exchanged" in complaint_of(raw[1], raw[0], prepare=rectified)
+    assert "the right eye seems to be upside down" in complaint_of(raw[0], turned(raw[1]), prepare=rectified)
+    assert "the left eye seems to be upside down" in complaint_of(turned(raw[0]), raw[1], prepare=rectified)
+
+
+def test_what_is_advised_is_what_has_to_be_typed() -> None:
+    left, right, _ = data.stereo_motorcycle()
+    # Pairs are as the flags arranged them already.
+    swapped = SourceOptions(swap=True)
+    assert complaint_of(right, left, swapped) == "left and right seem to be exchanged; leave --swap out"
+    # Behind --swap the right picture is the left camera's.
+    assert "--upside-down left turns it" in complaint_of(left, turned(right), swapped)
+    in_vain = SourceOptions(upside_down="right")
+    assert complaint_of(left, turned(right), in_vain).endswith("; leave --upside-down out")
+    assert complaint_of(turned(left), right, in_vain).endswith("; --upside-down both is right")
+    both = SourceOptions(upside_down="both")
+    assert complaint_of(turned(left), right, both).endswith("; --upside-down right is right")
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -59,6 +106,6 @@ def test_pictures_that_match_in_no_way_are_not_judged(seed: int) -> None:
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (2, 12, 16, 3), dtype=np.uint8)
     left, right = (np.asarray(cv2.resize(eye, (160, 120)), np.uint8) for eye in coarse)
-    assert arrangement_complaint(left, right) is None
+    assert complaint_of(left, right) == ""
     flat = np.full((120, 160, 3), 128, np.uint8)
-    assert arrangement_complaint(flat, flat) is None
+    assert complaint_of(flat, flat) == ""

@@ -4,6 +4,7 @@ OpenCV's conventions: a point at X in the left camera's axes (x right, y down, z
 camera's, so a right eye that is right of the left one has T[0] < 0. Metres and pixels.
 """
 
+import dataclasses
 import functools
 import math
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _RECTIFICATION_TOLERANCE = 0.01
 _ASPECT_TOLERANCE = 0.01
 _FAR_OFF, _OUTSIDE = 0.1, 0.5
 """Shares of the picture by which a principal point is off its middle: unusual, and beyond its edge."""
+_TOO_SMALL, _ALIKE = 0.35, 0.05
+"""Where both are off by one factor, across and down, the picture size is wrong."""
 _COEFFICIENTS = {"radtan": (0, 4, 5, 8, 12, 14), "equidistant": (4,)}
 """How many distortion coefficients OpenCV's two models take."""
 
@@ -134,6 +137,32 @@ class RigCalibration:
             baseline_m=self.rectified.baseline_m,
         )
 
+    def with_far_in_view(self) -> "RigCalibration":
+        """One that gives what is far a disparity of 0 where this one gives less, which no matcher looks for.
+
+        The right eye's rectified picture is moved by that much; everything else stays. Calibrations by
+        `stereoRectify` without CALIB_ZERO_DISPARITY may be so. Pictures that are rectified already are left alone.
+        """
+        given = self.rectified
+        offset_px = float(given.left_projection[0, 2] - given.right_projection[0, 2])
+        if offset_px >= 0 or self._is_rectified_already:
+            return self
+        moved = given.right_projection.copy()
+        moved[0, 2] += offset_px
+        return dataclasses.replace(self, rectification=dataclasses.replace(given, right_projection=moved))
+
+    @property
+    def _is_rectified_already(self) -> bool:
+        rectified = self.rectified
+        rotations = (rectified.left_rotation, rectified.right_rotation)
+        return (
+            all(np.array_equal(rotation, np.eye(3)) for rotation in rotations)
+            and not self.left_distortion.any()
+            and not self.right_distortion.any()
+            and np.array_equal(rectified.left_projection[:, :3], self.left_matrix)
+            and np.array_equal(rectified.right_projection[:, :3], self.right_matrix)
+        )
+
     def check_size(self, height: int, width: int) -> None:
         """Lets pass raw pictures of the calibration's size, or of another with the same aspect.
 
@@ -195,13 +224,23 @@ def _check_cameras(rig: RigCalibration) -> None:
                 f"{', '.join(map(str, _COEFFICIENTS[rig.distortion_model]))}"
             )
         fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
+        if not np.allclose(matrix, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], atol=1e-3):
+            raise CalibrationError(
+                f"the {eye} camera's matrix is not (fx 0 cx; 0 fy cy; 0 0 1); is it transposed, or another matrix?"
+            )
         # Lenses from a 4-degree telephoto to a 160-degree fisheye, and pixels at most twice as wide as high.
         if not (0.1 * rig.width < fx < 15 * rig.width and 0.5 < fx / fy < 2):
             raise CalibrationError(
                 f"focal lengths of {fx:.4g} and {fy:.4g} px in pictures {rig.width} px wide belong to no usual {eye} "
                 "camera; are they in px, and is the picture size the calibrated one?"
             )
-        off = _off_centre(cx / rig.width, cy / rig.height)
+        across, down = cx / rig.width, cy / rig.height
+        if max(across, down) < _TOO_SMALL and abs(across - down) < _ALIKE:
+            raise CalibrationError(
+                f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) lies at {across:.2f} of the width and "
+                f"{down:.2f} of the height; was it calibrated with pictures smaller than {rig.width}x{rig.height}?"
+            )
+        off = _off_centre(across, down)
         if off >= _OUTSIDE or (off > _FAR_OFF and _off_centre(cx / rig.height, cy / rig.width) < off / 3):
             raise CalibrationError(
                 f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) does not lie in {rig.width}x{rig.height} "

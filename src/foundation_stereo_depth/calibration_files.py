@@ -77,6 +77,8 @@ def read_calibration(path: Path, *, unit: Unit = "auto", image_size: tuple[int, 
         raise CalibrationError(f"{path}: is damaged: {error}") from error
     except CalibrationError as error:
         raise CalibrationError(f"{path}: {error}") from error
+    except (ValueError, OverflowError, RecursionError, np.linalg.LinAlgError) as error:  # of numbers that are none
+        raise CalibrationError(f"{path}: is damaged: {error}") from error
 
 
 def save_calibration(

@@ -195,7 +195,7 @@ def from_depthai(said: Any, metres: float | None) -> RigCalibration:
 
 def from_middlebury(text: str, metres: float | None, size: Size) -> RigCalibration:
     """The rig of a Middlebury calib.txt, rectified already, in millimetres: Z = B f / (d + doffs)."""
-    lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    lines = {key.strip(): value for key, is_, value in (line.partition("=") for line in text.splitlines()) if is_}
     cameras: list[np.ndarray] = []
     for eye in ("cam0", "cam1"):
         values = re.sub(r"[\[\];,]", " ", entry(lines, eye)).split()
@@ -245,10 +245,17 @@ def _beside(baseline_m: float) -> Float[np.ndarray, "3"]:
 
 def size_of(found: Mapping[str, Any], size: Size) -> tuple[int, int]:
     """Width and height, px: as the file says them, else as was given beside it."""
+    said = None
     if "image_size" in found:
-        return size_in(found, "image_size")
-    if "width" in found and "height" in found:
-        return whole(found, "width"), whole(found, "height")
+        said = size_in(found, "image_size")
+    elif "width" in found and "height" in found:
+        said = whole(found, "width"), whole(found, "height")
+    if said is not None:
+        if size not in (None, said):
+            raise CalibrationError(
+                f"says that it was made for pictures of {said[0]}x{said[1]}; leave --calibration-size out"
+            )
+        return said
     if size is None:
         raise CalibrationError(
             "does not say how large the pictures were that it was made for; --calibration-size, 640x480 say, does"

@@ -56,6 +56,11 @@ class StereoCalibration:
         """The disparity of a point at infinity: cx_left - cx_right."""
         return self.cx_left_px - self.cx_right_px
 
+    @property
+    def farthest_m(self) -> float:
+        """The distance of a point whose disparity is 0; infinity where that is beyond it, as it mostly is."""
+        return math.inf if self.offset_px >= 0 else self.focal_px * self.baseline_m / -self.offset_px
+
     def resized(self, height: int, width: int) -> "StereoCalibration":
         """The same rig for pictures stretched to another size: columns follow the width, rows the height.
 
@@ -72,9 +77,10 @@ class StereoCalibration:
             height=height,
             focal_px=self.focal_px * across,
             focal_y_px=self.focal_y_px * down,
-            cx_left_px=self.cx_left_px * across,
-            cx_right_px=self.cx_right_px * across,
-            cy_px=self.cy_px * down,
+            # Pixel i covers i - 1/2 to i + 1/2, so that a stretch keeps the picture's edges where they are.
+            cx_left_px=(self.cx_left_px + 0.5) * across - 0.5,
+            cx_right_px=(self.cx_right_px + 0.5) * across - 0.5,
+            cy_px=(self.cy_px + 0.5) * down - 0.5,
         )
 
 

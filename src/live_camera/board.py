@@ -13,6 +13,9 @@ from live_camera.calibrate_options import BoardOptions
 FEWEST_CORNERS = 8
 """A view with fewer common corners says too little about the lens to be worth having."""
 
+_FEWEST_OFF_LINE = 2
+"""With a single corner beside a line, the board may stand in many ways."""
+
 Place = Float[np.ndarray, "6"]
 """Where and how a board stands before an eye."""
 
@@ -85,9 +88,15 @@ class Board:
         return BoardView(ids=ids.ravel(), corners_px=np.asarray(corners, np.float32).reshape(-1, 2))
 
     def is_enough(self, ids: Int[np.ndarray, " N"]) -> bool:
-        """True for corners that tell how the board stands: enough of them, and not all in one line."""
-        rows, columns = np.divmod(ids, self.columns)
-        return len(ids) >= FEWEST_CORNERS and len(np.unique(rows)) > 1 and len(np.unique(columns)) > 1
+        """True for corners that tell how the board stands: enough of them, and no line that has all but one."""
+        if len(ids) < FEWEST_CORNERS:
+            return False
+        row, column = np.divmod(ids, self.columns)
+        across, down = column - column[:, None], row - row[:, None]  # from the first corner to the second
+        # On the line through two corners lie all those for which this is 0.
+        off_line = across[:, :, None] * down[:, None] != down[:, :, None] * across[:, None]
+        apart = ~np.eye(len(ids), dtype=bool)
+        return bool(off_line.sum(axis=2)[apart].min() >= _FEWEST_OFF_LINE)
 
     def _found_chessboard(self, grey: UInt8[np.ndarray, "H W"], quickly: bool) -> BoardView | None:
         size = (self.columns, self.rows)

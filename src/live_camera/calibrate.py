@@ -165,7 +165,7 @@ def covered_cells(views: list[BoardView], height: int, width: int) -> Bool[np.nd
 
 def is_new_place(place: Place, taken: list[Place]) -> bool:
     """True where a board stands differently from all places that were taken already."""
-    return all(float(np.abs(place - other).max()) >= NEW_PLACE for other in taken)
+    return bool(np.isfinite(place).all()) and all(float(np.abs(place - other).max()) >= NEW_PLACE for other in taken)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -173,8 +173,13 @@ class Camera:
         return self._capture.isOpened()
 
     def rewind(self) -> None:
-        """A video starts again."""
-        self.reopen()
+        """A video starts again.
+
+        Raises:
+            CameraError: it cannot be opened any more.
+        """
+        if not self.reopen():
+            raise CameraError(self._why_not())
 
     def chosen_colours(self) -> dict[int, float]:
         """What the camera's automatic chose for exposure, gain and white balance: OpenCV property -> value."""

@@ -4,6 +4,7 @@ The only file here that reaches for networks, and for MLflow: inside the functio
 """
 
 import dataclasses
+import glob
 import signal
 import sys
 import tempfile
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from live_camera.live import Preparation
     from live_camera.matcher import Matcher
 
+_FAR_M = 30.0
+"""Hardly any rig of webcams measures anything farther."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
@@ -115,7 +118,8 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
     print(f"{folder}: {taken} pairs collected")
     if taken == 0:
         raise UserError("no pair was collected; the line below the picture says what was missing")
-    return f"{folder}/left_*.png", f"{folder}/right_*.png"
+    within = glob.escape(str(folder))
+    return f"{within}/left_*.png", f"{within}/right_*.png"
 
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:
@@ -190,11 +194,18 @@ def _preparation(options: LiveViewOptions, calibration: "RigCalibration | None",
     height, width = matcher.height, matcher.width
     if calibration is None:
         return Preparation(height=height, width=width, rectifier=None, calibration=None)
-    if not options.rig.rectify:
-        resized = calibration.stereo_calibration.resized(height, width)
-        return Preparation(height=height, width=width, rectifier=None, calibration=resized, rig=calibration)
-    rectifier = Rectifier(calibration, height=height, width=width)
-    return Preparation(height=height, width=width, rectifier=rectifier, calibration=rectifier.stereo_calibration)
+    if options.rig.rectify:
+        rectifier = Rectifier(calibration, height=height, width=width)
+        of_pair, rig = rectifier.stereo_calibration, None
+    else:
+        rectifier, of_pair, rig = None, calibration.stereo_calibration.resized(height, width), calibration
+    if of_pair.farthest_m < _FAR_M:
+        print(
+            f"what is farther than {of_pair.farthest_m:.3g} m cannot be measured: the calibration gives it a disparity "
+            "below 0",
+            file=sys.stderr,
+        )
+    return Preparation(height=height, width=width, rectifier=rectifier, calibration=of_pair, rig=rig)
 
 
 def _matcher(options: LiveViewOptions, calibration: "RigCalibration | None", stack: ExitStack) -> "Matcher":

@@ -23,11 +23,17 @@ class Grabbed(NamedTuple):
 
 
 class LostError(Exception):
-    """An eye gives nothing: a camera was unplugged, a stream broke, or a recording is at its end."""
+    """An eye gives nothing: a camera was unplugged, a stream broke, or a recording is at its end.
 
-    def __init__(self, role: str) -> None:
+    Attributes:
+        role: which eye.
+        note: a line on what is odd about it; None where nothing is.
+    """
+
+    def __init__(self, role: str, note: str | None = None) -> None:
         super().__init__(role)
         self.role = role
+        self.note = note
 
 
 class DamagedError(LostError):
@@ -85,9 +91,9 @@ class TwoCameras:
 
     def grab(self) -> Grabbed:
         """The next pair, not yet decoded."""
-        times_s = [_grabbed(camera) for camera in self.cameras]
         if not self.live:
-            return Grabbed(times_s[0], times_s[0])  # frame n belongs to frame n, whenever it is read
+            return self._grabbed_frame()
+        times_s = [_grabbed(camera) for camera in self.cameras]
         for _ in range(_MOST_CATCHING_UP):
             if abs(times_s[1] - times_s[0]) <= _IN_STEP * self._interval_s:
                 break
@@ -97,6 +103,16 @@ class TwoCameras:
             self._interval_s = 0.9 * self._interval_s + 0.1 * interval_s
         self._last_s = times_s[0]
         return Grabbed(*times_s)
+
+    def _grabbed_frame(self) -> Grabbed:
+        """Frame n of one video belongs to frame n of the other, whenever it is read."""
+        now_s, of_right_s = (camera.grab() for camera in self.cameras)
+        if now_s is not None and of_right_s is not None:
+            return Grabbed(now_s, now_s)
+        if now_s is None and of_right_s is None:
+            raise LostError(self.cameras[0].role)
+        ended, goes_on = self.cameras if now_s is None else reversed(self.cameras)
+        raise LostError(ended.role, f"{ended.role} is at its end, and {goes_on.role} would go on")
 
     def retrieve(self) -> tuple[Picture, Picture]:
         """The grabbed pair, RGB."""

@@ -236,7 +236,7 @@ def live_view(
             if fresh is not None:
                 result = fresh
                 if meter.pairs % _ARRANGEMENT_EVERY == 0:
-                    arrangement = arrangement_complaint(fresh.left, fresh.right)
+                    arrangement = arrangement_complaint(fresh.frame, prepare, rig.source)
                 if rig.live:
                     of_pictures = pictures_watch.complaints(fresh.frame)
             # -------- what there is to say
@@ -284,11 +284,9 @@ def live_view(
                         recorder = _start_recording(_recording_name(options.save_dir), rig)
             except (UserError, OSError) as error:  # the view is worth more than what a key asked for
                 tqdm.write(f"not saved: {error}", file=sys.stderr)
-            for folder in snapshots.saved():
-                tqdm.write(f"{folder}: saved")
+            snapshots.tell()
         bar.set_postfix_str(f"{meter.figures(rig)}  ·  {matcher.name}")
-    for folder in snapshots.saved():
-        print(f"{folder}: saved")
+    snapshots.tell()
     return meter
 
 

@@ -174,7 +174,12 @@ class WatchedMatcher:
             self._failure = error
 
     def _look(self) -> None:
-        found = _signature(self._path)
+        try:
+            found = _signature(self._path)
+        except OSError as error:  # of a folder on a network, perhaps for a moment
+            self.problem = f"{self._path.name} cannot be looked at ({error.strerror or error})"
+            self._seen = None  # so that it is read again when it is back
+            return
         if found == self._seen:
             return
         self._seen = found  # before it is read: what is replaced meanwhile is read again
@@ -184,7 +189,7 @@ class WatchedMatcher:
         try:
             network = self._load(self._path)
             self._try(network)
-        except UserError as error:
+        except (UserError, OSError) as error:
             self.problem = f"{self._path.name} not taken over: {error}"
             return
         self._next, self.problem = network, None

@@ -33,6 +33,8 @@ class SourceOptions(Group):
         for flag, eye in (("--left", self.left), ("--right", self.right), ("--side-by-side", self.side_by_side)):
             if eye is not None and not eye.strip():
                 raise UserError(f"{flag}: is empty; foundation-stereo-list-cameras shows what is there")
+            if eye is not None and eye.startswith("file:"):
+                raise UserError(f"{flag} {eye}: a file goes by its path alone, without file://")
         two = self.left is not None or self.right is not None
         if two and self.side_by_side is not None:
             raise UserError("--side-by-side names both eyes already; leave out --left and --right")

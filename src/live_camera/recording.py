@@ -2,6 +2,7 @@
 
 import queue
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from foundation_stereo_depth.data.formats import encode_npy, encode_ply, write_rgb
 from foundation_stereo_depth.errors import UserError
@@ -24,6 +26,8 @@ CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}
 """Suffix of a recording -> how it is compressed; FFV1 loses nothing."""
 _WAITING_PAIRS = 16
 _LEAST_FREE_BYTES = 200 * 2**20
+_CHECKED_EVERY_BYTES = 512 * 2**20
+"""Of raw pictures: some ten seconds, after which every format has written something of them to its file."""
 _FALLBACK_FPS = 30.0
 
 
@@ -77,6 +81,8 @@ class Recorder:
         self._thread.join()
         if self._failure is not None:
             raise self._failure
+        if self.written == 0:
+            return f"{self.path}: nothing recorded, since no pair came"
         left_out = f", {self.left_out} left out because writing was too slow" if self.left_out else ""
         return f"{self.path}: {self.written} pairs recorded{left_out}; --side-by-side {self.path} plays them"
 
@@ -92,25 +98,58 @@ class Recorder:
 
     def _write_pairs(self) -> None:
         writer: cv2.VideoWriter | None = None
+        height = width = unseen_bytes = size_bytes = 0
         while (frame := self._pairs.get()) is not None:
             if self._failure is not None:
                 continue  # what still comes is taken, so that nobody waits for room
             if writer is None:
                 height, width = frame.left_rgb.shape[:2]
+                if height % 2:
+                    self._failure = UserError(
+                        f"--record {self.path}: a video needs an even height, and the eyes are {width}x{height}"
+                    )
+                    continue
                 code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
                 with quiet_opencv():
                     writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
                 if not writer.isOpened():
                     self._failure = UserError(f"--record {self.path}: cannot be written")
                     continue
+            if frame.left_rgb.shape[:2] != (height, width):
+                self._failure = UserError(
+                    f"--record {self.path}: stopped after {self.written} pairs, since the eyes were {width}x{height} "
+                    f"and now are {frame.left_rgb.shape[1]}x{frame.left_rgb.shape[0]}"
+                )
+                continue
             writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
             self.written += 1
             if self.written % 30 == 0 and shutil.disk_usage(self.path.parent).free < _LEAST_FREE_BYTES:
                 self._failure = UserError(
                     f"--record {self.path}: stopped after {self.written} pairs, since its disk is nearly full"
                 )
+            # OpenCV does not say whether it could write.
+            unseen_bytes += 2 * frame.left_rgb.nbytes
+            if unseen_bytes > _CHECKED_EVERY_BYTES:
+                unseen_bytes, before, size_bytes = 0, size_bytes, self.path.stat().st_size
+                if size_bytes == before:
+                    self._failure = UserError(
+                        f"--record {self.path}: stopped after {self.written} pairs, since its disk takes no more"
+                    )
         if writer is not None:
             writer.release()
+            if self._failure is None and (held := _pairs_in(self.path)) != self.written:
+                self._failure = UserError(
+                    f"--record {self.path}: holds {held} of {self.written} pairs; its disk did not take them all"
+                )
+
+
+def _pairs_in(path: Path) -> int:
+    """How many pictures a finished video has; -1 where it cannot be read."""
+    with quiet_opencv():
+        video = cv2.VideoCapture(str(path))
+    count = round(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else -1
+    video.release()
+    return count
 
 
 def check_recordable(path: Path) -> None:
@@ -140,7 +179,7 @@ class Snapshots:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._pool = ThreadPoolExecutor(1, "snapshots")
-        self._waiting: list[Future[Path]] = []
+        self._waiting: list[tuple[Path, Future[None]]] = []
 
     def __enter__(self) -> "Snapshots":
         return self
@@ -155,20 +194,22 @@ class Snapshots:
             path for n in range(10**6) if not (path := self._folder / (f"{name}-{n}" if n else name)).exists()
         )
         folder.mkdir(parents=True)
-        self._waiting.append(self._pool.submit(_save, folder, result, pictures))
+        self._waiting.append((folder, self._pool.submit(_save, folder, result, pictures)))
 
-    def saved(self) -> list[Path]:
-        """The folders that are complete since the last call.
+    def tell(self) -> None:
+        """Says of each pair that was asked for since the last call what became of it: the view goes on in any case."""
+        done = [asked for asked in self._waiting if asked[1].done()]
+        self._waiting = [asked for asked in self._waiting if asked not in done]
+        for folder, future in done:
+            try:
+                future.result()
+            except OSError as error:
+                tqdm.write(f"{folder}: not saved ({error.strerror or error})", file=sys.stderr)
+            else:
+                tqdm.write(f"{folder}: saved")
 
-        Raises:
-            OSError: one could not be written.
-        """
-        done = [future for future in self._waiting if future.done()]
-        self._waiting = [future for future in self._waiting if not future.done()]
-        return [future.result() for future in done]
 
-
-def _save(folder: Path, result: Result, pictures: dict[str, Canvas]) -> Path:
+def _save(folder: Path, result: Result, pictures: dict[str, Canvas]) -> None:
     answer = result.answer
     for name, rgb in (
         ("raw_left", result.frame.left_rgb),
@@ -192,4 +233,3 @@ def _save(folder: Path, result: Result, pictures: dict[str, Canvas]) -> Path:
         everywhere = np.ones(result.depth_m.shape, bool)
         cloud = encode_ply(*point_cloud(result.depth_m, result.left, everywhere, result.calibration))
         write_whole(folder / "cloud.ply", lambda file: file.write(cloud), durable=False)
-    return folder

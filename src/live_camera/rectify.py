@@ -27,6 +27,7 @@ class Rectifier:
     """
 
     def __init__(self, calibration: RigCalibration, *, height: int, width: int) -> None:
+        calibration = calibration.with_far_in_view()
         self._calibration = calibration
         self._size = (width, height)
         self._raw: _Raw | None = None

@@ -29,6 +29,8 @@ _DRAINED_PICTURES = 5
 _MOST_DAMAGED_IN_A_ROW = 10
 """Cheap cameras send a torn picture now and then; so many on end count as a camera lost."""
 _APART_FOR_S = 2.0
+_STALLED_S, _STALLED_PAIRS = 2.0, 3
+"""Without a pair for so long, and for so many pairs' time, something is wrong; drivers give up after ten seconds."""
 _SETTLING_S = 1.5
 """Exposure and white balance find their values in about this time before they are locked."""
 
@@ -59,6 +61,7 @@ class Rig:
         tell: says a line to whoever loops over the pairs while none comes.
 
     Attributes:
+        source: as it was given.
         ended: a recording is at its end, and its last pair has been taken.
         waiting_for: what was lost and is being opened again; None where all is well.
         complaint: one line about that; None where all is well.
@@ -73,7 +76,7 @@ class Rig:
         self, eyes: Eyes, source: SourceOptions, *, fps: float | None = None, tell: Callable[[str], None] = print
     ) -> None:
         self._eyes = eyes
-        self._source = source
+        self.source = source
         self._tell = tell
         self._interval_s = 1 / fps if fps and not eyes.live else 0.0
         self._changed = threading.Condition()
@@ -90,6 +93,9 @@ class Rig:
         self.tap: Callable[[StereoFrame], None] | None = None
         self._damaged_in_a_row = 0
         self._apart_since_s: float | None = None
+        self._apart_said = ""
+        self._handed_over_at_s: float | None = None
+        self._since_rewind = 0
         self._thread = threading.Thread(target=self._run, name="cameras", daemon=True)
 
     @property
@@ -113,12 +119,12 @@ class Rig:
         role = self.waiting_for
         apart_since_s = self._apart_since_s
         if role is None and apart_since_s is not None and time.monotonic() - apart_since_s > _APART_FOR_S:
-            return (
-                f"every pair is dropped: the eyes are {abs(self.skew_ms):.0f} ms apart, and --max-skew-ms allows "
-                f"{self._source.max_skew_ms:g}"
-            )
+            return self._apart_said
         if role is None:
-            return None
+            handed_over_at_s = self._handed_over_at_s
+            patience_s = max(_STALLED_S, _STALLED_PAIRS / self.fps if self.fps else 0)
+            stalled = handed_over_at_s is not None and time.monotonic() - handed_over_at_s > patience_s
+            return "no pair comes any more; waiting" if stalled and self.live else None
         if self._shape is not None:
             return f"{role} is gone; waiting until it is back"
         return (
@@ -193,10 +199,17 @@ class Rig:
         """The next pair that may be shown; None where it is dropped, or an eye is lost."""
         try:
             times = self._eyes.grab()
+            self.waiting_for = None
             self.skew_ms = 1000 * (times.right_s - times.left_s)
-            if abs(self.skew_ms) > self._source.max_skew_ms:
+            if abs(self.skew_ms) > self.source.max_skew_ms:
                 self.skew_dropped += 1
-                self._apart_since_s = self._apart_since_s or time.monotonic()
+                if self._apart_since_s is None:
+                    self._apart_since_s = time.monotonic()
+                    # Said as it is at first: figures that change would be said again and again.
+                    self._apart_said = (
+                        f"every pair is dropped: the eyes are {abs(self.skew_ms):.0f} ms apart, and --max-skew-ms "
+                        f"allows {self.source.max_skew_ms:g}"
+                    )
                 return None
             self._apart_since_s = None
             left, right = self._eyes.retrieve()
@@ -209,13 +222,14 @@ class Rig:
                 self._lose(damaged.role)
             return None
         except LostError as lost:
-            self._lose(lost.role)
+            self._lose(lost.role, lost.note)
             return None
         self._check_size(left, right)
-        swapped = self._source.swap
-        if self._source.upside_down in ("left", "both"):
+        self._since_rewind += 1
+        swapped = self.source.swap
+        if self.source.upside_down in ("left", "both"):
             left = np.asarray(cv2.rotate(left, cv2.ROTATE_180), np.uint8)
-        if self._source.upside_down in ("right", "both"):
+        if self.source.upside_down in ("right", "both"):
             right = np.asarray(cv2.rotate(right, cv2.ROTATE_180), np.uint8)
         return StereoFrame(
             left_rgb=right if swapped else left,
@@ -237,19 +251,25 @@ class Rig:
         with self._changed:
             self._newest = frame
             self._changed.notify_all()
+        self._handed_over_at_s = time.monotonic()
 
-    def _lose(self, role: str) -> None:
+    def _lose(self, role: str, note: str | None = None) -> None:
         """A camera is waited for; a recording ends, or begins again."""
         if not self._eyes.live:
-            if self._source.loop and self._shape is not None:
+            if self.source.loop and self._since_rewind > 0:
+                self._since_rewind = 0
                 self._eyes.rewind()
+            elif self.source.loop and self._shape is not None:
+                raise CameraError(f"{role}: gives no picture any more when it is played again")
             elif self._shape is None:
                 raise CameraError(f"{role}: holds no picture that can be decoded")
             else:
+                if note is not None:
+                    self._tell(note)
                 self._stop.set()
             return
+        self.losses += self.waiting_for is None  # one that comes back without a picture is still the same loss
         self.waiting_for = role
-        self.losses += 1
         lost = [camera for camera in self._eyes.cameras if camera.role == role]
         while not self._stop.wait(_REOPEN_EVERY_S):
             if all(camera.reopen() for camera in lost):
@@ -257,13 +277,12 @@ class Rig:
         for camera in self._eyes.cameras:
             for _ in range(_DRAINED_PICTURES):
                 camera.grab()
-        self.waiting_for = None
 
     def _check_size(self, left: Picture, right: Picture) -> None:
         if left.shape != right.shape:
             raise CameraError(
                 f"the left eye gives {left.shape[1]}x{left.shape[0]}, the right one {right.shape[1]}x{right.shape[0]}; "
-                "both need one size: --width and --height ask for one that both have"
+                "both need one size" + (": --width and --height ask for one that both have" if self._eyes.live else "")
             )
         if self._eyes.live and self._shape not in (None, left.shape):
             assert self._shape is not None
@@ -291,7 +310,8 @@ def open_rig(
     source.needs_eyes()
     eyes = _open_eyes(source, camera)
     if all(camera.is_device for camera in eyes.cameras) and eyes.cameras:
-        _lock_colours(eyes)
+        for line in _lock_colours(eyes):
+            tell(line)
     rig = Rig(eyes, source, fps=camera.fps or ((eyes.fps or 1.0) if realtime else None), tell=tell)
     for line in rig.settings_missed:
         tell(line)
@@ -326,18 +346,22 @@ def _open_eyes(source: SourceOptions, options: CameraOptions) -> Eyes:
         raise
 
 
-def _lock_colours(eyes: Eyes) -> None:
-    """Both eyes keep what the left one chose, so that one colour looks the same to both."""
+def _lock_colours(eyes: Eyes) -> list[str]:
+    """Both eyes keep what the left one chose, so that one colour looks the same to both; a line where they do not."""
     until_s = time.monotonic() + _SETTLING_S
     if not eyes.cameras[0].chosen_colours():
-        return
+        return []
     while time.monotonic() < until_s:
         for camera in eyes.cameras:
             if camera.grab() is None:
-                return  # the rig's thread says so and waits for it
+                return [  # the rig's thread waits for it
+                    f"{camera.role}: gave no picture at first, so exposure and white balance of both eyes stay "
+                    "automatic; start again to have them locked"
+                ]
     values = eyes.cameras[0].chosen_colours()
     for camera in eyes.cameras:
         camera.lock_colours(values)
+    return []
 
 
 def _is_capture(address: str) -> bool:

@@ -294,14 +294,15 @@ class Windows:
         cv2.setMouseCallback(name, self._mouse, name)
         self._open[name] = picture.shape[:2]
 
-    def _mouse(self, event: int, column: int, row: int, _flags: int, _name: Any) -> None:
+    def _mouse(self, event: int, column: int, row: int, _flags: int, name: Any) -> None:
         del event
         (body_height, body_width), (map_height, map_width) = self._body_size, self._map_size
         row -= draw.ROW_PX
-        if not (0 <= row < body_height and 0 <= column < 2 * body_width):
+        # The right eye stands beside the left one; beside a map stands its colour bar.
+        if not (0 <= row < body_height and 0 <= column < (2 if name == PAIR_WINDOW else 1) * body_width):
             self.state.cursor = None
             return
-        column %= body_width  # the right eye stands beside the left one
+        column %= body_width
         self.state.cursor = (column * map_width // body_width, row * map_height // body_height)
 
 

@@ -1,10 +1,14 @@
 """What is wrong with the pictures themselves: black, frozen, upside down, or left and right exchanged."""
 
+import dataclasses
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
 from foundation_stereo_depth.block_matching import match_blocks
+from live_camera.options import SourceOptions
 from live_camera.rig import StereoFrame
 
 _BLACK_BELOW = 6.0
@@ -43,29 +47,61 @@ class FrameWatch:
         return found
 
 
-def arrangement_complaint(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> str | None:
+def arrangement_complaint(
+    frame: StereoFrame,
+    prepare: Callable[[StereoFrame], tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w 3"]]],
+    source: SourceOptions,
+) -> str | None:
     """One line where the pair fits much better with its eyes exchanged, or with one of them upside down; else None.
 
-    Each way round is matched at a small size; the share of pixels that the matcher answers tells. A rig that is
-    upside down as a whole looks like one with its eyes exchanged, and `--swap` with `--upside-down both` mends it.
+    Each way round is rectified from the raw pictures, as an eye that stands wrong was rectified by the other's maps,
+    and matched at a small size; the share of pixels that the matcher answers tells. A rig that is upside down as a
+    whole looks like one with its eyes exchanged, and `--swap` with `--upside-down both` mends it.
 
     Args:
-        left: rectified, RGB.
-        right: rectified, RGB.
+        frame: as the cameras gave it, and as `source` arranges it.
+        prepare: makes it a rectified pair, RGB.
+        source: how the eyes are arranged already, so that what is advised is what has to be typed.
     """
-    size = (_CHECK_WIDTH_PX, _CHECK_HEIGHT_PX)
-    left, right = (np.asarray(cv2.resize(eye, size, interpolation=cv2.INTER_AREA), np.uint8) for eye in (left, right))
-    given = matched_share(left, right)
+    given = _share_of(prepare(frame))
     if given >= _LEAST_MATCHED:
         return None
-    left_turned, right_turned = left[::-1, ::-1].copy(), right[::-1, ::-1].copy()
+    left, right = frame.left_rgb, frame.right_rgb
+    left_camera, right_camera = ("right", "left") if source.swap else ("left", "right")
     others = {
-        "left and right seem to be exchanged; --swap exchanges them": matched_share(right, left),
-        "the right eye seems to be upside down; --upside-down right turns it": matched_share(left, right_turned),
-        "the left eye seems to be upside down; --upside-down left turns it": matched_share(left_turned, right),
+        f"left and right seem to be exchanged; {'leave --swap out' if source.swap else '--swap exchanges them'}": (
+            right,
+            left,
+        ),
+        _turning(right_camera, source): (left, _turned(right)),
+        _turning(left_camera, source): (_turned(left), right),
     }
-    complaint, share = max(others.items(), key=lambda item: item[1])
-    return complaint if share >= _LEAST_MATCHED and share > _CLEARLY_BETTER * given else None
+    shares = {
+        advice: _share_of(prepare(dataclasses.replace(frame, left_rgb=views[0], right_rgb=views[1])))
+        for advice, views in others.items()
+    }
+    advice, share = max(shares.items(), key=lambda item: item[1])
+    return advice if share >= _LEAST_MATCHED and share > _CLEARLY_BETTER * given else None
+
+
+def _turning(camera: str, source: SourceOptions) -> str:
+    """What to type so that one camera's picture is turned, or no longer turned. The flag acts before `--swap` does."""
+    turned = {"none": set[str](), "both": {"left", "right"}}.get(source.upside_down, {source.upside_down}) ^ {camera}
+    if not turned:
+        return f"the {camera} eye seems to be upside down; leave --upside-down out"
+    which = "both" if len(turned) == 2 else turned.pop()
+    mends = "turns it" if source.upside_down == "none" else "is right"
+    return f"the {camera} eye seems to be upside down; --upside-down {which} {mends}"
+
+
+def _turned(picture: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    return picture[::-1, ::-1].copy()
+
+
+def _share_of(pair: tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]]) -> float:
+    size = (_CHECK_WIDTH_PX, _CHECK_HEIGHT_PX)
+    left, right = (np.asarray(cv2.resize(eye, size, interpolation=cv2.INTER_AREA), np.uint8) for eye in pair)
+    return matched_share(left, right)
 
 
 def matched_share(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> float:
