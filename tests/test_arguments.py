@@ -79,6 +79,7 @@ def test_an_even_blur_kernel_is_refused() -> None:
         (["--epoch", "5"], "unrecognized arguments: --epoch 5"),
         (["--model", "resnet"], "invalid choice: 'resnet'"),
         (["--num-workers", "some"], "invalid whole number value: 'some'"),
+        (["--cache-root", ""], "--cache-root: invalid path value: ''"),
     ],
 )
 def test_a_mistyped_flag_gets_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

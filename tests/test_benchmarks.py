@@ -1,6 +1,7 @@
 """Each benchmark's reader on a small tree of the layout that its authors publish."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -214,6 +215,18 @@ def test_a_missing_truth_is_not_shifted_to_the_next_scene(tmp_path: Path) -> Non
     (tmp_path / "ETH3D/two_view_training_gt/delivery_area_1l/disp0GT.pfm").unlink()
     with pytest.raises(DataError, match="has 2 pairs of pictures but 1 disparity maps"):
         open_benchmark("eth3d", tmp_path)
+
+
+def test_a_truth_missing_here_and_pictures_there_are_noticed(tmp_path: Path) -> None:
+    """The counts are right all the same, and every truth in between would be the next scene's."""
+    instereo2k(tmp_path)
+    scenes = tmp_path / "InStereo2k/test"
+    shutil.copytree(scenes / "001", scenes / "002")
+    assert len(open_benchmark("instereo2k", tmp_path)) == 3
+    for lost in ("000/left_disp.png", "000/right_disp.png", "002/left.png", "002/right.png"):
+        (scenes / lost).unlink()
+    with pytest.raises(DataError, match=r"test/001/left\.png would be paired with .* and the truth test/002/left_disp"):
+        open_benchmark("instereo2k", tmp_path)
 
 
 def test_a_missing_truth_of_kitti_leaves_its_picture_out(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 import errno
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,8 +14,8 @@ from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data import build_cache as module
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import SampleCache, open_cache
-from foundation_stereo_depth.data.procedural import scene_names
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.data.procedural import SCENES_STAMP, scene_names
+from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
 from foundation_stereo_depth.options import CacheBuildOptions
 
@@ -61,10 +62,10 @@ def test_the_report_counts_what_was_done(fsd_tree: Path, capsys: pytest.CaptureF
     assert "cache: 3 entries written (76.9kB; 1 of them in place of damaged ones, 1 in place of ones whose" in out
     assert "2 found, 1 samples bad" in out
     assert "cache/cache_faults.txt names the damaged, changed and bad ones" in out
-    named = Path("cache/cache_faults.txt").read_text().splitlines()
-    assert [line.split(":")[0] for line in named] == ["damaged, made anew", "changed, made anew", "bad"]
+    named = sorted(Path("cache/cache_faults.txt").read_text().splitlines())
+    assert [line.split(":")[0] for line in named] == ["bad", "changed, made anew", "damaged, made anew"]
     for line, name in zip(
-        named, ("cache/scene_0/0000.npz", "cache/scene_1/0001.npz", "left/rgb/0001.png"), strict=True
+        named, ("left/rgb/0001.png", "cache/scene_1/0001.npz", "cache/scene_0/0000.npz"), strict=True
     ):
         assert name in line
 
@@ -140,6 +141,23 @@ def test_verification_names_every_damaged_entry_and_writes_nothing(
     assert sorted(path.name for path in Path("cache").iterdir()) == ["cache.json", "scene_0", "scene_1", "scene_2"]
 
 
+def test_verification_against_a_data_set(
+    fsd_tree: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_cache(options_for(fsd_tree))
+    flags = ["--verify", "--cache-root", "cache", "--height", "48", "--width", "64"]
+    shutil.rmtree(fsd_tree / "scene_0")
+    Path("cache/scene_1/0000.npz").unlink()
+    Path("cache/scene_2/0000.npz").write_bytes(b"")
+    next(fsd_tree.glob("scene_2/dataset/data/left/rgb/0001.*")).write_bytes(b"changed")
+    monkeypatch.setenv("FOUNDATION_STEREO_ROOT", str(fsd_tree))
+    capsys.readouterr()
+    assert cache_command(flags) == 1
+    out = capsys.readouterr().out
+    assert "cache: 3 of 5 entries are whole, 1 damaged, 1 made of files that have changed" in out
+    assert f"{fsd_tree}: 1 of 4 samples have no entry; 2 entries have no sample" in out
+
+
 def test_verification_reads_a_cache_of_another_program(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("cache/s").mkdir(parents=True)
     pictures, disparity_px = np.zeros((2, 48, 64, 3), np.uint8), np.zeros((48, 64), np.float16)
@@ -171,6 +189,36 @@ def test_mistakes_get_one_line(flags: list[str], said: str, capsys: pytest.Captu
     assert said in error
     assert error.count("\n") == 1
     assert not Path("nowhere").exists()
+
+
+def test_a_shard_of_very_many_is_found_at_once(fsd_tree: Path) -> None:
+    assert build_cache(options_for(fsd_tree, shard="1/100000000")).written == 1
+    assert build_cache(options_for(fsd_tree, shard="7/100000000")).written == 0
+
+
+def test_lists_of_faults_of_earlier_parts_go_with_a_whole_build(fsd_tree: Path) -> None:
+    build_cache(options_for(fsd_tree))
+    for name in ("cache_faults.txt", "cache_faults_1_of_2.txt", "cache_faults_2_of_2.txt"):
+        Path("cache", name).write_text("old")
+    build_cache(options_for(fsd_tree, shard="1/2"))
+    assert sorted(path.name for path in Path("cache").glob("*.txt")) == ["cache_faults.txt", "cache_faults_2_of_2.txt"]
+    build_cache(options_for(fsd_tree))
+    assert not list(Path("cache").glob("*.txt"))
+
+
+def test_what_was_damaged_is_listed_though_the_build_stops(fsd_tree: Path) -> None:
+    build_cache(options_for(fsd_tree))
+    for entry in list(Path("cache").glob("scene_*/*.npz"))[:5]:
+        entry.write_bytes(b"")
+    for picture in fsd_tree.glob("scene_2/dataset/data/left/rgb/0001.*"):
+        picture.write_bytes(b"?")
+    with pytest.raises(DataError):
+        build_cache(options_for(fsd_tree, overwrite=False, workers=4))
+    report = Path("cache/cache_faults.txt").read_text()
+    assert (
+        report.count("damaged, made anew")
+        == sum(entry.stat().st_size > 0 for entry in Path("cache").glob("*/*.npz")) - 1
+    )
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4, 7])
@@ -315,6 +363,22 @@ def test_a_pool_of_made_up_scenes_is_always_the_same(tmp_path: Path, capsys: pyt
     both = ["--procedural-samples", "5", "--dataset-root", "x", *flags, "y"]
     assert cache_command(both) == 2
     assert "both say what to fill it with" in capsys.readouterr().err
+
+
+def test_scenes_of_another_version_are_made_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--procedural-samples", "2", "--height", "48", "--width", "64", "--cache-root", "pool"]
+    with monkeypatch.context() as earlier:
+        earlier.setattr(module, "SCENES_STAMP", SCENES_STAMP + 1)
+        assert cache_command(flags) == 0
+    before = contents(Path("pool"))
+    assert cache_command(flags) == 0
+    assert "2 entries written" in (out := capsys.readouterr().out)
+    assert "2 in place of ones whose files have changed" in out
+    assert contents(Path("pool")) != before
+    assert cache_command(flags) == 0
+    assert "2 found" in capsys.readouterr().out
 
 
 def test_names_of_a_pool_stay_when_it_grows() -> None:

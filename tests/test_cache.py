@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foundation_stereo_depth.data import cache as cache_module
 from foundation_stereo_depth.data.cache import DamagedEntryError, open_cache
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import DataError
@@ -97,6 +98,35 @@ def test_entries_of_another_kind_are_refused(tmp_path: Path, change: dict, said:
     np.savez(cache.path("s", "0"), **{key: array for key, array in arrays.items() if array is not None})
     with pytest.raises(DamagedEntryError, match=said):
         cache.read("s", "0")
+
+
+def test_a_deflated_entry_of_another_program_that_is_damaged_says_nothing_of_size(tmp_path: Path) -> None:
+    (tmp_path / "scene").mkdir()
+    sample = sample_of()
+    for name in ("a", "b"):
+        np.savez_compressed(
+            tmp_path / f"scene/{name}.npz", left=sample.left, right=sample.right, disparity=sample.disparity_px
+        )
+        content = bytearray((tmp_path / f"scene/{name}.npz").read_bytes())
+        content[40:380] = bytes(range(1, 171)) * 2
+        (tmp_path / f"scene/{name}.npz").write_bytes(content)
+    with pytest.raises(DataError, match="delete it"):
+        open_cache(tmp_path, 48, 64).read("scene", "a")
+
+
+def test_of_two_programs_that_begin_a_cache_the_first_one_says_its_size(tmp_path: Path, monkeypatch) -> None:
+    first, second = open_cache(tmp_path, 48, 64), open_cache(tmp_path, 24, 32)
+    begin = cache_module._first_entries
+
+    def while_the_other_begins(root: Path, at_most: int) -> list[str]:
+        monkeypatch.setattr(cache_module, "_first_entries", begin)
+        first.make_root()
+        return begin(root, at_most)
+
+    monkeypatch.setattr(cache_module, "_first_entries", while_the_other_begins)
+    with pytest.raises(DataError, match="was made at 64x48"):
+        second.make_root()
+    first.make_root()
 
 
 def test_an_empty_cache_has_no_names(tmp_path: Path) -> None:

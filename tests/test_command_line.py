@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -23,6 +24,23 @@ COMMANDS = {
 
 def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=False)
+
+
+def test_a_reader_that_has_had_enough_is_no_mistake() -> None:
+    code = (
+        "import sys; from foundation_stereo_depth.errors import answer\n"
+        "sys.exit(answer('x', lambda: [print('much') for _ in range(100_000)] and 0))"
+    )
+    piped = f"{sys.executable} -c {shlex.quote(code)} | head -1; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=True)
+    assert (ended.stdout, ended.stderr) == ("much\n1\n", "")
+
+
+def test_names_that_no_encoding_has_can_be_printed() -> None:
+    code = "from foundation_stereo_depth.errors import answer; answer('x', lambda: print('a\\udce9b') or 0)"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stdout == "a\\udce9b\n"
 
 
 @pytest.mark.parametrize(("package", "function", "flag"), COMMANDS.values())

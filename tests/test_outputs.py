@@ -147,7 +147,9 @@ def test_the_picture_is_a_picture_also_of_nothing_valid(geometry: dict) -> None:
         ({"write": ""}, "--write : has to be"),
         ({"map_format": "exr"}, "--map-format exr: has to be one or more of png, pfm, npy"),
         ({"write": "depth"}, "--write depth: needs --calibration, or --focal-px and --baseline-m"),
-        ({"write": "cloud", "focal_px": 3.0}, "--write cloud: needs"),
+        ({"write": "cloud"}, "--write cloud: needs"),
+        ({"focal_px": 3.0}, "--focal-px and --baseline-m belong together"),
+        ({"overwrite": True, "skip_existing": True}, "--overwrite --skip-existing: files that are there"),
         ({"min_confidence": 1.5}, "--min-confidence is 1.5"),
     ],
 )

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import cv2
@@ -6,7 +7,7 @@ import pytest
 from conftest import shifted_pair
 
 from foundation_stereo_depth.data.formats import write_rgb
-from foundation_stereo_depth.data.pairs import find_pairs
+from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
 from foundation_stereo_depth.errors import DataError
 
 
@@ -126,8 +127,60 @@ def test_videos_of_unequal_length_are_refused() -> None:
     frames = [shifted_pair(48, 64, 2)[0]] * 3
     video("left.avi", frames)
     video("right.avi", frames[:2])
-    with pytest.raises(DataError, match=r"left\.avi: goes on after the other video ends at frame 2"):
+    with pytest.raises(DataError, match=r"left\.avi: goes on after right\.avi ends at frame 2"):
         list(find_pairs("left.avi", "right.avi"))
+    with pytest.raises(DataError, match=r"left\.avi: goes on after right\.avi ends at frame 2"):
+        list(find_pairs("right.avi", "left.avi"))
+
+
+def test_a_frame_that_one_video_lacks_ends_the_pairs_before_it() -> None:
+    random = np.random.default_rng(0)
+    frames = [random.integers(0, 256, (48, 64, 3), dtype=np.uint8) for _ in range(20)]
+    video("left.avi", frames)
+    video("right.avi", frames)
+    content = bytearray(Path("right.avi").read_bytes())
+    # Each frame is a chunk 00dc of its own; the tenth is made to be none.
+    chunks = [match.start() for match in re.finditer(b"00dc", content)]
+    size = int.from_bytes(content[chunks[9] + 4 : chunks[9] + 8], "little")
+    content[chunks[9] + 8 : chunks[9] + 8 + size] = bytes(size)
+    Path("right.avi").write_bytes(content)
+    read: list[NamedPair] = []
+    with pytest.raises(DataError, match=r"right\.avi"):
+        read.extend(find_pairs("left.avi", "right.avi"))
+    assert 8 <= len(read) <= 10
+    assert all(np.array_equal(pair.left, pair.right) for pair in read), "each is of one time"
+
+
+def test_a_video_that_was_cut_off_is_told_after_its_pairs() -> None:
+    video("both.avi", [np.zeros((48, 64, 3), np.uint8) + 10 * number for number in range(20)])
+    content = Path("both.avi").read_bytes()
+    Path("both.avi").write_bytes(content[: len(content) * 6 // 10])
+    read: list[NamedPair] = []
+    with pytest.raises(DataError, match=r"both\.avi: only \d+ of 20 frames can be decoded; is it damaged, or cut"):
+        read.extend(find_pairs("both.avi", None))
+    assert len(read) < 18
+
+
+def test_brackets_in_a_folder_are_no_wildcards() -> None:
+    for eye in ("L [1]", "R [1]"):
+        Path(eye).mkdir()
+        picture(f"{eye}/0.png")
+    pairs = find_pairs("L [1]/*.png", "R [1]/*.png")
+    assert pairs.files == {"0": (Path("L [1]/0.png"), Path("R [1]/0.png"))}
+
+
+def test_what_macos_puts_beside_files_is_no_picture() -> None:
+    for eye in ("l", "r"):
+        Path(eye).mkdir()
+        picture(f"{eye}/0.png")
+        Path(eye, "._0.png").write_bytes(b"Mac OS X")
+    assert list(find_pairs("l", "r").files) == ["0"]
+
+
+def test_an_empty_name_is_not_the_folder_one_is_in() -> None:
+    picture("a.png")
+    with pytest.raises(DataError, match="is empty"):
+        find_pairs("", "")
 
 
 def test_a_video_beside_a_picture_or_damaged_is_refused() -> None:

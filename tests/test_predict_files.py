@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,6 +49,40 @@ def test_folders_are_predicted_pair_by_pair(batch_size: str, capfd: pytest.Captu
     assert "exchanged" not in told.err
     assert predict_command(["left", "right", *flags]) == 2
     assert "0000_disparity.png: is there already" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("folders", "matching")
+def test_what_can_be_read_is_written_and_the_rest_follows_later(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = Path("left/0003.png").read_bytes()
+    Path("left/0003.png").write_bytes(b"?")
+    flags = ["left", "right", "-o", "out", "--checkpoint", "any.pt", "--batch-size", "4", "--write", "disparity"]
+    assert predict_command(flags) == 2
+    told = capfd.readouterr()
+    assert "out: 3 pairs written" in told.out
+    assert "0003.png" in told.err
+    Path("left/0003.png").write_bytes(whole)
+    before = Path("out/0000_disparity.png").stat()
+    assert predict_command([*flags, "--skip-existing"]) == 0
+    out = capfd.readouterr().out
+    assert "out: 3 of 5 pairs are there already" in out
+    assert "out: 2 pairs written" in out
+    assert Path("out/0000_disparity.png").stat() == before
+    assert disparity_of("out/0004_disparity.png") == pytest.approx(10, abs=0.6)
+    assert predict_command([*flags, "--skip-existing"]) == 0
+    assert "5 of 5 pairs are there already" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("matching")
+def test_names_are_neither_mathematics_nor_always_text() -> None:
+    names = [b"cost_$5_$x^.png", b"\xff.png"]
+    left, right = shifted_pair(48, 96, 4)
+    for eye, picture in (("left", left), ("right", right)):
+        Path(eye).mkdir()
+        write_rgb(Path("one.png"), picture)
+        for name in names:
+            (Path(eye) / os.fsdecode(name)).write_bytes(Path("one.png").read_bytes())
+    assert predict_command(["left", "right", "-o", "out", "--checkpoint", "any.pt"]) == 0
+    assert len(list(Path("out").glob("*_picture.png"))) == 2
 
 
 @pytest.mark.usefixtures("folders")

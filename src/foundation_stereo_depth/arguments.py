@@ -187,9 +187,11 @@ def _converter(hint: Any) -> Any:
     plain = next(h for h in _alternatives(hint) if h in (int, float, str, Path))
 
     def convert(text: str) -> Any:
+        if plain is Path and not text.strip():  # an unset variable, say; the current folder would be taken
+            raise ValueError
         return text if text in words else plain(text)
 
-    names: dict[Any, str] = {int: "whole number", float: "number"}
+    names: dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
     convert.__name__ = names.get(plain, "text")
     return convert
 

@@ -11,6 +11,8 @@
 Commands print the line on standard error and end with exit status 2: `answer` sees to it.
 """
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -41,8 +43,14 @@ class NotFiniteError(UserError):
 
 def answer(command: str, run: Callable[[], int]) -> int:
     """The exit status of a command; a mistake that the user can mend becomes one line, the rest keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what no encoding has; standard error minds none
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return run()
+        status = run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         return _say(command, str(error), 2)
     except KeyboardInterrupt:
@@ -52,6 +60,7 @@ def answer(command: str, run: Callable[[], int]) -> int:
             raise
         # The machine refuses a path: full, read-only, forbidden.
         return _say(command, f"{error.filename}: {error.strerror}", 2)
+    return status
 
 
 def _say(command: str, message: str, status: int) -> int:

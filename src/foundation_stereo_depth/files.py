@@ -1,6 +1,7 @@
 """Files that are complete or absent, whatever happens while they are written."""
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -24,7 +25,7 @@ _ABANDONED_AFTER_S = 24 * 3600
 """A temporary file of another machine is taken for abandoned after a day: a write takes seconds."""
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: bool) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:
     """Calls `write` on a new file in the folder of `path`, then renames it to `path`.
 
     A reader sees the old file or the new one, never a part. On any failure the temporary file is removed and the old
@@ -34,8 +35,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: boo
         path: the file to make or replace; its folder exists.
         write: writes the bytes.
         durable: survive a power cut as well: the bytes reach the disk before the name does.
+        replace: what is there already is replaced; else of two writers the first one's file stays, where the disk
+            has hard links (others have no such promise to give).
 
     Raises:
+        FileExistsError: it is there, and is not to be replaced.
         OSError: the disk is full, read-only, forbidden; `filename` is `path`.
     """
     try:
@@ -45,7 +49,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: boo
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            temporary.replace(path)
+            if replace:
+                temporary.replace(path)
+            else:
+                _rename_unless_there(temporary, path)
     except OSError as error:
         if error.errno is not None:
             # A full disk names no file at all, and the temporary name says nothing to anybody.
@@ -76,6 +83,19 @@ def remove_abandoned(folder: Path) -> int:
             old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_AFTER_S
             removed += (old or named[1] == _machine()) and _removed_unless_locked(Path(entry.path), old=old)
     return removed
+
+
+def _rename_unless_there(temporary: Path, path: Path) -> None:
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 @contextmanager

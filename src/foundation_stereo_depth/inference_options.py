@@ -96,6 +96,7 @@ class OutputOptions(CalibrationFileOptions):
         "at 65535; from 65.536 m on depth becomes unknown), pfm (px, metres; infinite unknown), npy (NaN unknown)",
     )
     overwrite: bool = knob(False, "replace files that are there")
+    skip_existing: bool = knob(False, "leave pairs out whose files are all there, as after an interruption")
     focal_px: float | None = knob(
         None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3
     )
@@ -114,6 +115,10 @@ class OutputOptions(CalibrationFileOptions):
         check_words("--map-format", self.map_format, MAP_FORMATS)
         needing = [word for word in ("depth", "cloud") if word in words_of(self.write)]
         numbers = self.focal_px is not None and self.baseline_m is not None
+        if self.overwrite and self.skip_existing:
+            raise UserError("--overwrite --skip-existing: files that are there are either replaced or left")
+        if (self.focal_px is None) != (self.baseline_m is None):
+            raise UserError("--focal-px and --baseline-m belong together; give both or none")
         if needing and self.calibration is None and not numbers:
             raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):

@@ -23,7 +23,7 @@ from foundation_stereo_depth.data.formats import (
     encode_whole_steps,
 )
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.files import remove_abandoned, write_whole
 from foundation_stereo_depth.geometry import StereoCalibration, depth_from_disparity, point_cloud
 from foundation_stereo_depth.inference_options import PICTURES, OutputOptions
 from foundation_stereo_depth.knobs import words_of
@@ -67,6 +67,7 @@ class Writer:
         self._folder = options.output
         self._wanted = words_of(options.write)
         self._largest: float | None = None
+        self._fresh = True
         self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
 
     def paths(self, name: str) -> dict[tuple[str, str], Path]:
@@ -76,6 +77,10 @@ class Writer:
         drawn = [(what, _PICTURE_SUFFIXES[what]) for what in self._wanted if what in PICTURES]
         return {(what, suffix): self._folder / f"{name}_{what}{suffix}" for what, suffix in maps + drawn}
 
+    def is_done(self, name: str) -> bool:
+        """True where everything is there already, and `--skip-existing` leaves it."""
+        return self._options.skip_existing and all(path.exists() for path in self.paths(name).values())
+
     def check_free(self, name: str) -> None:
         """Lets pass a name under which nothing is there yet.
 
@@ -83,8 +88,10 @@ class Writer:
             UserError: something is, and `--overwrite` is off.
         """
         there = [path for path in self.paths(name).values() if path.exists()]
-        if there and not self._options.overwrite:
-            raise UserError(f"{there[0]}: is there already; --overwrite replaces it, another --output leaves it")
+        if there and not (self._options.overwrite or self._options.skip_existing):
+            raise UserError(
+                f"{there[0]}: is there already; --overwrite replaces it, --skip-existing goes on with the others"
+            )
 
     def write(self, name: str, left: UInt8[np.ndarray, "H W 3"], prediction: Prediction) -> list[Path]:
         """Writes everything that was asked for; returns the files.
@@ -96,9 +103,17 @@ class Writer:
         """
         self.check_free(name)
         files = list(self._encoded(name, left, prediction))  # all before the first is written: a pair is there or not
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for path, encoded in files:
-            write_whole(path, lambda file, encoded=encoded: file.write(encoded), durable=False)
+        if self._fresh:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(self._folder)  # what a run that was killed while it wrote has left
+            self._fresh = False
+        try:
+            for path, encoded in files:
+                write_whole(path, lambda file, encoded=encoded: file.write(encoded), durable=False)
+        except OSError:
+            for path, _ in files:
+                path.unlink(missing_ok=True)
+            raise
         self._tell_of_unheld(name, prediction)
         return [path for path, _ in files]
 
@@ -196,7 +211,8 @@ def result_picture(
     ]
     for axis, (heading, shown, colour_map, top) in zip(axes, panels, strict=True):
         axis.set_axis_off()
-        axis.set_title(heading, fontsize=11)
+        # A file's name is no mathematics, and may hold bytes that are no text.
+        axis.set_title(heading.encode(errors="replace").decode(), fontsize=11, parse_math=False)
         if colour_map is None:
             axis.imshow(shown)
             continue

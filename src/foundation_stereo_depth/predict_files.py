@@ -4,13 +4,13 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
 from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.exchanged_eyes import seem_exchanged
 from foundation_stereo_depth.inference_options import PredictOptions
 from foundation_stereo_depth.outputs import Writer
@@ -34,25 +34,35 @@ def predict_files(left: str, right: str | None, checkpoint: Path, options: Predi
         raise UserError("needs --output (-o), the folder to write to")
     pairs = find_pairs(left, right)
     writer = Writer(options.output)
+    there = [name for name in pairs.files if writer.is_done(name)]
+    if there:
+        print(f"{options.output.output}: {len(there)} of {len(pairs.files)} pairs are there already")
+        if len(there) == len(pairs.files):
+            return 0
+        pairs = pairs.without(there)
     for name in pairs.files:  # rather now than in the middle of a long run
         writer.check_free(name)
     predictor = open_predictor(checkpoint, options)
     print(f"{predictor.description}; {'frames' if pairs.count is None else f'{pairs.count} pairs'} of {left}")
+    missing = (pair for pair in _swapped(pairs, options.output.swap) if not writer.is_done(pair.name))
     done, predicting_s = 0, 0.0
-    with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
-        for batch in _batches(_watched(_swapped(pairs, options.output.swap), predictor, options), options):
-            for pair in batch:
-                writer.check_free(pair.name)
-            began_s = time.perf_counter()
-            predictions = predictor.batch([(pair.left, pair.right) for pair in batch])
-            predicting_s += time.perf_counter() - began_s
-            for pair, prediction in zip(batch, predictions, strict=True):
-                writer.write(pair.name, pair.left, prediction)
-            done += len(batch)
-            bar.update(len(batch))
-    print(
-        f"{options.output.output}: {done} pairs written; {1000 * predicting_s / max(done, 1):.1f} ms a pair to predict"
-    )
+    try:
+        with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
+            for batch in _batches(_watched(missing, predictor, options), options):
+                for pair in batch:
+                    writer.check_free(pair.name)
+                began_s = time.perf_counter()
+                predictions = predictor.batch([(pair.left, pair.right) for pair in batch])
+                predicting_s += time.perf_counter() - began_s
+                for pair, prediction in zip(batch, predictions, strict=True):
+                    writer.write(pair.name, pair.left, prediction)
+                    done += 1
+                    bar.update()
+    finally:
+        print(
+            f"{options.output.output}: {done} pairs written; {1000 * predicting_s / max(done, 1):.1f} ms a pair to "
+            "predict"
+        )
     return done
 
 
@@ -95,5 +105,17 @@ def _watched(pairs: Iterator[NamedPair], predictor: Predictor, options: PredictO
 
 
 def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[list[NamedPair]]:
-    while batch := list(islice(pairs, options.inference.batch_size)):
+    """As many pairs at a time as are predicted together; before one that cannot be read, those that could be."""
+    batch: list[NamedPair] = []
+    try:
+        for pair in pairs:
+            batch.append(pair)
+            if len(batch) == options.inference.batch_size:
+                yield batch
+                batch = []
+    except DataError:
+        if batch:
+            yield batch
+        raise
+    if batch:
         yield batch

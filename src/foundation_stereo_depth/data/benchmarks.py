@@ -4,6 +4,8 @@ torchvision reads them as their authors publish them, and we add what it gets wr
 reason below. Nothing is downloaded unless asked.
 """
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import SampleNames, StereoSample
 from foundation_stereo_depth.disparity import valid_mask
 from foundation_stereo_depth.errors import DataError, UserError
+
+_WORD = re.compile(r"[^\W\d_]+|\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,32 @@ def open_benchmark(name: str, root: Path, *, download: bool = False) -> Benchmar
     if pairs != maps:
         # torchvision pairs by position in sorted lists: from the first gap on, every truth would be another scene's.
         raise DataError(f"{root / folder}: has {pairs} pairs of pictures but {maps} disparity maps; is it complete?")
+    _check_partners(root / folder, opened)
     return _Torchvision(root / folder, opened)
+
+
+def _check_partners(folder: Path, opened: "_Opened") -> None:
+    """Lets pass where each picture's partner and truth differ from it in name as those of all other scenes do.
+
+    Raises:
+        DataError: somewhere they do not: with a file lacking here and another there, counts may be right all the same.
+    """
+    usual: tuple[dict[str, int], ...] | None = None
+    for (left, right), (truth, _) in zip(opened.images, opened.disparities, strict=True):
+        changes = tuple(_changes_of_words(left, other) for other in (right, truth))
+        usual = usual or changes
+        if changes != usual:
+            raise DataError(
+                f"{folder}: {Path(left).relative_to(folder)} would be paired with {Path(right).relative_to(folder)} "
+                f"and the truth {Path(truth).relative_to(folder)}; is a file missing before it?"
+            )
+
+
+def _changes_of_words(first: str, second: str) -> dict[str, int]:
+    """Which words of one path the other has more often, or less often (below 0)."""
+    counts = Counter(_WORD.findall(second))
+    counts.subtract(_WORD.findall(first))
+    return {word: count for word, count in counts.items() if count}
 
 
 class FsdScenes:

@@ -18,7 +18,7 @@ from foundation_stereo_depth.data.batch import Positions
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
 from foundation_stereo_depth.data.dataset import FileReader
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
-from foundation_stereo_depth.data.procedural import scene_names, scene_sample
+from foundation_stereo_depth.data.procedural import SCENES_STAMP, scene_names, scene_sample
 from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp
 from foundation_stereo_depth.device import Processes
@@ -107,7 +107,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
     try:
         cache.make_root()
         cache.refuse_twins(names)
-        faults.clear()
+        faults.clear(everything=part.parts == 1)
         if removed := cache.remove_abandoned():
             part.say(f"{cache.root}: removed {removed} temporary files whose writers are gone")
         part.say(
@@ -133,7 +133,8 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
 def verify_cache(options: CacheBuildOptions) -> CacheReport:
     """Reads every entry of the cache, whatever program made it, names the damaged ones, and writes nothing.
 
-    Where `--dataset-root` is given, entries whose files have changed since are named too.
+    Where a data set is named, entries whose files have changed since are named too, and it is said how many samples
+    have no entry, and how many entries no sample.
 
     Raises:
         UserError: no cache is named.
@@ -143,12 +144,16 @@ def verify_cache(options: CacheBuildOptions) -> CacheReport:
         raise UserError("--verify: needs --cache-root, the folder to check")
     cache = open_cache(options.cache_root, options.height, options.width)
     names = cache.names()
-    index = None if options.dataset_root is None else find_samples(options.dataset_root)
+    root = named_dataset_root(options.dataset_root)
+    index = None if root is None else find_samples(root)
     position_of = {} if index is None else {name: i for i, name in enumerate(index.names)}
 
     def check(i: int) -> Outcome:
         scene, stem, position = names.scene(i), names.stem(i), position_of.get(names.name(i))
-        now = None if index is None or position is None else source_stamp(index.paths(position))
+        try:
+            now = None if index is None or position is None else source_stamp(index.paths(position))
+        except DataError as error:  # files that went away since they were listed
+            return Outcome("changed", fault=f"{cache.path(scene, stem)}: {error}")
         outcome = _looked_at(cache, scene, stem, now)
         if outcome.kind == "missing":
             return Outcome("damaged", fault=f"{cache.path(scene, stem)}: went away while the cache was verified")
@@ -172,6 +177,12 @@ def verify_cache(options: CacheBuildOptions) -> CacheReport:
             f"{part.name}{cache.root}: {counts['found']:,} of {len(taken):,} entries are whole, {counts['damaged']:,} "
             f"damaged, {counts['changed']:,} made of files that have changed; {_words(report.size)} read, "
             f"{report.speed}"
+        )
+    if position_of:
+        without = sum(name not in position_of for name in names)
+        lacking = len(position_of) - (len(names) - without)
+        part.say(
+            f"{root}: {lacking:,} of {len(position_of):,} samples have no entry; {without:,} entries have no sample"
         )
     return report
 
@@ -227,10 +238,10 @@ def _scene_filler(cache: SampleCache, options: CacheBuildOptions) -> tuple[Sampl
 
     def fill(i: int) -> Outcome:
         scene, stem = names.scene(i), names.stem(i)
-        outcome = Outcome("missing") if options.overwrite else _looked_at(cache, scene, stem, None)
+        outcome = Outcome("missing") if options.overwrite else _looked_at(cache, scene, stem, SCENES_STAMP)
         if outcome.kind == "found":
             return outcome
-        cache.write(scene, stem, scene_sample(i, options.height, options.width))
+        cache.write(scene, stem, scene_sample(i, options.height, options.width), SCENES_STAMP)
         return outcome._replace(size=cache.path(scene, stem).stat().st_size)
 
     return names, fill
@@ -255,6 +266,8 @@ def _run(
         with lock:
             report.counts[outcome.kind] += 1
             report.size += outcome.size
+            if outcome.fault:
+                fault(outcome)
         return outcome
 
     bar = tqdm(
@@ -262,9 +275,7 @@ def _run(
     )
     try:
         with bar:
-            for outcome in read_ahead(taken.tolist(), counted, report.workers):
-                if outcome.fault:
-                    fault(outcome)
+            for _ in read_ahead(taken.tolist(), counted, report.workers):
                 bar.set_postfix_str(_words(report.size), refresh=False)
                 bar.update()
     finally:
@@ -277,10 +288,15 @@ class _FaultList:
     def __init__(self, path: Path) -> None:
         self._path, self._lines = path, 0
 
-    def clear(self) -> None:
-        """Forgets those of an earlier build."""
-        if os.path.lexists(self._path):
-            self._path.unlink()
+    def clear(self, *, everything: bool) -> None:
+        """Forgets those of an earlier build, or `everything` that builds of parts left too."""
+        for path in list(self._path.parent.glob(f"{FAULTS}*.txt")) if everything else [self._path]:
+            try:
+                path.unlink()
+            except OSError as error:
+                # Where nothing can be written the list is still true, and whoever has to write says why not.
+                if error.errno not in (errno.ENOENT, errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
 
     def add(self, outcome: Outcome) -> None:
         """One more; what was damaged or changed has been made anew."""
@@ -310,7 +326,9 @@ class _Part:
 
     def of(self, taken: Positions) -> Positions:
         """This part of `taken`: neighbours in the order of names, so that machines work in folders of their own."""
-        return np.array_split(taken, self.parts)[self.number - 1]
+        each, more = divmod(len(taken), self.parts)  # the first so many parts have one more
+        begin = (self.number - 1) * each + min(self.number - 1, more)
+        return taken[begin : begin + each + (self.number <= more)]
 
     def workers(self, asked: int | Literal["auto"]) -> int:
         """Threads of this process."""

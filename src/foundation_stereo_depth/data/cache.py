@@ -7,14 +7,17 @@
 A folder of such entries without `cache.json`, made by another program, is read as it is.
 """
 
+import contextlib
 import errno
 import functools
 import io
 import json
 import os
 import shutil
+import tokenize
 import unicodedata
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -237,7 +240,8 @@ class SampleCache:
         if not manifest.exists() and not _first_entries(self.root, 1):
             remove_abandoned(self.root)
             text = json.dumps(_manifest_of(self), indent=2) + "\n"
-            write_whole(manifest, lambda file: file.write(text.encode()), durable=True)
+            with contextlib.suppress(FileExistsError):  # another program was quicker
+                write_whole(manifest, lambda file: file.write(text.encode()), durable=True, replace=False)
         _check_manifest(self)
 
     def _make_folder(self, folder: Path) -> None:
@@ -303,7 +307,10 @@ def _check_foreign_size(cache: SampleCache) -> None:
             with zipfile.ZipFile(path) as entry, entry.open("left.npy") as file:
                 np.lib.format.read_magic(file)
                 height, width, _ = np.lib.format.read_array_header_1_0(file)[0]
-        except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, NotImplementedError, RuntimeError):
+        except (
+            zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError, KeyError, ValueError, EOFError, OSError,
+            NotImplementedError, RuntimeError,
+        ):  # fmt: skip
             continue
         if (height, width) != (cache.height, cache.width):
             raise DataError(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import simplejpeg
 from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.errors import DataError
@@ -21,6 +22,9 @@ FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
 KITTI_STEPS_PER_PX = 256
 """KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
 _LARGEST_CODE = 2**16 - 1
+_LARGEST_PIXELS = 2**30
+"""As many as OpenCV decodes."""
+_JPEG_BEGINS = b"\xff\xd8\xff"
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
@@ -29,8 +33,11 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DataError: the file is missing, or is not a picture that can be decoded whole.
     """
+    encoded = _bytes(path)
+    if encoded.startswith(_JPEG_BEGINS):
+        return _decode_jpeg(path, encoded)
     # An EXIF orientation is ignored: a rotated eye would no longer be rectified, and disparity maps carry none.
-    return _decode(path, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+    return _decode(path, encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -50,7 +57,7 @@ def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
     """
-    encoded = _decode(path, cv2.IMREAD_UNCHANGED)
+    encoded = _decode(path, _bytes(path), cv2.IMREAD_UNCHANGED)
     if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
         raise DataError(
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
@@ -139,7 +146,7 @@ def read_png16(path: Path) -> UInt16[np.ndarray, "H W"]:
     Raises:
         DataError: the file is missing, cannot be decoded, or is of another kind.
     """
-    code = _decode(path, cv2.IMREAD_UNCHANGED)
+    code = _decode(path, _bytes(path), cv2.IMREAD_UNCHANGED)
     if code.ndim != 2 or code.dtype != np.uint16:
         raise DataError(f"{path}: is not a 16-bit grey PNG, but has shape {code.shape} and type {code.dtype}")
     return code.astype(np.uint16, copy=False)
@@ -202,9 +209,19 @@ def encode_ply(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N
 _PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
 
 
-def _decode(path: Path, mode: int) -> np.ndarray:
-    # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
-    encoded = _bytes(path)
+def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    # OpenCV takes zeros in a JPEG, as power cuts and copies that were broken off leave them, for a picture. This
+    # decoder is the same library, and strict; the pixels are the same.
+    try:
+        height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
+        if height * width <= _LARGEST_PIXELS:
+            return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise DataError(f"{path}: is damaged ({error})") from error
+    raise DataError(f"{path}: says that it is {width}x{height}; is the file damaged?")
+
+
+def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     try:
         picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
     except cv2.error as error:  # a size that no memory holds, as damaged headers may promise
@@ -215,7 +232,10 @@ def _decode(path: Path, mode: int) -> np.ndarray:
 
 
 def _bytes(path: Path) -> bytes:
+    # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
     try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise DataError(f"{path}: is not a file")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error

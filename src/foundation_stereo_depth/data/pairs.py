@@ -1,8 +1,9 @@
 """Pairs of pictures without truth: two files, two folders, two globs, two videos, or both eyes side by side."""
 
+import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,6 +18,11 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", "
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 Picture = UInt8[np.ndarray, "H W 3"]
+
+_APART = 0.75
+"""Frames of one number may be apart by this share of the time that one lasts: clocks count in milliseconds."""
+_MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
+"""Some containers only estimate how many frames they hold; more than this are missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,11 @@ class Pairs:
     count: int | None
     files: dict[str, tuple[Path, ...]]
 
+    def without(self, names: Collection[str]) -> "Pairs":
+        """The others."""
+        files = {name: paths for name, paths in self.files.items() if name not in names}
+        return replace(self, count=len(files), files=files)
+
     def __iter__(self) -> Iterator[NamedPair]:
         if self.files:
             for name, paths in self.files.items():
@@ -52,11 +63,18 @@ class Pairs:
         for number, frames in enumerate(zip_longest(*(_frames(path) for path in paths))):
             present = [frame for frame in frames if frame is not None]
             if len(present) < len(paths):
-                longer = paths[0] if frames[0] is not None else paths[1]
+                longer, shorter = paths if frames[1] is None else reversed(paths)
                 raise DataError(
-                    f"{longer}: goes on after the other video ends at frame {number}; cut it to that length"
+                    f"{longer}: goes on after {shorter} ends at frame {number}; if they began together, and no frame "
+                    "is missing in between, cut it to that length"
                 )
-            yield _pair(f"{paths[0].stem}_{number:06d}", present, str(paths[0]))
+            if abs(present[0].at_s - present[-1].at_s) > _APART * present[0].lasts_s:
+                late = paths[0] if present[0].at_s > present[1].at_s else paths[1]
+                raise DataError(
+                    f"{late}: lacks a frame before frame {number}: from there on the eyes are "
+                    f"{abs(present[0].at_s - present[1].at_s):.3f} s apart; pairs before it are good"
+                )
+            yield _pair(f"{paths[0].stem}_{number:06d}", [frame.picture for frame in present], str(paths[0]))
 
 
 def find_pairs(left: str, right: str | None) -> Pairs:
@@ -93,12 +111,15 @@ def find_pairs(left: str, right: str | None) -> Pairs:
 def _matches(text: str) -> dict[str, Path]:
     """Name of the pair -> file, for a file, a folder or a glob."""
     path = Path(text)
+    if not text.strip():
+        raise DataError("the name of a picture, folder, glob or video is empty")
     if path.is_file():
         return {path.stem: path}
     if path.is_dir():
         named: dict[str, Path] = {}
         for file in sorted(path.iterdir()):
-            if file.suffix.lower() in PICTURE_SUFFIXES:
+            # macOS puts a ._ beside each file on disks of others.
+            if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("._"):
                 _add(named, file.stem, file)
         if not named:
             raise DataError(f"{text}: a folder without pictures ({', '.join(PICTURE_SUFFIXES)})")
@@ -109,7 +130,9 @@ def _matches(text: str) -> dict[str, Path]:
     anchor = Path(path.anchor)
     relative = path.relative_to(anchor) if path.anchor else path
     named = {}
-    for file in sorted((anchor if path.anchor else Path()).glob(relative.as_posix())):
+    # Of what pathlib takes for wildcards only * and ? are meant; folders may well have brackets in their names.
+    wanted = relative.as_posix().replace("[", "[[]")
+    for file in sorted((anchor if path.anchor else Path()).glob(wanted)):
         match = pattern.fullmatch(file.as_posix())
         if match is not None and file.is_file():
             _add(named, "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part), file)
@@ -136,18 +159,34 @@ def _is_video(text: str) -> bool:
     return Path(text).is_file() and Path(text).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _frames(path: Path) -> Iterator[Picture]:
+@dataclass(frozen=True, kw_only=True)
+class _Frame:
+    """One picture of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
+
+    picture: Picture
+    at_s: float
+    lasts_s: float
+
+
+def _frames(path: Path) -> Iterator[_Frame]:
     capture = cv2.VideoCapture(str(path))
     try:
-        number = 0
+        number, first_s = 0, 0.0
+        promised, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
+        lasts_s = 1 / rate if 0 < rate < math.inf else math.inf  # without a rate nothing is said of time
         while capture.grab():
+            at_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            first_s = first_s if number else at_s
             retrieved, bgr = capture.retrieve()
             if not retrieved:
                 raise DataError(f"{path}: frame {number} cannot be decoded")
-            yield cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB).astype(np.uint8, copy=False)
+            picture = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+            yield _Frame(picture=picture, at_s=at_s - first_s, lasts_s=lasts_s)
             number += 1
         if number == 0:
             raise DataError(f"{path}: is not a video that can be decoded")
+        if promised - number > max(_MISSING_FRAMES, _MISSING_SHARE * promised):
+            raise DataError(f"{path}: only {number} of {promised:.0f} frames can be decoded; is it damaged, or cut?")
     finally:
         capture.release()
 

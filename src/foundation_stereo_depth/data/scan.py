@@ -21,7 +21,6 @@ from jaxtyping import Int32, UInt8
 from tqdm import tqdm
 
 from foundation_stereo_depth.data.sample import as_utf8
-from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import write_whole
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -196,11 +195,7 @@ def _save(path: Path, root: Path, scenes: Sequence[str], scans: Sequence[SceneSc
 
 
 def _load(path: Path, root: Path) -> dict[str, SceneScan]:
-    """Scene -> its scan, as it was kept; empty where nothing is, or what another version kept.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """Scene -> its scan, as it was kept; empty where nothing is, what another version kept, or what is damaged."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             header = json.loads(kept["header"].tobytes())
@@ -228,16 +223,5 @@ def _load(path: Path, root: Path) -> dict[str, SceneScan]:
                 )
                 for scene, times_ns, stems, of_each, suffixes, incomplete in parts
             }
-    except (FileNotFoundError, NotADirectoryError):
+    except _WHAT_DAMAGE_RAISES:  # a shortcut that a power cut tore, or that is another user's: scanned anew
         return {}
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        LookupError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DataError(f"{path}: is damaged ({error}); delete it, and the data set is scanned anew") from error
