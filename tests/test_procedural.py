@@ -6,16 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation_stereo_depth.data import draws, lights, procedural, surfaces, textures
+from foundation_stereo_depth.data import draws, lights, procedural, textures
 from foundation_stereo_depth.data.draws import Keys, sample_keys
-from foundation_stereo_depth.data.lights import light_left_by_the_near
 from foundation_stereo_depth.data.procedural import (
     ProceduralSource,
     _draw_pieces,
     _nearest,
     render_scenes,
 )
-from foundation_stereo_depth.data.surfaces import look_of_surfaces
 from foundation_stereo_depth.data.textures import TEXTURE_SIZE, texture_atlas
 from foundation_stereo_depth.disparity import valid_mask
 
@@ -121,43 +119,10 @@ def test_what_no_scene_has_is_left_out_without_a_trace(monkeypatch: pytest.Monke
 
 def test_scenes_that_come_out_otherwise_have_another_version() -> None:
     """Change both lines below together: a pool of the old version is made anew then, rather than mixed with the new."""
-    parts = (procedural, surfaces, textures, lights, draws)
+    parts = (procedural, textures, lights, draws)
     source = "".join(ast.unparse(ast.parse(Path(str(part.__file__)).read_text())) for part in parts)
-    assert procedural.SCENES_VERSION == 9
-    assert zlib.crc32(source.encode()) == 2324656380, "are scenes still the same? then only this number changes"
-
-
-def test_what_stands_before_a_surface_shades_it_beside_its_edge_and_nowhere_else() -> None:
-    near_px, far_px = 20.0, 5.0
-    disparity_px = torch.full((1, 60, 80), far_px)
-    disparity_px[:, 20:40, 30:50] = near_px
-    x, y = torch.arange(80.0), torch.arange(60.0)[:, None]
-    dark, sharp, here, no_gloom = 0.5, 0.0, (0.0, 0.0), 0.0
-    gloom = torch.tensor([[dark, sharp, *here, no_gloom]])
-    light = light_left_by_the_near(gloom, disparity_px, disparity_px, x, y)[0]
-    assert (light[22:38, 32:48] == 1).all()  # the near surface itself
-    assert light[30, 29] < 0.7
-    assert light[30, 50] < 0.7
-    assert (light[:, :20] == 1).all()
-    assert (light[:, 60:] == 1).all()
-    # Shade falls elsewhere, where it is said to.
-    gloom[0, 2] = -8.0
-    assert light_left_by_the_near(gloom, disparity_px, disparity_px, x, y)[0][30, 55] == pytest.approx(1 - dark)
-    # The far is darker by a power of its disparity over the largest.
-    gloom = torch.tensor([[0.0, sharp, *here, 0.5]])
-    light = light_left_by_the_near(gloom, disparity_px, disparity_px, x, y)[0]
-    assert light[0, 0] == pytest.approx((far_px / near_px) ** 0.5)
-    assert light[30, 40] == 1
-
-
-def test_surfaces_have_rims_and_turn_from_the_light() -> None:
-    surface = torch.zeros(23, 3)
-    surface[7:10] = 0.5  # colour
-    surface[15], surface[16], surface[17] = 0.4, 0.8, 2.0  # lost at the outline, where the rim begins, its light
-    surface[18], surface[21] = 0.1, 0.1  # ends 10 px from its centre
-    paint, light = look_of_surfaces(surface, u=torch.tensor([0.0, 5.0, 9.0]), v=torch.zeros(3))
-    assert torch.equal(paint, torch.full((3, 3), 0.5))
-    assert light.tolist() == pytest.approx([1.0, 1 - 0.4 * 0.25, 2 * (1 - 0.4 * 0.81)])
+    assert procedural.SCENES_VERSION == 8
+    assert zlib.crc32(source.encode()) == 3529627003, "are scenes still the same? then only this number changes"
 
 
 def test_no_texture_is_without_a_grain() -> None:

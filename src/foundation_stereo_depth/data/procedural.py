@@ -27,23 +27,16 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.data.batch import Positions, StereoBatch
 from foundation_stereo_depth.data.draws import Keys, chance, sample_keys, uniform, whole
-from foundation_stereo_depth.data.lights import (
-    draw_gloom,
-    draw_glows,
-    draw_shadows,
-    glowing,
-    light_left_by_shadows,
-    light_left_by_the_near,
-)
+from foundation_stereo_depth.data.lights import draw_glows, draw_shadows, glowing, light_left_by_shadows
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
-from foundation_stereo_depth.data.surfaces import draw_surfaces, look_of_surfaces
+from foundation_stereo_depth.data.textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
 PIECES = 56
 """Pieces before the background; outlines that miss the picture make the count vary from scene to scene."""
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
-SCENES_VERSION = 9
+SCENES_VERSION = 8
 """Another number whenever scenes come out otherwise: a pool keeps it, and entries of another one are made anew."""
 SCENES_STAMP: SourceStamp = np.full((3, 2), -SCENES_VERSION, np.int64)
 """It, where entries of files keep what they were made of; no file has a size below 0."""
@@ -53,6 +46,7 @@ _POOL_SEED = 0
 _SMALLEST, _FARTHEST_PLAIN = 0.003, 0.14  # of the width: disparities of backgrounds
 _LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
 _CLUSTERS = 2  # in half of the scenes: small pieces that hang together, as leaves do
+_DONORS = 6  # so many first surfaces lend their paint to others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +126,8 @@ class _Pieces:
     hollow: Tensor  # the piece begins where the outline's inequality exceeds this; below 0: it is whole
     slats: Tensor  # gaps per unit of q
     slat_share: Tensor  # of a slat and the gap beside it, the slat's share; 1: no gaps
-    surface: Tensor  # [B, K, 25]: of the piece that won a pixel, its centre, and what `look_of_surfaces` needs
+    surface: Tensor  # [B, K, 17]: what `_colours` needs of the piece that won a pixel
     shadows: Tensor  # [B, SHADOWS, 7]: how dark, and of two soft half planes: 1/px across x, across y, and where
-    gloom: Tensor  # [B, 5]: see `draw_gloom`
     glows: Tensor  # [B, GLOWS, 6]: how bright, centre x and y, 1/reach in x and y, disparity
 
 
@@ -142,8 +135,8 @@ class _Pieces:
 def render_scenes(keys: Keys, indices: Int64[Tensor, " B"], height: int, width: int) -> StereoBatch:
     """One scene per key: both views, and the exact disparity of the left one, known everywhere."""
     pieces = _draw_pieces(keys, height, width)
+    left, right = (_colours(pieces, height, width, from_right=eye) for eye in (False, True))
     disparity_px, _ = _nearest(pieces, height, width, 1, from_right=False)
-    left, right = (_colours(pieces, disparity_px, from_right=eye) for eye in (False, True))
     return StereoBatch(left=left, right=right, disparity_px=disparity_px[:, None], indices=indices)
 
 
@@ -255,16 +248,46 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         surface=torch.cat(
             [
                 torch.stack([with_background(half_w, centre_x), with_background(half_h, centre_y)], dim=-1),
-                draw_surfaces(keys, with_background(half_w, half_a), with_background(0, clustered * (cluster + 1))),
-                with_background(0.0, axis.flatten(2)),
-                with_background(0.0, roundness[..., None]),
+                _draw_surfaces(keys, with_background(half_w, half_a), with_background(0, clustered * (cluster + 1))),
             ],
             dim=-1,
         ),
-        gloom=draw_gloom(keys, width),
         shadows=draw_shadows(keys, height, width),
         glows=draw_glows(keys, height, width),
     )
+
+
+def _draw_surfaces(
+    keys: Keys, half_size_px: Float[Tensor, "B n"], cluster: Int64[Tensor, "B n"]
+) -> Float[Tensor, "B n 15"]:
+    """Texture placement (2x2 matrix, offset, first row in the atlas), colour, contrast, shading across x and y.
+
+    Args:
+        keys: of the scenes.
+        half_size_px: of each surface.
+        cluster: of each surface, from 1; 0: in none.
+    """
+    n = half_size_px.shape[1]
+    angle = uniform(keys, "texture angle", n, high=2 * math.pi)
+    texels_per_px = uniform(keys, "texture scale", n, low=math.log(0.3), high=math.log(2.0)).exp()
+    cos, sin = angle.cos() * texels_per_px, angle.sin() * texels_per_px
+    offset = uniform(keys, "texture offset", n, 2, high=2 * TEXTURE_SIZE)
+    first_row = whole(keys, "texture", n, below=TEXTURES).to(torch.float32) * TEXTURE_SIZE
+    grey = uniform(keys, "grey", n, 1, low=0.1, high=0.9)
+    saturation = uniform(keys, "saturation", n, 1) * uniform(keys, "colourful", 1, 1)
+    colour = grey + uniform(keys, "colour", n, 3, low=-0.3, high=0.3) * saturation
+    # One in eight is nearly plain, as walls and tables are.
+    plain = chance(keys, "plain", n, 1, probability=0.12)
+    contrast = uniform(keys, "contrast", n, 1, low=0.2, high=0.7) * torch.where(plain, 0.2, 1.0)
+    contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.7, high=1.0)
+    shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
+    placement = torch.stack([cos, -sin, sin, cos], -1)
+    paint = torch.cat([placement, offset, first_row[..., None], colour, contrast], dim=-1)
+    # Some are painted as one of the first few is, so that edges of depth need not show; each stands at its own place.
+    alike = uniform(keys, "alike", n) < torch.where(cluster > 0, 0.7, 0.3)
+    donor = torch.where(cluster > 0, cluster, whole(keys, "alike to", n, below=_DONORS))
+    borrowed = paint.gather(1, donor[..., None].expand(-1, -1, paint.shape[-1]))
+    return torch.cat([torch.where(alike[..., None], borrowed, paint), shading], dim=-1)
 
 
 def _nearest(
@@ -342,21 +365,22 @@ def _frames(pieces: _Pieces, rows: int, columns: int, samples: int, *, from_righ
     return list(zip(numbers(first_y, last_y, rows), numbers(first_x, last_x, columns), strict=True))
 
 
-def _colours(pieces: _Pieces, seen_by_left_px: Float[Tensor, "B H W"], *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
+def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
     """RGB bytes of one eye, in channels_last memory."""
-    height, width = seen_by_left_px.shape[1:]
     disparity_px, winner = _nearest(pieces, height, width, SAMPLES, from_right=from_right)
     device, (B, h, w) = winner.device, winner.shape
     x, y = _points(width, SAMPLES, device), _points(height, SAMPLES, device)[:, None]
     scene = torch.arange(B, device=device)[:, None, None] * pieces.d0.shape[1]
     # One row per property: what follows then runs through memory in order.
     surface = pieces.surface.flatten(0, 1).T.contiguous().index_select(1, (scene + winner).flatten())
-    x_left = x + disparity_px if from_right else x.expand(B, h, w)
-    u, v = x_left.flatten() - surface[0], y.expand(B, h, w).flatten() - surface[1]
-    paint, light = look_of_surfaces(surface[2:], u, v)
-    light = light.view(B, h, w) * light_left_by_shadows(pieces.shadows, x_left, y)
-    light *= light_left_by_the_near(pieces.gloom, seen_by_left_px, disparity_px, x_left, y)
-    rgb = (paint * light.flatten()).clamp(0, 1)
+    u = (x + disparity_px if from_right else x.expand(B, h, w)).flatten() - surface[0]
+    v = y.expand(B, h, w).flatten() - surface[1]
+    texel_x = surface[2] * u + surface[3] * v + surface[6]
+    texel_y = surface[4] * u + surface[5] * v + surface[7]
+    texture = look_up(texture_atlas(device), texel_x, texel_y, surface[8])
+    light = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6).view(B, h, w)
+    light *= light_left_by_shadows(pieces.shadows, x + disparity_px if from_right else x, y)
+    rgb = ((surface[9:12] + surface[12:15] * texture) * light.flatten()).clamp(0, 1)
     rgb = F.avg_pool2d(rgb.view(3, B, h, w).transpose(0, 1), SAMPLES)
     rgb = (rgb + glowing(pieces.glows, height, width, from_right=from_right)).clamp(max=1)
     return (rgb * 255).round().to(torch.uint8).to(memory_format=torch.channels_last)

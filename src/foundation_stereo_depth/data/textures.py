@@ -31,7 +31,7 @@ _PHOTOGRAPHS = (
 _LEAVES = 220
 _PATCHWORK = 40  # of all textures, the last ones: pieces of the others
 _SEEDS = 12
-_GRAIN = (0.04, 0.15)  # its deviation, of 0.5 for all that a texture shows
+_GRAIN = (0.02, 0.08)  # its deviation, of 0.5 for all that a texture shows
 
 
 @functools.cache
