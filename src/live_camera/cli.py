@@ -4,7 +4,6 @@ The only file here that reaches for networks, and for MLflow: inside the functio
 """
 
 import dataclasses
-import glob
 import signal
 import sys
 import tempfile
@@ -118,8 +117,7 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
     print(f"{folder}: {taken} pairs collected")
     if taken == 0:
         raise UserError("no pair was collected; the line below the picture says what was missing")
-    within = glob.escape(str(folder))
-    return f"{within}/left_*.png", f"{within}/right_*.png"
+    return f"{folder}/left_*.png", f"{folder}/right_*.png"
 
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:
