@@ -151,6 +151,16 @@ NO_RECTIFICATION = ("R1", "R2", "P1", "P2", "Q")
         ((), {"P1": np.zeros((3, 4))}, "P1 is no projection"),
         ((), {"image_size": [480, 640]}, "principal point .* does not lie in 480x640 pictures .* width before height"),
         ((), {"image_size": [300, 225]}, "principal point .* does not lie in 300x225 pictures"),
+        (
+            (),
+            {"image_size": [1280, 960]},
+            "lies at 0.2. of the width .* with pictures smaller than 1280x960",
+        ),
+        (
+            (),
+            {"mtx_l": LEFT + np.eye(3)[[1, 2, 0]] * 9},
+            r"the left camera's matrix is not \(fx 0 cx; 0 fy",
+        ),
         ((), {"image_size": [0, 480]}, "a picture size of 0x480 px"),
         ((), {"mtx_l": np.diag([0.5, 0.5, 1])}, "belong to no usual left camera; are they in px"),
         ((), {"mtx_r": RIGHT * np.nan}, "the right camera's numbers are not all finite"),
@@ -195,6 +205,9 @@ def test_each_check_gets_its_line(tmp_path: Path, leave: tuple, changes: dict, s
         ("middlebury_calib.txt", "doffs=20", "doffs=2", "doffs is 2, but cam1 and cam0 say 20 px"),
         ("middlebury_calib.txt", "width=640\n", "", "does not say how large the pictures were"),
         ("stereodemo.json", '"fx"', '"f"', "lacks fx"),
+        ("stereodemo.json", '"width": 640', f'"width": {"9" * 400}', "is damaged|width is"),
+        ("kalibr_radtan.yaml", "cam0:\n", "made: 2001-99-99\ncam0:\n", "is damaged"),
+        ("stereodemo.json", '"fx"', f'"deep": {"[" * 5000}{"]" * 5000}, "fx"', "is damaged"),
         ("stereodemo.json", '"width": 640', '"width": "wide"', "width is not made of numbers"),
         ("K.txt", "0.12", "0.12 7", "is no calibration of a known kind: NPZ, OpenCV YAML/XML, ROS"),
         ("K.txt", "0.12", "x", "the baseline is not made of numbers"),
@@ -258,6 +271,18 @@ def test_a_zed_file_holds_several_sizes() -> None:
         read_calibration(GOLDEN / "zed.conf")
     with pytest.raises(CalibrationError, match="but none for 640x480"):
         read_calibration(GOLDEN / "zed.conf", image_size=(640, 480))
+
+
+def test_a_size_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
+    path = npz(tmp_path)
+    assert read_calibration(path, image_size=(640, 480)).width == 640
+    with pytest.raises(CalibrationError, match="made for pictures of 640x480; leave --calibration-size out"):
+        read_calibration(path, image_size=(320, 240))
+
+
+def test_spaces_around_the_names_of_a_middlebury_file(tmp_path: Path) -> None:
+    path = edited(tmp_path, "middlebury_calib.txt", "=", " = ")
+    assert read_calibration(path).stereo_calibration.offset_px == -20
 
 
 def test_a_given_unit_wins_over_the_format(tmp_path: Path) -> None:

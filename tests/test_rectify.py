@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -6,6 +7,7 @@ import pytest
 from rendered_rig import RenderedRig, chessboard, noise_texture, plane_at
 
 from foundation_stereo_depth.block_matching import match_blocks
+from foundation_stereo_depth.calibration import Rectification
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.geometry import depth_from_disparity
 from live_camera.calibration import RigCalibration, read_calibration
@@ -126,6 +128,23 @@ def test_a_fisheye_rig_is_rectified() -> None:
     found_m = depth_from_disparity(left[:, 0] - right[:, 0], rectifier.stereo_calibration)
     truth_m = (rig.rectified.left_rotation @ board.point(2 * SQUARE_PX, 2 * SQUARE_PX))[2]
     assert found_m[0] == pytest.approx(truth_m, rel=0.005)
+
+
+def test_what_is_far_has_no_disparity_below_0(real: RigCalibration) -> None:
+    """A calibration by stereoRectify without CALIB_ZERO_DISPARITY: the far had -8 px, which nobody looks for."""
+    cameras = (real.left_matrix, real.left_distortion, real.right_matrix, real.right_distortion)
+    pose = (real.rotation, real.translation_m[:, None])
+    r1, r2, p1, p2, *_ = cv2.stereoRectify(*cameras, (640, 480), *pose, flags=0, alpha=0)
+    given = Rectification(left_rotation=r1, right_rotation=r2, left_projection=p1, right_projection=p2)
+    rig = dataclasses.replace(real, rectification=given)
+    assert rig.stereo_calibration.offset_px < -2
+    rectifier = Rectifier(rig, height=480, width=640)
+    assert rectifier.stereo_calibration.offset_px == pytest.approx(0)
+    board = plane_at(chessboard(9, 6, SQUARE_PX), 0.1 / SQUARE_PX, (0.02, 0.01, 3.0), (0.0, 0.0, 0.0))
+    left, right = (corners_px(eye) for eye in rectifier(*RenderedRig(rig).pair(board)))
+    found_m = depth_from_disparity(left[:, 0] - right[:, 0], rectifier.stereo_calibration)
+    truth_m = (r1 @ board.point(5 * SQUARE_PX, 4 * SQUARE_PX))[2]
+    assert np.median(found_m) == pytest.approx(truth_m, rel=0.01)
 
 
 def test_a_rectified_rig_is_left_as_it_is() -> None:

@@ -210,6 +210,16 @@ def test_both_eyes_get_what_the_left_one_chose(two_cameras: dict[int, FakeCamera
     assert said == ["--right 2: white balance 4600 was asked for, 2800 is set"]
 
 
+def test_colours_that_could_not_be_locked_are_told(two_cameras: dict[int, FakeCamera]) -> None:
+    two_cameras[2].mute = True
+    said: list[str] = []
+    with open_rig(SourceOptions(left="0", right="2"), CameraOptions(), tell=said.append):
+        assert said == [
+            "--right 2: gave no picture at first, so exposure and white balance of both eyes stay automatic; start "
+            "again to have them locked"
+        ]
+
+
 def test_one_device_with_both_eyes(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
     machine[1].frozen = True

@@ -128,6 +128,19 @@ def test_the_mouse_reads_disparity_depth_deviation_and_confidence() -> None:
     assert result(depth=False, network=False).read_out(63, 47) == "(63, 47)  2.50 px    9x9:  2.50 px"
 
 
+def test_the_mouse_over_a_colour_bar_reads_nothing() -> None:
+    windows = view.Windows.__new__(view.Windows)
+    windows.state, windows._body_size, windows._map_size = ViewState(), (240, 320), (120, 160)
+    row = view.draw.ROW_PX + 100
+    for name, column, cursor in (
+        (DEPTH_WINDOW, 300, (150, 50)),
+        (DEPTH_WINDOW, 330, None),
+        (PAIR_WINDOW, 330, (5, 50)),
+    ):
+        windows._mouse(0, column, row, 0, name)
+        assert windows.state.cursor == cursor
+
+
 def test_lines_help_and_cursor_are_drawn() -> None:
     plain = view.panels(result(), ViewState(), Status(), 0.5)
     lines = view.panels(result(), ViewState(lines=True), Status(), 0.5)
