@@ -18,6 +18,7 @@ from foundation_stereo_depth.data.batch import Positions
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
 from foundation_stereo_depth.data.dataset import FileReader
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
+from foundation_stereo_depth.data.memory import keep_freed_memory
 from foundation_stereo_depth.data.procedural import SCENES_STAMP, scene_names, scene_sample
 from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp
@@ -103,6 +104,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
             part.say(f"{len(index.incomplete)} frames lack a part and are left out, the first: {index.incomplete[0]}")
     taken = part.of(take_spread(names, options.max_samples))
     report = CacheReport(workers=part.workers(options.workers))
+    keep_freed_memory()
     faults = _FaultList(cache.root / f"{FAULTS}{part.suffix}.txt")
     try:
         cache.make_root()

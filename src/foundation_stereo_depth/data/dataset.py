@@ -31,7 +31,7 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
-from foundation_stereo_depth.data.memory import BatchMemory
+from foundation_stereo_depth.data.memory import BatchMemory, keep_freed_memory
 from foundation_stereo_depth.data.read_ahead import pick_workers, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
@@ -268,6 +268,7 @@ def open_files(
     keep_in = options.cache_root if cache is None or cache.root.is_dir() or not options.require_cache else None
     index = None if dataset_root is None else find_samples(dataset_root, keep_in, tell)
     if index is not None:
+        keep_freed_memory()
         names, incomplete = index.names, tuple(str(frame) for frame in index.incomplete)
     else:
         assert cache is not None, "called with a data set, a cache, or both"

@@ -9,6 +9,8 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8, UInt16
 
+from foundation_stereo_depth.data.loops import Loops
+from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import write_whole
 
@@ -51,13 +53,16 @@ def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
     return plausible_fsd_disparity(path, decode_fsd_disparity(code), code.shape[1])
 
 
-def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The three digits of each pixel of an FSD PNG.
+def read_fsd_code(path: Path, loops: Loops | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """The three digits of each pixel of an FSD PNG; the same with compiled loops, which are faster, as without.
 
     Raises:
         DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
     """
-    encoded = _decode(path, _bytes(path), cv2.IMREAD_UNCHANGED)
+    file = _bytes(path)
+    if loops is not None and (code := decode_plain_png(file, loops)) is not None:
+        return code
+    encoded = _decode(path, file, cv2.IMREAD_UNCHANGED)
     if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
         raise DataError(
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
@@ -88,9 +93,10 @@ def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, 
     Source: the decoder published with the FoundationStereo data set. The largest code has 24 bits, so the sum is exact
     in float32.
     """
-    digits = code.astype(np.float32)
-    steps = (digits[..., 0] * FSD_BASE + digits[..., 1]) * FSD_BASE + digits[..., 2]
-    return np.where(steps > 0, steps / np.float32(1 / FSD_STEP_PX), np.float32(np.nan))
+    steps = code.astype(np.float32) @ np.array([FSD_BASE**2, FSD_BASE, 1], np.float32)
+    steps[steps == 0] = np.nan
+    steps /= np.float32(1 / FSD_STEP_PX)
+    return steps
 
 
 def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:

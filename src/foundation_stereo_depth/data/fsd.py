@@ -23,6 +23,7 @@ from foundation_stereo_depth.data.formats import (
     read_fsd_code,
     read_rgb,
 )
+from foundation_stereo_depth.data.loops import loops_for_many
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, as_utf8, resize_image
 from foundation_stereo_depth.data.scan import (
     DATA,
@@ -141,7 +142,8 @@ def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> 
     Raises:
         DataError: a file cannot be decoded, or the three do not have one size.
     """
-    left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity)
+    loops = None if size is None else loops_for_many()
+    left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity, loops)
     for path, array in ((paths.right, right), (paths.disparity, code)):
         if array.shape[:2] != left.shape[:2]:
             raise DataError(f"{path}: is {_size(array)}, but {paths.left} is {_size(left)}; the eyes must match")
@@ -151,8 +153,8 @@ def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> 
 
     height, width = left.shape[:2] if size is None else size
     return StereoSample(
-        left=resize_image(left, height, width),
-        right=resize_image(right, height, width),
+        left=resize_image(left, height, width, loops),
+        right=resize_image(right, height, width, loops),
         disparity_px=resize_disparity(code, height, width, decode),
     )
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int64, UInt8, UInt32
 
+from foundation_stereo_depth.data.loops import LARGEST_BOX, Loops
 from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
 
@@ -106,14 +107,31 @@ class SampleNames:
         return f"{self.scene(i)}/{self.stem(i)}"
 
 
-def resize_image(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture at another size: area averaging where it shrinks, linear interpolation where it grows."""
+def resize_image(
+    image: UInt8[np.ndarray, "H W 3"], height: int, width: int, loops: Loops | None = None
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture at another size: area averaging where it shrinks, linear interpolation where it grows.
+
+    With compiled loops it is the same, and quicker where the size is divided by whole numbers.
+    """
+    if loops is not None and (boxes := _in_boxes(image, height, width)):
+        averaged = np.empty((height, width, 3), np.uint8)
+        loops.average_boxes(image.reshape(len(image), -1), averaged, *boxes)
+        return averaged
     # One after the other: OpenCV's area mode averages only where no axis grows.
     smaller = (min(width, image.shape[1]), min(height, image.shape[0]))
     for size, mode in ((smaller, cv2.INTER_AREA), ((width, height), cv2.INTER_LINEAR)):
         if image.shape[1::-1] != size:
             image = np.asarray(cv2.resize(image, size, interpolation=mode), np.uint8)
     return image
+
+
+def _in_boxes(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> tuple[int, int] | None:
+    """Rows and columns of the boxes whose means the resized picture consists of; None if it does not."""
+    boxes = image.shape[0] // height, image.shape[1] // width
+    whole = boxes[0] * height == image.shape[0] and boxes[1] * width == image.shape[1]
+    # Halving both sides is OpenCV's quickest, and rounds halves up as no other box does.
+    return boxes if whole and boxes not in ((1, 1), (2, 2)) and max(boxes) <= LARGEST_BOX else None
 
 
 def resize_sample(sample: StereoSample, height: int, width: int) -> StereoSample:
