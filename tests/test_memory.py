@@ -1,6 +1,11 @@
 import gc
+import platform
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
+import pytest
 import torch
 
 from foundation_stereo_depth.data.memory import BatchMemory
@@ -37,3 +42,28 @@ def test_blocks_of_one_size_are_never_handed_out_as_another() -> None:
     memory.take(1000)
     assert memory.take(2000).nbytes == 2000
     assert memory.take(1000).nbytes == 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has another allocator")
+def test_freed_memory_is_kept_for_the_next_picture() -> None:
+    program = """
+        import resource
+        import numpy as np
+        from foundation_stereo_depth.data.memory import keep_freed_memory
+
+        def faults_of_pictures():
+            began = 0
+            for turn in range(12):
+                pictures = [np.ones(2_800_000, np.uint8) for _ in range(4)]
+                del pictures
+                began = began or resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began
+
+        before = faults_of_pictures()
+        keep_freed_memory()
+        print(before, faults_of_pictures())
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < 1000
+    assert before > 10 * after
