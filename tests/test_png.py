@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foundation_stereo_depth.data import loops as loops_module
+from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.formats import read_fsd_code
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.loops import Loops, average_boxes, compiled_loops, loops_for_many, undo_filters
 from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.options import DataOptions
 
 PLAIN_LOOPS = Loops(undo_filters, average_boxes)
 """The same functions, not compiled."""
@@ -39,6 +41,10 @@ def png_of(filtered: bytes, height: int, width: int, encoding: bytes = b"\x08\x0
     packed = zlib.compress(filtered)
     data = b"".join(chunk(b"IDAT", packed[i : i + 999]) for i in range(0, len(packed), 999))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + data + chunk(b"IEND", b"")
+
+
+def join(*chunks: bytes) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def filtered_noise(height: int, width: int, seed: int, kinds: tuple[int, ...] = (0, 1, 2, 3, 4)) -> bytes:
@@ -90,6 +96,9 @@ def test_maps_by_other_writers_are_read(tmp_path: Path, loops: Loops) -> None:
 
 def test_what_is_not_plain_is_left_to_opencv(tmp_path: Path, loops: Loops) -> None:
     plain = filtered_noise(4, 5, 0)
+    header, packed = chunk(b"IHDR", struct.pack(">2I", 5, 4) + b"\x08\x02\0\0\0"), zlib.compress(plain)
+    # CINFO 0 promises that nothing refers back by more than 256 bytes; the check bits make the two bytes divide by 31.
+    small_window = b"\x08\x1d" + zlib.compress(filtered_noise(40, 100, 0))[2:]
     others = {
         "transparent colour": png_of(plain, 4, 5, extra=chunk(b"tRNS", bytes(6))),
         "interlaced": png_of(plain, 4, 5, b"\x08\x02\0\0\x01"),
@@ -99,6 +108,18 @@ def test_what_is_not_plain_is_left_to_opencv(tmp_path: Path, loops: Loops) -> No
         "a row too few": png_of(plain[:-16], 4, 5),
         "a byte too many": png_of(plain + b"\0", 4, 5),
         "no size": png_of(b"", 0, 5),
+        "a side that OpenCV refuses": png_of(bytes(4 * (10**6 + 1)), 10**6 + 1, 1),
+        "a part in between": join(
+            header, chunk(b"IDAT", packed[:9]), chunk(b"tEXt", b"a\0b"), chunk(b"IDAT", packed[9:])
+        ),
+        "a part before the header": join(chunk(b"tEXt", b"a\0b"), header, chunk(b"IDAT", packed)),
+        "a part that must be understood": join(header, chunk(b"ABCD", b""), chunk(b"IDAT", packed)),
+        "a background of no colour": join(header, chunk(b"bKGD", b""), chunk(b"IDAT", packed)),
+        "no picture": join(header),
+        "an empty picture": join(header, chunk(b"IDAT", b"")),
+        "a window smaller than what is referred to": join(
+            chunk(b"IHDR", struct.pack(">2I", 100, 40) + b"\x08\x02\0\0\0"), chunk(b"IDAT", small_window)
+        ),
         "nothing": b"",
         "JPEG": cv2.imencode(".jpg", np.zeros((4, 5, 3), np.uint8))[1].tobytes(),
     }
@@ -153,9 +174,19 @@ def test_a_sample_is_the_same_before_and_after_the_loops_are_compiled(
     paths = find_samples(tmp_path).paths(0)
     monkeypatch.setattr(loops_module, "FIRST_SAMPLES", 10**9)
     assert loops_for_many() is None
-    before = read_fsd_sample(paths, (24, 24))
+    before = read_fsd_sample(paths, (24, 24), loops_for_many())
     monkeypatch.setattr(loops_module, "FIRST_SAMPLES", 0)
     assert loops_for_many() is compiled_loops()
-    after = read_fsd_sample(paths, (24, 24))
+    after = read_fsd_sample(paths, (24, 24), loops_for_many())
     for name in ("left", "right", "disparity_px"):
         np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+
+
+def test_measuring_threads_neither_counts_samples_nor_compiles(fsd_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of compiling in a measurement of a tenth of a second would say that threads are of no use."""
+    reader = open_files(DataOptions(height=32, width=32), fsd_tree, pin_memory=False).train.reader
+    monkeypatch.setattr(loops_module, "FIRST_SAMPLES", 0)
+    monkeypatch.setattr(loops_module, "_compiled_loops", lambda: pytest.fail("compiled"))
+    reader.rehearse(0)
+    with pytest.raises(pytest.fail.Exception, match="compiled"):
+        reader.read(0)

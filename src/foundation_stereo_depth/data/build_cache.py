@@ -18,6 +18,7 @@ from foundation_stereo_depth.data.batch import Positions
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
 from foundation_stereo_depth.data.dataset import FileReader
 from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
+from foundation_stereo_depth.data.loops import loops_for_many
 from foundation_stereo_depth.data.memory import keep_freed_memory
 from foundation_stereo_depth.data.procedural import SCENES_STAMP, scene_names, scene_sample
 from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
@@ -222,7 +223,7 @@ def _filler(cache: SampleCache, index: FsdIndex, options: CacheBuildOptions) -> 
                 outcome = _looked_at(cache, scene, stem, source_stamp(index.paths(i)))
                 if outcome.kind == "found":
                     return outcome
-            sample, source = reader.from_files(i)
+            sample, source = reader.from_files(i, loops_for_many())
         except DataError as error:
             if not options.skip_bad:
                 raise

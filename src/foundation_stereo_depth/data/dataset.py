@@ -31,6 +31,7 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
+from foundation_stereo_depth.data.loops import Loops, loops_for_many
 from foundation_stereo_depth.data.memory import BatchMemory, keep_freed_memory
 from foundation_stereo_depth.data.read_ahead import pick_workers, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
@@ -102,7 +103,7 @@ class FileReader:
                     f"{self.cache.path(scene, stem)}: no such entry, and --require-cache allows no other source; fill "
                     "the cache with foundation-stereo-cache"
                 )
-        sample, source = self.from_files(i)
+        sample, source = self.from_files(i, loops_for_many())
         if self.cache is None:
             return sample, ReadCounts()
         try:
@@ -127,8 +128,8 @@ class FileReader:
             if cached is None and self.index is not None:
                 self.from_files(i)
 
-    def from_files(self, i: int) -> tuple[StereoSample, SourceStamp]:
-        """Sample i from its own files, and what they were.
+    def from_files(self, i: int, loops: Loops | None = None) -> tuple[StereoSample, SourceStamp]:
+        """Sample i from its own files, faster with compiled loops, and what they were.
 
         Raises:
             DataError: a file cannot be read.
@@ -136,7 +137,7 @@ class FileReader:
         assert self.index is not None, "a reader has a cache, files, or both"
         paths = self.index.paths(i)
         source = source_stamp(paths)
-        return read_fsd_sample(paths, (self.height, self.width)), source
+        return read_fsd_sample(paths, (self.height, self.width), loops), source
 
 
 def _some_of(taken: Positions, at_most: int) -> list[int]:

@@ -23,7 +23,7 @@ from foundation_stereo_depth.data.formats import (
     read_fsd_code,
     read_rgb,
 )
-from foundation_stereo_depth.data.loops import loops_for_many
+from foundation_stereo_depth.data.loops import Loops
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample, as_utf8, resize_image
 from foundation_stereo_depth.data.scan import (
     DATA,
@@ -134,15 +134,16 @@ def _is_scene(folder: str, tell: Callable[[str], None]) -> bool:
         return False
 
 
-def read_fsd_sample(paths: SamplePaths, size: tuple[int, int] | None = None) -> StereoSample:
-    """One sample at its native size, or at another height and width.
+def read_fsd_sample(
+    paths: SamplePaths, size: tuple[int, int] | None = None, loops: Loops | None = None
+) -> StereoSample:
+    """One sample at its native size, or at another height and width; with compiled loops the same, but faster.
 
     The result at another size is `resize_sample`'s, but no more of the disparity is decoded than is kept.
 
     Raises:
         DataError: a file cannot be decoded, or the three do not have one size.
     """
-    loops = None if size is None else loops_for_many()
     left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity, loops)
     for path, array in ((paths.right, right), (paths.disparity, code)):
         if array.shape[:2] != left.shape[:2]:

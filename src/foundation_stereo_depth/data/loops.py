@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-FIRST_SAMPLES = 200
+FIRST_SAMPLES = 400
 """So many are read without compiled loops: what they would save on these is what compiling takes."""
 
 LARGEST_BOX = 16

@@ -14,7 +14,7 @@ _LARGEST_KEPT = 2**25 - 2**16
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory of one picture for the next one, up to 64 MiB.
+    """Has the C library keep the memory of one picture for the next one, up to 64 MiB for each thread.
 
     GNU's gives large blocks back to the system as soon as they are freed, and fresh ones cost a page fault for every
     4 KiB: a fifth of the time that decoding a FoundationStereo sample took. The largest block that was ever freed

@@ -22,9 +22,13 @@ _CHECKSUM = struct.Struct(">I")
 _HEADER = struct.Struct(">2I5B")
 _PLAIN = (8, 2, 0, 0, 0)
 """Bits, RGB, the only compression, the only set of filters, no interlacing."""
-_CHANGE_PIXELS = {b"tRNS", b"acTL"}
-"""Chunks that add transparency or further pictures."""
+_CHANGE_NOTHING = {b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"sBIT", b"eXIf"}
+"""Chunks that a plain PNG may have besides; others, which might make pixels transparent or refused, are OpenCV's."""
+_LARGEST_SIDE = 10**6
 _LARGEST_PIXELS = 2**30
+"""Both as many as OpenCV decodes."""
+_LARGEST_WINDOW = 2**15
+"""Bytes that compressed data may refer back to (RFC 1950, 2.2: CINFO)."""
 _ROWS = 64
 """Of a band whose filters are undone together: its diagonals stay in a processor's nearest caches."""
 
@@ -38,18 +42,25 @@ def decode_plain_png(encoded: bytes, loops: Loops) -> UInt8[np.ndarray, "H W 3"]
 def _filtered_rows(encoded: bytes) -> UInt8[np.ndarray, "H row"] | None:
     """Its rows as they are compressed: the number of a filter, then the filtered bytes."""
     chunks = list(_chunks(encoded))
-    kinds = {kind for kind, _ in chunks}
-    headers = [body for kind, body in chunks if kind == b"IHDR" and len(body) == _HEADER.size]
-    if len(headers) != 1 or b"IEND" not in kinds or kinds & _CHANGE_PIXELS:
+    kinds = [kind for kind, _ in chunks]
+    pictures = [i for i, kind in enumerate(kinds) if kind == b"IDAT"]
+    if not pictures or pictures[-1] - pictures[0] >= len(pictures):  # none, or with something between them
         return None
-    width, height, *encoding = _HEADER.unpack(headers[0])
-    if tuple(encoding) != _PLAIN or not 0 < width * height <= _LARGEST_PIXELS:
+    if kinds[0] != b"IHDR" or kinds[-1] != b"IEND" or set(kinds[1:-1]) - {b"IDAT"} - _CHANGE_NOTHING:
         return None
+    if len(chunks[0][1]) != _HEADER.size:
+        return None
+    width, height, *encoding = _HEADER.unpack(chunks[0][1])
+    if tuple(encoding) != _PLAIN or max(width, height) > _LARGEST_SIDE or not 0 < width * height <= _LARGEST_PIXELS:
+        return None
+    compressed = b"".join(chunks[i][1] for i in pictures)
     promised = height * (1 + 3 * width)
+    if not compressed or 1 << (compressed[0] >> 4) + 8 < min(promised, _LARGEST_WINDOW):
+        return None  # zlib would not mind a window that is too small; OpenCV does
     inflation = zlib_ng.decompressobj()
     try:
         # No more than the header promises, and one byte to see that there is no more; then the checksum has been read.
-        rows = inflation.decompress(b"".join(body for kind, body in chunks if kind == b"IDAT"), promised)
+        rows = inflation.decompress(compressed, promised)
         rest = inflation.decompress(inflation.unconsumed_tail, 1)
     except zlib_ng.error:  # pyright: ignore[reportGeneralTypeIssues]
         return None
