@@ -14,7 +14,7 @@ import numpy as np
 
 from foundation_stereo_depth.data.pairs import find_pairs
 from live_camera.board import Board, smallest_step_px
-from live_camera.calibrate_options import BoardOptions
+from live_camera.options import BoardOptions
 
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 300, 1e-10)
 FIXED_PX = (3, 5, 11)

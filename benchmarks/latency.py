@@ -23,9 +23,9 @@ import numpy as np
 import skimage.data
 from training_loop import commit, device_name, summary
 
-from foundation_stereo_depth.block_matching import match_blocks
-from foundation_stereo_depth.data.procedural import scene_sample
-from foundation_stereo_depth.predict import Predictor
+from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
+from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.stereo.sgbm import match_blocks
 
 _CALLS = 10  # of one way before the other's turn; the first two do not count
 _UNCOUNTED = 2

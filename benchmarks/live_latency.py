@@ -22,16 +22,16 @@ import torch
 from skimage import data
 from training_loop import commit, device_name, summary
 
-from foundation_stereo_depth.geometry import depth_from_disparity
-from foundation_stereo_depth.predict import Predictor
-from live_camera.calibration import RigCalibration
-from live_camera.capture import Camera
-from live_camera.eyes import Grabbed, TwoCameras
-from live_camera.live import Preparation, live_view
+from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.stereo.geometry import depth_from_disparity
+from live_camera.camera import Camera
 from live_camera.matcher import NetworkMatcher
 from live_camera.options import CameraOptions, ShowOptions, SourceOptions
 from live_camera.rectify import Rectifier
 from live_camera.rig import Rig, StereoFrame
+from live_camera.session import Preparation, live_view
+from live_camera.sources import Grabbed, TwoCameras
 from live_camera.view import Result, Status, ViewState, Windows, panels
 
 WIDTH, HEIGHT = 640, 480

@@ -24,18 +24,18 @@ import torch
 from live_latency import distorted_rig, eyes, write_video
 from training_loop import commit, device_name
 
-from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, save_checkpoint
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
-from live_camera.capture import Camera
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
+from live_camera.camera import Camera
 from live_camera.cli import _loader  # pyright: ignore[reportPrivateUsage]
-from live_camera.eyes import Grabbed, TwoCameras
-from live_camera.live import Preparation, live_view
 from live_camera.matcher import WatchedMatcher
 from live_camera.options import CameraOptions, LiveViewOptions, ShowOptions, SourceOptions
 from live_camera.rectify import Rectifier
 from live_camera.rig import Rig
+from live_camera.session import Preparation, live_view
+from live_camera.sources import Grabbed, TwoCameras
 from live_camera.view import Result
 
 
@@ -93,7 +93,7 @@ def main() -> None:
         metrics={},
         run_id="soak",
         progress=Progress(),
-        options=arguments.to_plain(TrainOptions(data=DataOptions(height=asked.height, width=asked.width))),
+        options=command_line.options_to_dict(TrainOptions(data=DataOptions(height=asked.height, width=asked.width))),
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"

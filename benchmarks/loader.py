@@ -27,20 +27,20 @@ import torch
 from PIL import Image
 from training_loop import commit, device_name, fill_cache, ratio, summary
 
-from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import load_checkpoint
-from foundation_stereo_depth.data.augment import augmented_pair
+from foundation_stereo_depth.data.augment.pipeline import augmented_pair
 from foundation_stereo_depth.data.cache import open_cache
-from foundation_stereo_depth.data.dataset import FileSource, open_files
-from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.formats import encode_fsd_disparity
+from foundation_stereo_depth.data.codecs import encode_fsd_disparity
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
+from foundation_stereo_depth.data.loader import FileSource, open_files
 from foundation_stereo_depth.data.loops import compiled_loops
 from foundation_stereo_depth.data.memory import keep_freed_memory
-from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.sample import StereoSample
-from foundation_stereo_depth.options import AugmentOptions, DataOptions, TrainOptions
-from foundation_stereo_depth.train import train
+from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, TrainOptions
+from foundation_stereo_depth.training.train import train
 
 HEIGHT, WIDTH, BATCH = 240, 320, 8
 Ways = dict[str, Callable[[int], object]]
@@ -219,7 +219,7 @@ def measure_fill(root: Path, rounds: int) -> dict[str, object]:
 def measure_wait(root: Path, rounds: int) -> dict[str, object]:
     """What `train` itself reports of its epochs on a cache; every epoch but the first, which warms up."""
     noise_cache(root / "cache", 160)
-    options = arguments.build(
+    options = command_line.build_options(
         TrainOptions,
         {
             "cache_root": root / "cache", "require_cache": True, "val_fraction": 0.05, "epochs": rounds + 1,

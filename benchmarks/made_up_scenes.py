@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from training_loop import commit, device_name
 
-from foundation_stereo_depth.block_matching import prior_planes
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.procedural import scene_sample
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
+from foundation_stereo_depth.stereo.sgbm import prior_planes
 
 _ROWS, _ACROSS = 6, 2
 _HEIGHT, _WIDTH = 240, 320

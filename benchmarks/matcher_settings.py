@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.block_matching import filled_from_background, match_blocks, prior_planes
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.stereo.sgbm import filled_from_background, match_blocks, prior_planes
 
 _HEIGHT, _WIDTH = 240, 320
 Way = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -16,10 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.block_matching import match_blocks
-from foundation_stereo_depth.data.formats import read_rgb
-from foundation_stereo_depth.geometry import depth_from_disparity
-from live_camera.calibration import RigCalibration, read_calibration
+from foundation_stereo_depth.calibration.files import read_calibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.data.codecs import read_rgb
+from foundation_stereo_depth.stereo.geometry import depth_from_disparity
+from foundation_stereo_depth.stereo.sgbm import match_blocks
 from live_camera.rectify import Rectifier, rectification_maps
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

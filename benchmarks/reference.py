@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchvision.transforms import ColorJitter, GaussianBlur
 
 from foundation_stereo_depth.data.fsd import SamplePaths
-from foundation_stereo_depth.options import AugmentOptions
+from foundation_stereo_depth.options.training import AugmentOptions
 
 KEYS = ("left", "right", "disparity")
 

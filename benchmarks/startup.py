@@ -108,8 +108,8 @@ def listing(root: Path) -> dict[str, float]:
 
 
 def start(root: Path) -> dict[str, float]:
-    from foundation_stereo_depth.data.dataset import open_files
-    from foundation_stereo_depth.options import DataOptions
+    from foundation_stereo_depth.data.loader import open_files
+    from foundation_stereo_depth.options.training import DataOptions
 
     options = DataOptions(cache_root=root / "cache", num_workers=2)
     return timed(lambda: open_files(options, root / "tree", pin_memory=False))

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import load_checkpoint
-from foundation_stereo_depth.data.augment import as_pair, augmented_pair
+from foundation_stereo_depth.data.augment.pipeline import as_pair, augmented_pair
 from foundation_stereo_depth.data.cache import open_cache
-from foundation_stereo_depth.data.draws import sample_keys
-from foundation_stereo_depth.data.procedural import ProceduralSource
+from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.sample import StereoSample
+from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
-from foundation_stereo_depth.loss import heteroscedastic_loss
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import TrainOptions
-from foundation_stereo_depth.train import train
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import TrainOptions
+from foundation_stereo_depth.training.loss import heteroscedastic_loss
+from foundation_stereo_depth.training.train import train
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def options_of(root: Path, i: int, *, augment: bool) -> TrainOptions:
-    return arguments.build(
+    return command_line.build_options(
         TrainOptions,
         {
             "cache_root": root / "cache", "require_cache": True, "val_fraction": 0.01, "epochs": 1, "augment": augment,
@@ -88,8 +88,8 @@ def command_rate(root: Path, i: int, *, augment: bool) -> float:
 
 def bare_rate(samples: int, *, augment: bool) -> float:
     options = TrainOptions()
-    device = pick_device(options.runtime, Processes.from_environment())
-    precision = pick_precision(options.runtime, device)
+    device = pick_device(options.runtime.device, Processes.from_environment())
+    precision = pick_precision(options.runtime.precision, device)
     network = create_network(options.model).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters())
     B = options.optimizer.batch_size

@@ -24,10 +24,10 @@ import numpy as np
 from foundation_stereo_depth.data.batch import validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import open_files
 from foundation_stereo_depth.data.fsd import find_samples
+from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
-from foundation_stereo_depth.options import CacheBuildOptions, DataOptions
+from foundation_stereo_depth.options.training import CacheBuildOptions, DataOptions
 
 HEIGHT, WIDTH = 240, 320  # entries of 2.5 MB from small pictures: most of a writer's time goes into writing
 
@@ -182,7 +182,7 @@ def meet(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
 
 def command(_: str, dataset: Path, root: Path, trials: int, chance: random.Random) -> dict[str, int]:
     """Kills the training command, reading through the cache, at random moments, resumes it, and lets it finish."""
-    import foundation_stereo_depth.train  # noqa: F401 (once, before the forks)
+    import foundation_stereo_depth.training.train  # noqa: F401 (once, before the forks)
     from foundation_stereo_depth.checkpoint import load_checkpoint
     from foundation_stereo_depth.cli import train_command
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from foundation_stereo_depth import arguments
-from foundation_stereo_depth.backends import TorchBackend
-from foundation_stereo_depth.checkpoint import Checkpoint, Progress, save_checkpoint
-from foundation_stereo_depth.data.formats import encode_fsd_disparity, write_rgb
+from foundation_stereo_depth.checkpoint import Checkpoint, NetworkFacts, Progress, save_checkpoint
+from foundation_stereo_depth.data.codecs import encode_fsd_disparity, write_rgb
+from foundation_stereo_depth.inference.backends import TorchBackend
+from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.model import StereoPrediction, create_network
-from foundation_stereo_depth.options import DataOptions, ModelOptions, TrainOptions
-from foundation_stereo_depth.predict import Predictor
-from foundation_stereo_depth.trained import NetworkFacts
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
 
 # Two tests run at a time, some in processes of their own: threads that wait for each other would wait by spinning.
 torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def tiny(tracking_uri: str) -> Callable[..., dict[str, Any]]:
 @pytest.fixture
 def tiny_options(tiny: Callable[..., dict[str, Any]]) -> Callable[..., TrainOptions]:
     """The same as options."""
-    return lambda **changes: arguments.build(TrainOptions, tiny(**changes))
+    return lambda **changes: command_line.build_options(TrainOptions, tiny(**changes))
 
 
 class MatchingNetwork(torch.nn.Module):
@@ -156,7 +156,7 @@ def tiny_checkpoint(tmp_path: Path) -> Path:
             metrics={"validation/epe_px": 1.5},
             run_id="abc",
             progress=Progress(),
-            options=arguments.to_plain(TrainOptions(data=DataOptions(height=48, width=64))),
+            options=command_line.options_to_dict(TrainOptions(data=DataOptions(height=48, width=64))),
         ),
     )
     return path
@@ -168,3 +168,12 @@ def shifted_pair(height: int, width: int, shift_px: int, *, seed: int = 0) -> tu
     coarse = random.integers(0, 256, ((height + 3) // 4, (width + shift_px + 3) // 4, 3), dtype=np.uint8)
     scene = cv2.resize(coarse, (width + shift_px, height), interpolation=cv2.INTER_LINEAR)
     return np.ascontiguousarray(scene[:, :width]), np.ascontiguousarray(scene[:, shift_px:])
+
+
+def command_of(flags: dict) -> list[str]:
+    """The command line of the same flags."""
+    words: list[str] = []
+    for name, value in flags.items():
+        flag = name.replace("_", "-")
+        words += [f"--{flag if value else 'no-' + flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return [str(Path(sys.executable).with_name("foundation-stereo-depth")), *words]

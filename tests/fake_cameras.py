@@ -94,5 +94,5 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCamera]:
         return FakeCapture(cameras.get(address)) if isinstance(address, int) else real(address, *rest)
 
     monkeypatch.setattr(cv2, "VideoCapture", opened)
-    monkeypatch.setattr("live_camera.capture.stable_path", lambda _: None)
+    monkeypatch.setattr("live_camera.camera.stable_path", lambda _: None)
     return cameras

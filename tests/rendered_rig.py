@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.calibration import RigCalibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
 
 FINER = 2
 """Samples a side of each rendered pixel."""

@@ -7,10 +7,10 @@ import pytest
 import safetensors
 import torch
 
-from foundation_stereo_depth import arguments
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.options import TrainOptions
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import TrainOptions
 
 
 def checkpoint_of() -> Checkpoint:
@@ -21,7 +21,7 @@ def checkpoint_of() -> Checkpoint:
         metrics={"validation/epe_px": 1.5},
         run_id="abc",
         progress=Progress(epoch=2, step_in_epoch=1, step=9, samples=72),
-        options=arguments.to_plain(TrainOptions()),
+        options=command_line.options_to_dict(TrainOptions()),
         training={"history": [{"x": 1.0}], "random_state": torch.get_rng_state()},
     )
 

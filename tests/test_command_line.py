@@ -28,8 +28,8 @@ def run_python(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_reader_that_has_had_enough_is_no_mistake() -> None:
     code = (
-        "import sys; from foundation_stereo_depth.errors import answer\n"
-        "sys.exit(answer('x', lambda: [print('much') for _ in range(100_000)] and 0))"
+        "import sys; from foundation_stereo_depth.options.command_line import run_command\n"
+        "sys.exit(run_command('x', {}, lambda: [print('much') for _ in range(100_000)] and 0))"
     )
     piped = f"{sys.executable} -c {shlex.quote(code)} | head -1; echo ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=True)
@@ -37,7 +37,10 @@ def test_a_reader_that_has_had_enough_is_no_mistake() -> None:
 
 
 def test_names_that_no_encoding_has_can_be_printed() -> None:
-    code = "from foundation_stereo_depth.errors import answer; answer('x', lambda: print('a\\udce9b') or 0)"
+    code = (
+        "from foundation_stereo_depth.options.command_line import run_command\n"
+        "run_command('x', {}, lambda: print('a\\udce9b') or 0)"
+    )
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert ended.stdout == "a\\udce9b\n"

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from foundation_stereo_depth.files import _machine, remove_abandoned, write_whole
+from foundation_stereo_depth.files import _machine, remove_abandoned, write_atomically
 
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_file_appears_whole(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / ("n" * 255)
     for content in (b"old", b"new"):
-        write_whole(path, lambda file, content=content: file.write(content), durable=durable)
+        write_atomically(path, lambda file, content=content: file.write(content), durable=durable)
         assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
@@ -27,7 +27,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, fail, durable=True)
+        write_atomically(path, fail, durable=True)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -37,16 +37,16 @@ def test_a_failed_write_names_the_file(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match=r"No space left on device: '.*/name'"):
-        write_whole(tmp_path / "name", full, durable=False)
+        write_atomically(tmp_path / "name", full, durable=False)
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/nowhere/name'"):
-        write_whole(tmp_path / "nowhere/name", full, durable=False)
+        write_atomically(tmp_path / "nowhere/name", full, durable=False)
 
 
 def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"precious")
     link.symlink_to(target)
-    write_whole(link, lambda file: file.write(b"new"), durable=False)
+    write_atomically(link, lambda file: file.write(b"new"), durable=False)
     assert (target.read_bytes(), link.read_bytes(), link.is_symlink()) == (b"precious", b"new", False)
 
 
@@ -55,7 +55,7 @@ def test_only_files_whose_writer_is_gone_are_abandoned(tmp_path: Path) -> None:
         assert remove_abandoned(tmp_path) == 0, "its writer lives"
         file.write(b"whole")
 
-    write_whole(tmp_path / "name", meanwhile, durable=False)
+    write_atomically(tmp_path / "name", meanwhile, durable=False)
     assert (tmp_path / "name").read_bytes() == b"whole"
 
     a_day_ago = time.time() - 25 * 3600
@@ -87,7 +87,7 @@ def test_a_writer_whose_new_file_is_taken_for_abandoned_takes_another(tmp_path: 
         lock(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    write_whole(tmp_path / "name", lambda file: file.write(b"whole"), durable=False)
+    write_atomically(tmp_path / "name", lambda file: file.write(b"whole"), durable=False)
     assert [path.name for path in tmp_path.iterdir()] == ["name"]
     assert (tmp_path / "name").read_bytes() == b"whole"
 
@@ -101,6 +101,6 @@ def test_a_disk_without_locks_keeps_young_files(tmp_path: Path, monkeypatch) -> 
     for path in (young, old):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    write_whole(tmp_path / "name", lambda file: file.write(b"whole"), durable=False)
+    write_atomically(tmp_path / "name", lambda file: file.write(b"whole"), durable=False)
     assert remove_abandoned(tmp_path) == 1
     assert {path.name for path in tmp_path.iterdir()} == {young.name, "name"}

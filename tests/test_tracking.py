@@ -10,6 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
+from conftest import command_of
 from mlflow.exceptions import MlflowException
 
 from foundation_stereo_depth import tracking
@@ -201,8 +202,6 @@ def test_training_outlives_a_real_server(tiny, tracking_uri: str) -> None:
                 break
             except requests.RequestException:
                 time.sleep(0.2)
-        from test_train import command_of
-
         flags = tiny(epochs=6, mlflow_tracking_uri=uri, procedural_samples=60)
         training = subprocess.Popen(command_of(flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         while not Path("out/previews/epoch_0001.png").exists():

@@ -6,34 +6,34 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from foundation_stereo_depth import arguments
-from foundation_stereo_depth.errors import UserError, answer
-from foundation_stereo_depth.inference_options import (
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.inference import (
     EvaluateOptions,
     ExportOptions,
     NetworkSourceOptions,
     PredictOptions,
 )
-from foundation_stereo_depth.options import CacheOptions, TrainOptions
+from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 
 
 def train_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-depth`: the exit status of a training run."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-depth",
         TrainOptions,
         "Train a stereo-disparity network with per-pixel uncertainty, on FoundationStereo data or on made-up scenes. "
         "`uv run mlflow ui` shows the runs.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        arguments.build(TrainOptions, explicit)  # a mistake is told before anything heavy is imported
+        command_line.build_options(TrainOptions, explicit)  # a mistake is told before anything heavy is imported
         from torch import OutOfMemoryError
 
-        from foundation_stereo_depth.record import Stopped
-        from foundation_stereo_depth.start import resolve
-        from foundation_stereo_depth.train import train
+        from foundation_stereo_depth.training.run import Stopped
+        from foundation_stereo_depth.training.setup import resolve
+        from foundation_stereo_depth.training.train import train
 
         options, resumed = resolve(explicit)
         try:
@@ -48,21 +48,21 @@ def train_command(argv: Sequence[str] | None = None) -> int:
             ) from error
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def cache_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-cache`: the exit status of filling a cache, or of verifying one: 1 where it is not whole."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-cache",
         CacheOptions,
         "Fill a cache of NPZ files from a FoundationStereo folder; what is there already is kept, so an interrupted "
         "build goes on where it was; what is damaged, or whose files have changed, is made anew.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(CacheOptions, explicit).cache
+        options = command_line.build_options(CacheOptions, explicit).cache
         from foundation_stereo_depth.data.build_cache import build_cache, verify_cache
 
         if not options.verify:
@@ -71,22 +71,22 @@ def cache_command(argv: Sequence[str] | None = None) -> int:
         report = verify_cache(options)
         return 1 if report.counts["damaged"] or report.counts["changed"] else 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def evaluate_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-evaluate`: the exit status of an evaluation."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-evaluate",
         EvaluateOptions,
         "Measure a network, a classical matcher, or both on a benchmark: accuracy, honesty of the uncertainty, "
         "latency. Errors are in px of the size that is scored at.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(EvaluateOptions, explicit)
-        from foundation_stereo_depth.benchmark import benchmark
+        options = command_line.build_options(EvaluateOptions, explicit)
+        from foundation_stereo_depth.inference.evaluate import benchmark
 
         if options.network.checkpoint == Path("none"):
             print(benchmark(None, options))
@@ -95,12 +95,12 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
                 print(benchmark(checkpoint, options))
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def predict_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-predict`: the exit status of predicting files."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-predict",
         PredictOptions,
         "Disparity, depth and their doubt for rectified pairs of pictures or videos, of any size, 8 or 16 bit, grey or "
@@ -110,37 +110,37 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
             "right": "the same for the right eye",
         },
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(PredictOptions, explicit)
-        from foundation_stereo_depth.predict_files import predict_files
+        options = command_line.build_options(PredictOptions, explicit)
+        from foundation_stereo_depth.inference.predict import predict_files
 
         with _checkpoint(options.network) as checkpoint:
             predict_files(explicit["left"], explicit.get("right"), checkpoint, options)
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def export_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-export`: the exit status of exporting a network."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-export",
         ExportOptions,
         "Write a trained network as ONNX, checked against PyTorch, or as safetensors. ONNX: `uv sync --extra onnx`.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(ExportOptions, explicit)
-        from foundation_stereo_depth.export import export_network
+        options = command_line.build_options(ExportOptions, explicit)
+        from foundation_stereo_depth.inference.export import export_network
 
         with _checkpoint(options.network) as checkpoint:
             export_network(checkpoint, options)
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 @contextmanager

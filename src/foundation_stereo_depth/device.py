@@ -10,14 +10,13 @@ import torch.distributed
 from torch import Tensor
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options import RuntimeOptions
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those that train together; `torchrun` says which through the environment."""
+    """This process among those that train together; `torchrun` sets the environment that names it."""
 
     rank: int
     local_rank: int
@@ -25,38 +24,42 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> "Processes":
-        """One process alone, unless torchrun started us."""
-        read = {name: int(os.environ.get(name.upper(), default)) for name, default in _ALONE.items()}
-        return cls(**read)
+        """Return what torchrun set; a single process without it."""
+        return cls(**{name: int(os.environ.get(name.upper(), default)) for name, default in _SINGLE.items()})
+
+    @classmethod
+    def single(cls) -> "Processes":
+        """Return a process without others."""
+        return cls(**_SINGLE)
 
     @property
     def is_first(self) -> bool:
-        """Only this process writes files, speaks to MLflow and to the user."""
+        """True for the process that writes files, logs, and reports to MLflow."""
         return self.rank == 0
 
     def join(self, device: torch.device) -> None:
-        """Waits for the others. A process alone waits for nobody."""
+        """Join the process group, if there are several processes; returns once all have joined."""
         if self.world_size > 1:
             torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
     def leave(self) -> None:
-        """Takes leave of the others."""
+        """Leave the process group."""
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum over all processes, in place."""
         if self.world_size > 1:
             torch.distributed.all_reduce(values)
         return values
 
     def broadcast(self, values: Tensor) -> None:
-        """The values of the first process, in place."""
+        """Replace by the values of the first process, in place."""
         if self.world_size > 1:
             torch.distributed.broadcast(values, src=0)
 
-    def gathered(self, value: T) -> list[T]:
-        """The value of every process, in the order of their ranks."""
+    def all_gather(self, value: T) -> list[T]:
+        """Return the value of every process, in the order of their ranks."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -64,17 +67,17 @@ class Processes:
         return values  # pyright: ignore[reportReturnType] (every None has been replaced)
 
 
-_ALONE = {"rank": 0, "local_rank": 0, "world_size": 1}
+_SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 
-def pick_device(options: RuntimeOptions, processes: Processes) -> torch.device:
-    """The device that `--device` names, or the fastest there is.
+def pick_device(name: str, processes: Processes) -> torch.device:
+    """Return the device that `--device` names: auto, cpu, cuda or mps; auto takes the fastest there is.
 
     Raises:
         UserError: it is not there.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind, there in present.items() if there) if options.device == "auto" else options.device
+    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
         there = ", ".join(kind for kind, found in present.items() if found)
         raise UserError(f"--device {kind}: torch {torch.__version__} finds none here, only {there}")
@@ -89,10 +92,10 @@ def pick_device(options: RuntimeOptions, processes: Processes) -> torch.device:
     return torch.device("cuda", processes.local_rank)
 
 
-def pick_precision(options: RuntimeOptions, device: torch.device) -> torch.dtype:
-    """The type that convolutions compute in: bf16 where the device has instructions for it."""
-    if options.precision != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[options.precision]
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that convolutions compute in: fp32, bf16, or for auto bf16 where the device gains from it."""
+    if name != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
@@ -104,5 +107,5 @@ def pick_precision(options: RuntimeOptions, device: torch.device) -> torch.dtype
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:
-    """Computes what gains from it in `precision`."""
+    """Return a context in which convolutions compute in `precision`."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)

@@ -8,13 +8,8 @@
         ├── CheckpointError  a checkpoint is missing, damaged, foreign, or does not fit the options
         └── NotFiniteError   training ran into NaN or infinity
 
-Commands print the line on standard error and end with exit status 2: `answer` sees to it.
+Commands print the line on standard error and end with exit status 2; see `options.command_line.run_command`.
 """
-
-import io
-import os
-import sys
-from collections.abc import Callable
 
 
 class UserError(ValueError):
@@ -39,30 +34,3 @@ class CheckpointError(UserError):
 
 class NotFiniteError(UserError):
     """The loss or its gradient is NaN or infinite; the message names the step, the samples and what is saved."""
-
-
-def answer(command: str, run: Callable[[], int]) -> int:
-    """The exit status of a command; a mistake that the user can mend becomes one line, the rest keeps its traceback."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold what no encoding has; standard error minds none
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        status = run()
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read our output has had enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except UserError as error:
-        return _say(command, str(error), 2)
-    except KeyboardInterrupt:
-        return _say(command, "interrupted", 130)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        # The machine refuses a path: full, read-only, forbidden.
-        return _say(command, f"{error.filename}: {error.strerror}", 2)
-    return status
-
-
-def _say(command: str, message: str, status: int) -> int:
-    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
-    return status

@@ -25,7 +25,7 @@ _ABANDONED_AFTER_S = 24 * 3600
 """A temporary file of another machine is taken for abandoned after a day: a write takes seconds."""
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:
     """Calls `write` on a new file in the folder of `path`, then renames it to `path`.
 
     A reader sees the old file or the new one, never a part. On any failure the temporary file is removed and the old

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foundation_stereo_depth.disparity import valid_mask
+from foundation_stereo_depth.stereo.disparity import valid_mask
 
 BAD_THRESHOLDS_PX = (0.5, 1.0, 2.0, 3.0)
 _D1_PX, _D1_SHARE = 3.0, 0.05  # KITTI 2015: wrong if off by more than 3 px and by more than 5 % of the truth

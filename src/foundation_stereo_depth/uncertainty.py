@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foundation_stereo_depth.disparity import valid_mask
-from foundation_stereo_depth.loss import gaussian_nll, laplace_nll
 from foundation_stereo_depth.metrics import STEPS_PER_PX, absolute_error, whole_steps
+from foundation_stereo_depth.stereo.disparity import valid_mask
 
 COVERAGE_SHARES = (0.50, 0.68, 0.90, 0.95)
 RELIABLE_WITHIN_PX = 1.0
@@ -50,6 +49,18 @@ class Distribution(NamedTuple):
     nll: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     within: Callable[[Tensor], Tensor]
     interval: Callable[[float], float]
+
+
+def gaussian_nll(error_px: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(log of what divides the squared error, -log N(error; 0, variance)), nats: (e^2 / v + log v + log 2 pi) / 2."""
+    nll = 0.5 * (error_px.square() * (-log_variance).exp() + log_variance + math.log(2 * math.pi))
+    return log_variance, nll
+
+
+def laplace_nll(error_px: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """(log b, -log Laplace(error; 0, b)), nats: |e| / b + log 2 b, where the variance is 2 b^2."""
+    log_b = 0.5 * (log_variance - math.log(2))
+    return log_b, error_px.abs() * (-log_b).exp() + log_b + math.log(2)
 
 
 def _within_gaussian(t: Tensor) -> Tensor:

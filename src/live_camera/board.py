@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
 from foundation_stereo_depth.errors import UserError
-from live_camera.calibrate_options import BoardOptions
+from live_camera.options import BoardOptions
 
 FEWEST_CORNERS = 8
 """A view with fewer common corners says too little about the lens to be worth having."""

@@ -13,15 +13,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation_stereo_depth import arguments
-from foundation_stereo_depth.errors import CameraError, UserError, answer
-from live_camera.calibrate_options import CalibrateOptions
-from live_camera.options import DEFAULT_CALIBRATION, ListCamerasOptions, LiveViewOptions, SourceOptions
+from foundation_stereo_depth.errors import CameraError, UserError
+from foundation_stereo_depth.options import command_line
+from live_camera.options import (
+    DEFAULT_CALIBRATION,
+    CalibrateOptions,
+    ListCamerasOptions,
+    LiveViewOptions,
+    SourceOptions,
+)
 
 if TYPE_CHECKING:
-    from live_camera.calibration import RigCalibration
-    from live_camera.live import Preparation
+    from foundation_stereo_depth.calibration.rig import RigCalibration
     from live_camera.matcher import Matcher
+    from live_camera.session import Preparation
 
 _FAR_M = 30.0
 """Hardly any rig of webcams measures anything farther."""
@@ -30,17 +35,17 @@ _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 def list_cameras_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-list-cameras`: 0 where there are cameras, 1 where there are none."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-list-cameras",
         ListCamerasOptions,
         "List the cameras of this machine: index, name, stable path, backend, and the sizes that they give when asked.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(ListCamerasOptions, explicit).listing
-        from foundation_stereo_depth.data.formats import write_rgb
-        from live_camera.capture import find_cameras, offered_sizes, preview_pictures
+        options = command_line.build_options(ListCamerasOptions, explicit).listing
+        from foundation_stereo_depth.data.codecs import write_rgb
+        from live_camera.camera import find_cameras, offered_sizes, preview_pictures
 
         cameras = find_cameras()
         if not cameras:
@@ -63,21 +68,21 @@ def list_cameras_command(argv: Sequence[str] | None = None) -> int:
                 print(f"{path}: {'saved' if picture is not None else 'not saved, the camera gives no picture'}")
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def calibrate_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-calibrate`: the exit status of calibrating a rig."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-calibrate",
         CalibrateOptions,
         "Calibrate two cameras from pictures of a chessboard or a ChArUco board, or live, and say how far to trust the "
         "result.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(CalibrateOptions, explicit)
+        options = command_line.build_options(CalibrateOptions, explicit)
         if options.views.images is None and not options.source.named:
             raise UserError(
                 "needs --left and --right (or --side-by-side), the cameras, or --images, pictures of the board that "
@@ -85,18 +90,18 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
             )
         if options.views.images is not None and (options.source.named or options.source != SourceOptions()):
             raise UserError("--images takes pictures as they are; leave out what is about cameras and eyes")
-        from live_camera.calibrate_files import calibrate_pictures
+        from live_camera.calibrate import calibrate_pictures
 
         calibrate_pictures(*(options.views.images or _collected(options)), options)
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def _collected(options: CalibrateOptions) -> tuple[str, str]:
     """Globs of the pairs that were collected live, beside where the calibration goes."""
     from live_camera.board import Board
-    from live_camera.calibrate_files import check_free
+    from live_camera.calibrate import check_free
     from live_camera.collect import collect
     from live_camera.rig import open_rig
     from live_camera.view import OneWindow
@@ -122,19 +127,19 @@ def _collected(options: CalibrateOptions) -> tuple[str, str]:
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:
     """`foundation-stereo-live-view`: the exit status of a live view."""
-    parser = arguments.parser_for(
+    parser = command_line.create_parser(
         "foundation-stereo-live-view",
         LiveViewOptions,
         "Show metric depth of two cameras and how sure the network is of it. Keys: h shows them.",
     )
-    explicit = arguments.parse_explicit(parser, argv)
+    explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        options = arguments.build(LiveViewOptions, explicit)
+        options = command_line.build_options(LiveViewOptions, explicit)
         options.source.needs_eyes()
-        from live_camera.live import live_view
         from live_camera.recording import check_recordable
         from live_camera.rig import open_rig
+        from live_camera.session import live_view
         from live_camera.view import check_display
 
         if options.show.record is not None:
@@ -171,11 +176,11 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             raise UserError("a recording is not whole; the line above says why")
         return 0
 
-    return answer(parser.prog, run)
+    return command_line.run_command(parser.prog, explicit, run)
 
 
 def _calibration(options: LiveViewOptions) -> "RigCalibration | None":
-    from live_camera.calibration import read_calibration
+    from foundation_stereo_depth.calibration.files import read_calibration
 
     path = options.rig.calibration
     if path is None:
@@ -186,8 +191,8 @@ def _calibration(options: LiveViewOptions) -> "RigCalibration | None":
 
 
 def _preparation(options: LiveViewOptions, calibration: "RigCalibration | None", matcher: "Matcher") -> "Preparation":
-    from live_camera.live import Preparation
     from live_camera.rectify import Rectifier
+    from live_camera.session import Preparation
 
     height, width = matcher.height, matcher.width
     if calibration is None:
@@ -239,7 +244,7 @@ def _network_file(options: LiveViewOptions, stack: ExitStack) -> Path:
 
 def _loader(options: LiveViewOptions) -> "Callable[[Path], Matcher]":
     """A function that opens a network's file."""
-    from foundation_stereo_depth.predict import Predictor
+    from foundation_stereo_depth.inference.predictor import Predictor
     from live_camera.matcher import NetworkMatcher
 
     def one_line(message: Warning | str, *_: object) -> str:

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth.data.formats import write_rgb
+from foundation_stereo_depth.data.codecs import write_rgb
 from live_camera.board import Board, BoardView, Place
-from live_camera.calibrate import BoardPair, is_new_place, pair_views
-from live_camera.calibration_report import WidePicture, coverage_picture
+from live_camera.report import WidePicture, coverage_picture
+from live_camera.solve import BoardPair, is_new_place, pair_views
 
 STILL_S = 0.3
 """So long the board has to keep still, in every frame."""

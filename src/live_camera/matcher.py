@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from foundation_stereo_depth.block_matching import match_blocks
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.stereo.sgbm import match_blocks
 
 _LOOK_EVERY_S = 0.5
 

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from foundation_stereo_depth.data.formats import encode_npy, encode_ply, write_rgb
+from foundation_stereo_depth.data.codecs import encode_npy, encode_ply, write_rgb
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_whole
-from foundation_stereo_depth.geometry import point_cloud
-from live_camera.capture import quiet_opencv
+from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.stereo.geometry import point_cloud
+from live_camera.camera import quiet_opencv
 from live_camera.draw import Canvas
 from live_camera.rig import StereoFrame
 from live_camera.view import Result
@@ -231,8 +231,8 @@ def _save(folder: Path, result: Result, pictures: dict[str, Canvas]) -> None:
     for name, values in maps.items():
         if values is not None:
             encoded = encode_npy(values)
-            write_whole(folder / f"{name}.npy", lambda file, encoded=encoded: file.write(encoded), durable=False)
+            write_atomically(folder / f"{name}.npy", lambda file, encoded=encoded: file.write(encoded), durable=False)
     if result.depth_m is not None and result.calibration is not None:
         everywhere = np.ones(result.depth_m.shape, bool)
         cloud = encode_ply(*point_cloud(result.depth_m, result.left, everywhere, result.calibration))
-        write_whole(folder / "cloud.ply", lambda file: file.write(cloud), durable=False)
+        write_atomically(folder / "cloud.ply", lambda file: file.write(cloud), durable=False)

@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from foundation_stereo_depth.calibration import RigCalibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.errors import CalibrationError
-from foundation_stereo_depth.geometry import StereoCalibration
+from foundation_stereo_depth.stereo.geometry import StereoCalibration
 
 
 class Rectifier:

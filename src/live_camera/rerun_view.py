@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.geometry import point_cloud
+from foundation_stereo_depth.stereo.geometry import point_cloud
 from live_camera.options import ShowOptions
 from live_camera.view import Result
 

@@ -19,9 +19,9 @@ from jaxtyping import UInt8
 
 from foundation_stereo_depth.data.pairs import find_pairs
 from foundation_stereo_depth.errors import CameraError, UserError
-from live_camera.capture import Camera, Picture, is_device, is_stream, is_video
-from live_camera.eyes import DamagedError, Eyes, LostError, PicturePairs, SideBySide, TwoCameras
+from live_camera.camera import Camera, Picture, is_device, is_stream, is_video
 from live_camera.options import CameraOptions, SourceOptions
+from live_camera.sources import DamagedError, Eyes, LostError, PicturePairs, SideBySide, TwoCameras
 
 _REOPEN_EVERY_S = 1.0
 _DRAINED_PICTURES = 5

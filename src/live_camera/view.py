@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.geometry import StereoCalibration, depth_std_from_disparity
+from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_std_from_disparity
 from live_camera import draw
 from live_camera.draw import Bgr, Canvas, ColourScale
 from live_camera.matcher import Answer

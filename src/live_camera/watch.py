@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.block_matching import match_blocks
+from foundation_stereo_depth.stereo.sgbm import match_blocks
 from live_camera.options import SourceOptions
 from live_camera.rig import StereoFrame
 

@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from foundation_stereo_depth.data.batch import Positions
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.dataset import FileReader
-from foundation_stereo_depth.data.fsd import FsdIndex, find_samples, named_dataset_root, source_stamp, take_spread
+from foundation_stereo_depth.data.fsd import FsdIndex, find_dataset_root, find_samples, source_stamp, take_spread
+from foundation_stereo_depth.data.loader import FileReader
 from foundation_stereo_depth.data.loops import loops_for_many
 from foundation_stereo_depth.data.memory import keep_freed_memory
-from foundation_stereo_depth.data.procedural import SCENES_STAMP, scene_names, scene_sample
 from foundation_stereo_depth.data.read_ahead import available_cores, read_ahead
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp
+from foundation_stereo_depth.data.synthetic.torch_scenes import SCENES_STAMP, scene_names, scene_sample
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import DataError, UserError
-from foundation_stereo_depth.options import CacheBuildOptions
+from foundation_stereo_depth.options.training import CacheBuildOptions
 
 FAULTS = "cache_faults"
 """The file in the cache's folder that names what a build found damaged, changed or bad: cache_faults.txt."""
@@ -89,7 +89,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
         OSError: the cache is read-only or forbidden.
     """
     made_up = options.procedural_samples
-    root = None if made_up is not None else named_dataset_root(options.dataset_root)
+    root = None if made_up is not None else find_dataset_root(options.dataset_root)
     if (root is None and made_up is None) or options.cache_root is None:
         raise UserError(
             "needs --dataset-root, the folder to read, or --procedural-samples, and --cache-root, the folder to fill"
@@ -147,7 +147,7 @@ def verify_cache(options: CacheBuildOptions) -> CacheReport:
         raise UserError("--verify: needs --cache-root, the folder to check")
     cache = open_cache(options.cache_root, options.height, options.width)
     names = cache.names()
-    root = named_dataset_root(options.dataset_root)
+    root = find_dataset_root(options.dataset_root)
     index = None if root is None else find_samples(root)
     position_of = {} if index is None else {name: i for i, name in enumerate(index.names)}
 

@@ -26,7 +26,7 @@ import numpy as np
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import remove_abandoned, write_whole
+from foundation_stereo_depth.files import remove_abandoned, write_atomically
 
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
@@ -177,7 +177,7 @@ class SampleCache:
         if source is not None:
             arrays[_SOURCE_KEY] = source.astype("<i8")
         # Not forced to the disk: an entry torn by a power cut fails its checksum and is made anew.
-        write_whole(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
+        write_atomically(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
         return rounded
 
     def remove_abandoned(self) -> int:
@@ -241,7 +241,7 @@ class SampleCache:
             remove_abandoned(self.root)
             text = json.dumps(_manifest_of(self), indent=2) + "\n"
             with contextlib.suppress(FileExistsError):  # another program was quicker
-                write_whole(manifest, lambda file: file.write(text.encode()), durable=True, replace=False)
+                write_atomically(manifest, lambda file: file.write(text.encode()), durable=True, replace=False)
         _check_manifest(self)
 
     def _make_folder(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from foundation_stereo_depth.data.formats import (
+from foundation_stereo_depth.data.codecs import (
     decode_fsd_disparity,
     plausible_fsd_disparity,
     read_fsd_code,
@@ -35,8 +35,8 @@ from foundation_stereo_depth.data.scan import (
     Incomplete,
     scan,
 )
-from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.stereo.disparity import resize_disparity
 
 DATASET_ROOT_VARIABLE = "FOUNDATION_STEREO_ROOT"
 """The environment variable that names the data set where no flag does."""
@@ -79,7 +79,7 @@ class FsdIndex:
         )
 
 
-def named_dataset_root(named: Path | None) -> Path | None:
+def find_dataset_root(named: Path | None) -> Path | None:
     """The data set's folder: the one that the flag names, else the environment's, else None."""
     return named or (Path(variable) if (variable := os.environ.get(DATASET_ROOT_VARIABLE)) else None)
 

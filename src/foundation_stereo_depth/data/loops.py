@@ -78,7 +78,7 @@ def undo_filters(
     masks = np.zeros((5, size), np.int16)
     for j in range(size):
         masks[kinds[j // 4], j] = -1
-    is_a, is_b, is_mean, is_paeth = masks[1], masks[2], masks[3], masks[4]
+    matches_type, is_b, is_mean, is_paeth = masks[1], masks[2], masks[3], masks[4]
     for t in range(skewed.shape[0]):
         step = skewed[t]
         for i in range(4):
@@ -92,7 +92,7 @@ def undo_filters(
             near = min(far_b, far_c)
             paeth = a if far_a <= near else nearer
             mean = np.int16(np.int16(a + b) >> 1)
-            guess = (a & is_a[j]) | (b & is_b[j]) | (mean & is_mean[j]) | (paeth & is_paeth[j])
+            guess = (a & matches_type[j]) | (b & is_b[j]) | (mean & is_mean[j]) | (paeth & is_paeth[j])
             value = np.int16(np.int16(guess + step[j]) & np.int16(255))
             now[4 + j] = value
             step[j] = np.uint8(value)

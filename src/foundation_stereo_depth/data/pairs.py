@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.data.formats import read_rgb
+from foundation_stereo_depth.data.codecs import read_rgb
 from foundation_stereo_depth.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

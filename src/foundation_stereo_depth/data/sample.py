@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8, UInt32
 
 from foundation_stereo_depth.data.loops import LARGEST_BOX, Loops
-from foundation_stereo_depth.disparity import resize_disparity
 from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.stereo.disparity import resize_disparity
 
 SourceStamp = Int64[np.ndarray, "3 2"]
 """Size in bytes and time of the last change in ns of the left picture, the right one, and the disparity map."""

@@ -21,7 +21,7 @@ from jaxtyping import Int32, UInt8
 from tqdm import tqdm
 
 from foundation_stereo_depth.data.sample import as_utf8
-from foundation_stereo_depth.files import write_whole
+from foundation_stereo_depth.files import write_atomically
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """In order of preference, should one frame come in several."""
@@ -191,7 +191,7 @@ def _save(path: Path, root: Path, scenes: Sequence[str], scans: Sequence[SceneSc
         "suffixes": np.concatenate([scan.suffixes for scan in scans]),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
+    write_atomically(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
 
 
 def _load(path: Path, root: Path) -> dict[str, SceneScan]:

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from foundation_stereo_depth.model.folding import with_norms_folded
+from foundation_stereo_depth.model.batch_norm import fuse_batch_norms
 from foundation_stereo_depth.model.guided import GuidedNetwork
 from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction, TrainingPrediction
 from foundation_stereo_depth.model.prior import network_inputs, priors_of, wants_prior
 from foundation_stereo_depth.model.unet import UNet
-from foundation_stereo_depth.options import ModelOptions
+from foundation_stereo_depth.options.training import ModelOptions
 
 __all__ = [
     "GuidedNetwork",
@@ -16,10 +16,10 @@ __all__ = [
     "TrainingPrediction",
     "UNet",
     "create_network",
+    "fuse_batch_norms",
     "network_inputs",
     "priors_of",
     "wants_prior",
-    "with_norms_folded",
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from foundation_stereo_depth.block_matching import prior_planes
+from foundation_stereo_depth.stereo.sgbm import prior_planes
 
 _THREADS = 16
 

@@ -1,0 +1,1 @@
+"""Calibrations of two-camera rigs: what they are, and every file format that holds one."""

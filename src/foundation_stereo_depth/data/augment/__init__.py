@@ -1,0 +1,1 @@
+"""Augmentation of stereo pairs, in batches, on the training device."""

@@ -1,0 +1,247 @@
+"""File encodings: bytes <-> RGB pictures, bytes <-> disparity in px. Every order of channels is settled here."""
+
+import io
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import Float, UInt8, UInt16
+
+from foundation_stereo_depth.data.loops import Loops
+from foundation_stereo_depth.data.png import decode_plain_png
+from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.files import write_atomically
+
+FSD_BASE = 255
+"""Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
+FSD_STEP_PX = 0.001
+"""One step of the FSD code."""
+FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
+"""The largest disparity that three digits hold: 16581.374 px."""
+
+KITTI_STEPS_PER_PX = 256
+"""KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
+_LARGEST_CODE = 2**16 - 1
+_LARGEST_PIXELS = 2**30
+"""As many as OpenCV decodes."""
+_JPEG_BEGINS = b"\xff\xd8\xff"
+
+
+def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture in RGB; grey pictures get three equal channels, 16-bit ones are scaled to 8.
+
+    Raises:
+        DataError: the file is missing, or is not a picture that can be decoded whole.
+    """
+    encoded = _bytes(path)
+    if encoded.startswith(_JPEG_BEGINS):
+        return _decode_jpeg(path, encoded)
+    # An EXIF orientation is ignored: a rotated eye would no longer be rectified, and disparity maps carry none.
+    return _decode(path, encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+
+
+def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
+    """The disparity of an FSD PNG in px of its own resolution, float32, NaN where unknown.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, is not 8-bit RGB, or holds a disparity larger than the
+            picture is wide.
+    """
+    code = read_fsd_code(path)
+    return plausible_fsd_disparity(path, decode_fsd_disparity(code), code.shape[1])
+
+
+def read_fsd_code(path: Path, loops: Loops | None = None) -> UInt8[np.ndarray, "H W 3"]:
+    """The three digits of each pixel of an FSD PNG; the same with compiled loops, which are faster, as without.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
+    """
+    file = _bytes(path)
+    if loops is not None and (code := decode_plain_png(file, loops)) is not None:
+        return code
+    encoded = _decode(path, file, cv2.IMREAD_UNCHANGED)
+    if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
+        raise DataError(
+            f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
+            f"and type {encoded.dtype}; was it converted to grey or to depth?"
+        )
+    return np.asarray(encoded[..., ::-1], dtype=np.uint8)
+
+
+def plausible_fsd_disparity(
+    path: Path, disparity_px: Float[np.ndarray, "*shape"], width: int
+) -> Float[np.ndarray, "*shape"]:
+    """The disparity itself, px of the file's own resolution.
+
+    Raises:
+        DataError: one is larger than the file is wide.
+    """
+    if (largest := float(np.nanmax(disparity_px, initial=0.0))) > width:
+        raise DataError(
+            f"{path}: holds a disparity of {largest:.1f} px in a picture {width} px wide; "
+            "were its red and blue channels exchanged, or the map resized?"
+        )
+    return disparity_px
+
+
+def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+    """disparity_px = (R * 255 * 255 + G * 255 + B) / 1000, float32; code 0 is unknown and becomes NaN.
+
+    Source: the decoder published with the FoundationStereo data set. The largest code has 24 bits, so the sum is exact
+    in float32.
+    """
+    steps = code.astype(np.float32) @ np.array([FSD_BASE**2, FSD_BASE, 1], np.float32)
+    steps[steps == 0] = np.nan
+    steps /= np.float32(1 / FSD_STEP_PX)
+    return steps
+
+
+def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The FSD code, RGB, of a disparity map; NaN becomes code 0. The inverse of the decoder up to 16384 px.
+
+    Raises:
+        DataError: a disparity is below 0 or above what the code can hold.
+    """
+    unknown = np.isnan(disparity_px)
+    steps = np.rint(np.where(unknown, 0, disparity_px).astype(np.float64) / FSD_STEP_PX).astype(np.int64)
+    if steps.min(initial=0) < 0 or steps.max(initial=0) >= FSD_BASE**3:
+        raise DataError(f"the FSD code holds disparities from 0 to {FSD_LARGEST_PX} px, not {disparity_px[~unknown]}")
+    return np.stack([steps // FSD_BASE**2, steps // FSD_BASE % FSD_BASE, steps % FSD_BASE], axis=-1).astype(np.uint8)
+
+
+def write_rgb(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    """Writes an RGB picture, whole or not at all; the suffix chooses the encoding."""
+    encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    write_atomically(path, lambda file: file.write(encoded.tobytes()), durable=False)
+
+
+def encode_whole_steps(values: Float[np.ndarray, "H W"], steps_per_unit: float) -> UInt16[np.ndarray, "H W"]:
+    """Values as 16-bit whole numbers of 1/steps_per_unit; 0 is what is unknown (NaN) or not above 0.
+
+    A value that is known never becomes 0, as in KITTI's own tools: the smallest code is 1.
+
+    Raises:
+        DataError: a value is beyond what 16 bits hold.
+    """
+    known = values > 0  # NaN compares false
+    steps = np.rint(np.where(known, values, 0).astype(np.float64) * steps_per_unit)
+    if (largest := steps.max(initial=0)) > _LARGEST_CODE:
+        raise DataError(
+            f"a 16-bit PNG holds values up to {_LARGEST_CODE / steps_per_unit:.3f} here, not "
+            f"{largest / steps_per_unit:.3f}; write pfm or npy instead"
+        )
+    return np.where(known, np.maximum(steps, 1), 0).astype(np.uint16)
+
+
+def decode_whole_steps(code: UInt16[np.ndarray, "H W"], steps_per_unit: float) -> Float[np.ndarray, "H W"]:
+    """The values of 16-bit whole numbers of 1/steps_per_unit, float32; 0 is unknown and becomes NaN."""
+    return np.where(code > 0, code.astype(np.float32) / np.float32(steps_per_unit), np.float32(np.nan))
+
+
+def encode_png16(code: UInt16[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a 16-bit grey PNG."""
+    return cv2.imencode(".png", code)[1].tobytes()
+
+
+def read_png16(path: Path) -> UInt16[np.ndarray, "H W"]:
+    """The codes in a 16-bit grey PNG.
+
+    Raises:
+        DataError: the file is missing, cannot be decoded, or is of another kind.
+    """
+    code = _decode(path, _bytes(path), cv2.IMREAD_UNCHANGED)
+    if code.ndim != 2 or code.dtype != np.uint16:
+        raise DataError(f"{path}: is not a 16-bit grey PNG, but has shape {code.shape} and type {code.dtype}")
+    return code.astype(np.uint16, copy=False)
+
+
+def encode_pfm(values: Float[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a grey PFM: rows from the bottom up, float32, little endian (scale -1); unknown is infinity.
+
+    Source: the format of the Middlebury stereo benchmark, whose files mark unknown disparity so.
+    """
+    height, width = values.shape
+    known = np.where(np.isfinite(values), values, np.inf)
+    return f"Pf\n{width} {height}\n-1\n".encode() + np.ascontiguousarray(known[::-1], "<f4").tobytes()
+
+
+def read_pfm(path: Path) -> Float[np.ndarray, "H W"]:
+    """The values of a grey PFM, float32, top row first; infinity is unknown and becomes NaN.
+
+    Raises:
+        DataError: the file is missing, not a grey PFM, or not whole.
+    """
+    encoded = _bytes(path)
+    header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s", encoded)
+    if header is None:
+        raise DataError(f"{path}: does not begin as a grey PFM does (Pf, width, height, scale)")
+    width, height, scale = int(header[1]), int(header[2]), float(header[3])
+    body = encoded[header.end() :]
+    if len(body) != 4 * width * height:
+        raise DataError(f"{path}: {width}x{height} needs {4 * width * height} bytes of values, not {len(body)}")
+    values = np.frombuffer(body, "<f4" if scale < 0 else ">f4").reshape(height, width)[::-1].astype(np.float32)
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def encode_npy(values: Float[np.ndarray, "H W"]) -> bytes:
+    """The bytes of a NumPy file, float32; unknown is NaN."""
+    file = io.BytesIO()
+    np.save(file, values.astype(np.float32, copy=False), allow_pickle=False)
+    return file.getvalue()
+
+
+def encode_ply(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N 3"]) -> bytes:
+    """The bytes of a point cloud: binary little-endian PLY, float x y z in metres, uchar red green blue."""
+    vertices = np.empty(len(points_m), _PLY_VERTEX)
+    for column, name in enumerate("xyz"):
+        vertices[name] = points_m[:, column]
+    for column, name in enumerate(("red", "green", "blue")):
+        vertices[name] = colours[:, column]
+    words = {"<f4": "float", "u1": "uchar"}
+    header = [
+        "ply",
+        "format binary_little_endian 1.0",
+        "comment metres; x right, y down, z forward from the left camera",
+        f"element vertex {len(vertices)}",
+        *(f"property {words[kind]} {name}" for name, kind in _PLY_VERTEX),
+        "end_header\n",
+    ]
+    return "\n".join(header).encode() + vertices.tobytes()
+
+
+_PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
+
+
+def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+    # OpenCV takes zeros in a JPEG, as power cuts and copies that were broken off leave them, for a picture. This
+    # decoder is the same library, and strict; the pixels are the same.
+    try:
+        height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
+        if height * width <= _LARGEST_PIXELS:
+            return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
+    except (ValueError, MemoryError) as error:
+        raise DataError(f"{path}: is damaged ({error})") from error
+    raise DataError(f"{path}: says that it is {width}x{height}; is the file damaged?")
+
+
+def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
+    try:
+        picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+    except cv2.error as error:  # a size that no memory holds, as damaged headers may promise
+        raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
+    if picture is None:
+        raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
+    return picture
+
+
+def _bytes(path: Path) -> bytes:
+    # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
+    try:
+        if not path.is_file() and path.exists():  # a pipe would be waited for
+            raise DataError(f"{path}: is not a file")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Synthetic stereo scenes with exact disparity."""

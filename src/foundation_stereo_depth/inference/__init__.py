@@ -1,0 +1,1 @@
+"""Using a trained network: backends, prediction, export and evaluation."""

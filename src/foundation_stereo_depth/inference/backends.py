@@ -1,0 +1,264 @@
+"""What runs a network: torch, onnxruntime or OpenVINO, all behind one call on batches at the network's size."""
+
+import importlib
+import importlib.util
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import nn
+
+from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
+from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.model import fuse_batch_norms, priors_of, wants_prior
+from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
+
+BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
+ONNX_INPUT = "pair"
+ONNX_PRIOR = "prior"
+"""The second input, of networks that want one."""
+ONNX_OUTPUTS = ("disparity_px", "log_variance")
+
+
+class RawPrediction(NamedTuple):
+    """What a network says, at its own size: px of that size, and the natural logarithm of px^2."""
+
+    disparity_px: Float32[np.ndarray, "B H W"]
+    log_variance: Float32[np.ndarray, "B H W"]
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """Runs one network.
+
+    Attributes:
+        description: what runs where, for people.
+        fixed_size: the only height and width it takes, px; None where it takes any.
+    """
+
+    description: str
+    fixed_size: tuple[int, int] | None
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
+        """The prediction for left and right RGB bytes."""
+        ...
+
+
+def open_backend(
+    path: Path, *, backend: BackendName, device: DeviceName, precision: PrecisionName, compile: bool
+) -> tuple[Backend, NetworkFacts]:
+    """What runs the network in a `.pt`, `.safetensors` or `.onnx` file, and what the file says about it.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        UserError: the backend does not run such a file, is not installed, or lacks the device or precision.
+    """
+    if path.suffix != ".onnx":
+        if backend not in ("auto", "torch"):
+            raise UserError(
+                f"--backend {backend}: runs .onnx files, not {path}; foundation-stereo-export makes one of it"
+            )
+        trained = read_trained(path)
+        return TorchBackend(trained.network(), device=device, precision=precision, compile=compile), trained.facts
+    if backend == "torch" or compile:
+        asked = "--compile" if compile else "--backend torch"
+        raise UserError(f"{asked}: needs a .pt or .safetensors file, not {path}")
+    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _suits_openvino()):
+        return _with_facts(OpenVinoBackend(path, device=device, precision=precision), path)
+    return _with_facts(OnnxRuntimeBackend(path, device=device, precision=precision), path)
+
+
+class TorchBackend:
+    """Runs a network by PyTorch.
+
+    Args:
+        network: in evaluation mode.
+        device: auto takes cuda, else mps, else cpu.
+        precision: auto takes bf16 where the device gains from it.
+        compile: compile the network at its first call.
+    """
+
+    fixed_size: tuple[int, int] | None = None
+
+    def __init__(self, network: nn.Module, *, device: DeviceName, precision: PrecisionName, compile: bool) -> None:
+        self.device = pick_device(device, Processes.single())
+        self._precision = pick_precision(precision, self.device)
+        self._network = fuse_batch_norms(network).to(self.device)
+        for part in self._network.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(self._precision)  # once, where autocast would do it at every call
+        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._wants_prior = wants_prior(network)
+        if compile:
+            self._network.compile()
+        self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
+
+    @torch.inference_mode()
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
+        """The prediction for left and right RGB bytes."""
+        # Bytes travel to the device, and are sorted by colour there before they become four times as large.
+        pair = torch.from_numpy(pairs).to(self.device).permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) / 255
+        inputs = (pair, torch.from_numpy(priors_of(pairs)).to(self.device)) if self._wants_prior else (pair,)
+        with autocast(self.device, self._precision):
+            disparity_px, log_variance = self._network(*inputs)
+        return RawPrediction(disparity_px[:, 0].float().cpu().numpy(), log_variance[:, 0].float().cpu().numpy())
+
+
+class OnnxRuntimeBackend:
+    """Runs an exported network by onnxruntime, on CUDA where its GPU build is installed."""
+
+    def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+        runtime = _optional("onnxruntime", "onnx")
+        if precision == "bf16":
+            raise UserError("--precision bf16: onnxruntime computes in what was exported; export with --half instead")
+        has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
+        if device == "mps" or (device == "cuda" and not has_cuda):
+            raise UserError(f"--device {device}: this onnxruntime has only {runtime.get_available_providers()}")
+        on_cuda = has_cuda and device != "cpu"
+        settings = runtime.SessionOptions()
+        settings.intra_op_num_threads = torch.get_num_threads()
+        # Its threads would wait for the next pair by spinning, on the cores that the matcher and the camera want.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        encoded = _read(path)
+        try:
+            self._session: Any = runtime.InferenceSession(
+                encoded,
+                settings,
+                providers=[*(["CUDAExecutionProvider"] if on_cuda else []), "CPUExecutionProvider"],
+            )
+        except Exception as error:
+            # Its exceptions have no common base that can be imported.
+            if type(error).__module__.startswith("onnxruntime"):
+                raise CheckpointError(f"{path}: is not a whole ONNX file that onnxruntime runs ({error})") from error
+            raise
+        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
+        self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
+        self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
+        """The prediction for left and right RGB bytes."""
+        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs_of(pairs, list(self.planes)))
+        return RawPrediction(disparity_px[:, 0], log_variance[:, 0])
+
+
+class OpenVinoBackend:
+    """Runs an exported network by OpenVINO on the CPU, in bf16 where the CPU has instructions for it."""
+
+    def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
+        openvino = _optional("openvino", "openvino")
+        if device not in ("auto", "cpu"):
+            raise UserError(f"--device {device}: OpenVINO runs on the CPU here")
+        core = openvino.Core()
+        encoded = _read(path)
+        hints = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        config = {"PERFORMANCE_HINT": "LATENCY"} | threads | hints.get(precision, {})
+        try:
+            self._model: Any = core.read_model(encoded)
+            self.metadata = _metadata(self._model)
+            self._compile = partial(core.compile_model, device_name="CPU", config=config)
+            compiled: Any = self._compile(self._model)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
+        partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
+        shapes = {
+            name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
+            for name, shape in partial_shapes.items()
+        }
+        self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
+        self._by_shape: dict[tuple[int, ...], Any] = {}
+        computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        self.description = f"OpenVINO, {computed_in} on cpu"
+
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
+        """The prediction for left and right RGB bytes."""
+        inputs = inputs_of(pairs, list(self.planes))
+        if pairs.shape not in self._by_shape:
+            # Compiled for this very shape it takes half the time that it takes for any.
+            model = self._model.clone()
+            model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
+            self._by_shape[pairs.shape] = self._compile(model)
+        answer = self._by_shape[pairs.shape](inputs, share_inputs=True)
+        disparity_px, log_variance = (np.array(answer[name][:, 0]) for name in ONNX_OUTPUTS)
+        return RawPrediction(disparity_px, log_variance)
+
+
+def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tuple[Backend, NetworkFacts]:
+    text = backend.metadata.get(SAFETENSORS_KEY)
+    if text is None:
+        raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
+    if backend.planes.get(ONNX_PRIOR) not in (None, PRIOR_PLANES):
+        raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint anew")
+    try:
+        return backend, NetworkFacts.from_header(json.loads(text), path)
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+
+
+def _metadata(model: Any) -> dict[str, str]:
+    """The metadata of an ONNX file, which OpenVINO keeps among its runtime information."""
+    info = model.get_rt_info()
+    if "framework" not in info:
+        return {}
+    framework: dict[str, Any] = info["framework"]
+    return {key: str(value.value) for key, value in framework.items()}
+
+
+def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[str, np.ndarray]:
+    """What an exported network with inputs of these names takes."""
+    B, _, H, W, _ = pairs.shape
+    planes = np.empty((B, 6, H, W), np.float32)
+    for view, colours in zip(pairs.reshape(-1, H, W, 3), planes.reshape(-1, 3, H, W), strict=True):
+        # A fourth of the time that NumPy takes to read colour by colour what lies pixel by pixel.
+        for colour, plane in zip(cv2.split(view), colours, strict=True):
+            np.multiply(colour, np.float32(1 / 255), out=plane)
+    return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
+
+
+def _fixed(shapes: dict[str, list[Any]]) -> tuple[int, int] | None:
+    """Height and width of the pair, [B 6 H W], where they are numbers."""
+    shape = shapes.get(ONNX_INPUT, [])
+    height, width = shape[2:] if len(shape) == 4 else (None, None)
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
+    """Of each input, where that is a number; the file may be anybody's."""
+    return {name: shape[1] if len(shape) > 1 and isinstance(shape[1], int) else None for name, shape in shapes.items()}
+
+
+def _suits_openvino() -> bool:
+    """True where OpenVINO is installed and the CPU is one of Intel's, which it is made for."""
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    name: str = importlib.import_module("openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
+    return "intel" in name.lower()
+
+
+def _optional(module: str, extra: str) -> Any:
+    """A module that not everybody has installed.
+
+    Raises:
+        UserError: it is not; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{module} is not installed; `uv sync --extra {extra}` adds it") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,51 @@
+"""Logging: every module has its own logger; one handler writes all of them to standard error, above progress bars.
+
+Standard output is left to results, so that it can be piped.
+"""
+
+import logging
+import os
+import sys
+
+from tqdm import tqdm
+
+
+def configure(level: int = logging.INFO) -> None:
+    """Send the records of both packages to standard error; of several torchrun processes only the first one writes.
+
+    Args:
+        level: the lowest level that is written; `logging.DEBUG` for `--verbose`, `logging.WARNING` for `--quiet`.
+    """
+    handler = _TqdmHandler()
+    handler.setFormatter(_OneLineFormatter())
+    handler.addFilter(_FirstProcessFilter())
+    for package in ("foundation_stereo_depth", "live_camera"):
+        logger = logging.getLogger(package)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+class _TqdmHandler(logging.Handler):
+    """Writes above the progress bars that are shown, and finds standard error at the time of writing."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+class _OneLineFormatter(logging.Formatter):
+    """`warning: ...` for what a person should act on; information stands alone."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno == logging.INFO else f"{record.levelname.lower()}: {message}"
+
+
+class _FirstProcessFilter(logging.Filter):
+    """Drops the records of all processes that torchrun started but the first."""
+
+    def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 (what logging calls)
+        return os.environ.get("RANK", "0") == "0"

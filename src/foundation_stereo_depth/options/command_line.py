@@ -1,0 +1,259 @@
+"""Dataclasses of options <-> argparse. The fields say everything; this module only translates.
+
+Only flags that the user typed end up in the namespace, so that a resumed run can tell a wish from a default.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import io
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from foundation_stereo_depth import log
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.fields import flag_of
+
+Options = TypeVar("Options")
+Explicit = dict[str, Any]
+"""Field name -> value, for the flags that the user typed."""
+
+_VERBOSITY = "verbosity"
+
+
+class _Formatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake with one line, where argparse would print the usage of fifty flags above it."""
+
+    def error(self, message: str) -> Any:
+        self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
+
+
+def create_parser(
+    command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
+) -> argparse.ArgumentParser:
+    """The parser of a command whose options are the groups of `options`.
+
+    Args:
+        command: its name.
+        options: the dataclass of groups.
+        description: what it does.
+        inputs: what stands before the flags: names and their help; only the first has to be given.
+    """
+    names = [name.upper() for name in inputs or ()]
+    parser = _Parser(
+        prog=command,
+        usage=" ".join([command, *names[:1], *(f"[{name}]" for name in names[1:]), "[flags]"]),
+        description=description,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    for position, (name, help_text) in enumerate((inputs or {}).items()):
+        parser.add_argument(name, metavar=name.upper(), nargs="?" if position else None, help=help_text)
+    for group_type in _groups(options).values():
+        group = parser.add_argument_group(_first_line(group_type))
+        hints = get_type_hints(group_type)
+        for field in dataclasses.fields(group_type):
+            _add_flag(group, field, hints[field.name])
+    _add_verbosity(parser)
+    return parser
+
+
+def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
+    """What the user typed, and nothing that the user did not."""
+    typed = vars(parser.parse_args(arguments))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+
+
+def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Options made of what was typed, over `base` (or the defaults).
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    base = options() if base is None else base
+    groups = {
+        name: dataclasses.replace(
+            getattr(base, name), **{key: value for key, value in explicit.items() if key in _names(group)}
+        )
+        for name, group in _groups(options).items()
+    }
+    return options(**groups)
+
+
+def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int:
+    """Run a command and return its exit status.
+
+    A `UserError` becomes one line on standard error and status 2; other exceptions keep their traceback.
+
+    Args:
+        command: its name, for the line.
+        explicit: what the user typed; `--verbose` and `--quiet` set what is logged.
+        run: does the work; returns the status.
+    """
+    log.configure(explicit.get(_VERBOSITY, logging.INFO))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that no encoding has
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        status = run()
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except UserError as error:
+        return _print_error(command, str(error), 2)
+    except KeyboardInterrupt:
+        return _print_error(command, "interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # The machine refuses a path: full, read-only, forbidden.
+        return _print_error(command, f"{error.filename}: {error.strerror}", 2)
+    return status
+
+
+def _print_error(command: str, message: str, status: int) -> int:
+    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def options_to_dict(options: Any) -> dict[str, dict[str, Any]]:
+    """Groups of plain values (no Path), fit for a checkpoint or a table."""
+    return {
+        group: {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        for group, values in dataclasses.asdict(options).items()
+    }
+
+
+def options_from_dict(options: type[Options], plain: dict[str, dict[str, Any]]) -> Options:
+    """The inverse of `options_to_dict`. Knobs that `plain` does not know take their defaults.
+
+    Raises:
+        UserError: `plain` has a option that this version does not know, or a value of another type or out of range.
+    """
+    return options(**{name: group_from_dict(group, plain.get(name, {})) for name, group in _groups(options).items()})
+
+
+def group_from_dict(group: type[Options], plain: dict[str, Any]) -> Options:
+    """One group of them, from values that came out of a file.
+
+    Raises:
+        UserError: as `options_from_dict`.
+    """
+    hints = get_type_hints(group)
+    unknown = sorted(set(plain) - set(hints))
+    if unknown:
+        raise UserError(f"unknown options {', '.join(unknown)}; they come from another version of this program")
+    values = {k: Path(v) if isinstance(v, str) and Path in get_args(hints[k]) else v for k, v in plain.items()}
+    for name, value in values.items():
+        if not matches_type(value, hints[name]):
+            allowed = inspect.formatannotation(hints[name])
+            raise UserError(f"{flag_of(name)} is {value!r:.60}, but has to be {allowed}")
+    return group(**values)
+
+
+def matches_type(value: Any, hint: Any) -> bool:
+    """True for a value of this type down to what it contains; of the types that options and checkpoints have."""
+    kinds = get_args(hint)
+    if get_origin(hint) in (types.UnionType, Union):
+        return any(matches_type(value, kind) for kind in kinds)
+    if get_origin(hint) is Literal:
+        return isinstance(value, str) and value in kinds
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(matches_type, value, kinds))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(
+            matches_type(k, kinds[0]) and matches_type(v, kinds[1]) for k, v in value.items()
+        )
+    if hint is Any:
+        return True
+    # A whole number is a number; what is true or false is none, though Python counts it among them.
+    return isinstance(value, int | float if hint is float else hint) and (hint is bool or not isinstance(value, bool))
+
+
+def find_fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
+    """Flags typed with another value than the saved run has, though a resumed run may not change them."""
+    conflicts: list[str] = []
+    for name, group in _groups(type(saved)).items():
+        for field in dataclasses.fields(group):
+            old = getattr(getattr(saved, name), field.name)
+            if field.metadata["fixed"] and field.name in explicit and explicit[field.name] != old:
+                conflicts.append(f"{flag_of(field.name)} {explicit[field.name]} (the run has {old})")
+    return conflicts
+
+
+def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("messages, on standard error").add_mutually_exclusive_group()
+    for flags, level, help_text in (
+        (("-v", "--verbose"), logging.DEBUG, "log details too"),
+        (("-q", "--quiet"), logging.WARNING, "log warnings only"),
+    ):
+        group.add_argument(
+            *flags, action="store_const", const=level, dest=_VERBOSITY, default=argparse.SUPPRESS, help=help_text
+        )
+
+
+def _groups(options: type[Any]) -> dict[str, type[Any]]:
+    return get_type_hints(options)
+
+
+def _names(group: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(group)}
+
+
+def _first_line(group: type[Any]) -> str:
+    return (group.__doc__ or "").splitlines()[0]
+
+
+def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
+    help_text = field.metadata["help"].replace("%", "%%")
+    if field.default is not None:
+        default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
+        help_text += f" [{default}]"
+    settings: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": help_text}
+    kinds = [each for each in _alternatives(hint) if each is not types.NoneType]
+    if hint is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif get_origin(kinds[0]) is Literal and len(kinds) == 1:
+        settings["choices"] = get_args(kinds[0])
+    elif several := [each for each in _alternatives(hint) if get_origin(each) is tuple]:
+        parts = get_args(several[0])
+        settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+    else:
+        settings["type"] = _converter(hint)
+        settings["metavar"] = _metavar(hint)
+    short: str | None = field.metadata["short"]
+    group.add_argument(*([] if short is None else [short]), flag_of(field.name), **settings)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+
+
+def _converter(hint: Any) -> Any:
+    words = [w for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
+    plain = next(h for h in _alternatives(hint) if h in (int, float, str, Path))
+
+    def convert(text: str) -> Any:
+        if plain is Path and not text.strip():  # an unset variable, say; the current folder would be taken
+            raise ValueError
+        return text if text in words else plain(text)
+
+    names: dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
+    convert.__name__ = names.get(plain, "text")
+    return convert
+
+
+def _metavar(hint: Any) -> str:
+    words = [str(w) for h in _alternatives(hint) if get_origin(h) is Literal for w in get_args(h)]
+    letters: dict[Any, str] = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+    return "|".join(words + [letters[h] for h in _alternatives(hint) if h in letters])

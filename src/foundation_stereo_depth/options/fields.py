@@ -1,0 +1,87 @@
+"""What a option is: a dataclass field that is a command-line flag too.
+
+A field `val_fraction` becomes `--val-fraction`; a boolean becomes `--x/--no-x`; the first docstring line of each
+class is the heading of its group in `--help`. Ranges are checked when an instance is made, wherever it comes from:
+the command line, a checkpoint, or Python.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from foundation_stereo_depth.errors import UserError
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    fixed: bool = False,
+    short: str | None = None,
+) -> Any:
+    """A dataclass field that is also a command-line flag.
+
+    Args:
+        default: the value when nobody says anything.
+        help: what it does, with the unit.
+        minimum: the smallest sensible number.
+        maximum: the largest sensible number.
+        fixed: a resumed run may not change it, because it would no longer be the same run.
+        short: a second, one-letter flag such as `-o`.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed, "short": short},
+    )
+
+
+def flag_of(name: str) -> str:
+    """The command-line flag of a field: `val_fraction` -> `--val-fraction`."""
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """A group of options whose ranges are checked on construction."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            # Written so that NaN, which compares false with everything, is refused too.
+            if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
+                allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+                raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
+
+
+def split_words(text: str) -> tuple[str, ...]:
+    """The words of a comma-separated flag, each once, in the order given."""
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def check_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
+    """Lets pass words that are allowed.
+
+    Raises:
+        UserError: another one is there, or none.
+    """
+    wrong = [word for word in split_words(text) if word not in allowed]
+    if wrong or not split_words(text):
+        raise UserError(f"{flag} {text}: has to be one or more of {', '.join(allowed)}, with commas between")
+
+
+def parse_two_numbers(flag: str, text: str) -> tuple[int, int]:
+    """What goes across and down, of a flag such as `640x480` (px) or `9x6` (corners).
+
+    Raises:
+        UserError: it is not written so.
+    """
+    if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text, re.ASCII) is None:
+        raise UserError(f"{flag} {text}: has to be two whole numbers, across and down, as in 640x480 or 9x6")
+    across, down = text.split("x")
+    return int(across), int(down)

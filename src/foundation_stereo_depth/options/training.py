@@ -1,0 +1,254 @@
+"""The options of training and of the cache. A field is the flag, the default, the unit and the help, all at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.fields import OptionGroup, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(OptionGroup):
+    """data: where samples come from, and how large they are"""
+
+    dataset_root: Path | None = option(
+        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
+    )
+    cache_root: Path | None = option(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
+    require_cache: bool = option(False, "fail on the first sample that the cache does not hold")
+    height: int = option(240, "height of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
+    width: int = option(320, "width of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
+    max_samples: int | None = option(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
+    val_fraction: float = option(
+        0.1,
+        "share of the data kept for validation, by scene where there are enough scenes; 0 validates on the "
+        "training samples",
+        minimum=0.0,
+        maximum=0.9,
+        fixed=True,
+    )
+    skip_bad: bool = option(False, "go on past unreadable samples, counting them and listing them at the end")
+    procedural_samples: int = option(800, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
+    procedural_val_samples: int = option(
+        64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
+    )
+    num_workers: int | Literal["auto"] = option(
+        "auto", "threads that read samples; auto measures how many are of use; 0 reads in the trainer", minimum=0
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentOptions(OptionGroup):
+    """augmentation: drawn anew for each eye of each sample in each epoch"""
+
+    augment: bool = option(True, "augment the training pairs", fixed=True)
+    brightness_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    contrast_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    saturation_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
+    hue_jitter: float = option(0.05, "turn of the colour circle, from -x to +x", minimum=0.0, maximum=0.5, fixed=True)
+    gamma_jitter: float = option(0.2, "exponent from 1 / (1 + x) to 1 + x", minimum=0.0, maximum=4.0, fixed=True)
+    lighting_jitter: float = option(
+        0.1,
+        "smooth factor from 1 - x to 1 + x across each picture, as vignettes, shadows and reflections give",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
+    )
+    blur_prob: float = option(
+        0.3, "probability that both views are blurred, each by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
+    )
+    blur_sigma_max: float = option(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
+    blur_kernel_size: int = option(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
+    noise_std_max: float = option(
+        0.03,
+        "largest standard deviation of the sensor noise, of full scale; most pairs have far less",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
+    )
+    jpeg_prob: float = option(
+        0.2, "probability that both views are compressed, as webcams send them", minimum=0.0, maximum=1.0, fixed=True
+    )
+    erase_prob: float = option(
+        0.5, "probability that patches of the right view are replaced", minimum=0.0, maximum=1.0, fixed=True
+    )
+    erase_size_max: float = option(
+        0.15, "largest side of a replaced patch, share of the width", minimum=0.0, maximum=1.0, fixed=True
+    )
+    flip_prob: float = option(
+        0.0, "probability that both views are turned upside down", minimum=0.0, maximum=1.0, fixed=True
+    )
+    vertical_offset_max_px: float = option(
+        0.7,
+        "largest smooth vertical offset of the right view, as a rig slightly out of true has",
+        minimum=0.0,
+        maximum=10.0,
+        fixed=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.blur_kernel_size % 2 == 0:
+            raise UserError(f"--blur-kernel-size is {self.blur_kernel_size}, but has to be odd")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OptionGroup):
+    """network"""
+
+    model: Literal["unet", "guided"] = option(
+        "unet",
+        "unet: a 6-channel U-Net on both eyes at once; guided: corrects OpenCV's semi-global matcher",
+        fixed=True,
+    )
+    base_channels: int = option(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
+    depth: int = option(5, "unet: halvings after the first", minimum=1, maximum=7, fixed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(OptionGroup):
+    """loss: negative log-likelihood of the true disparity on valid pixels"""
+
+    loss: Literal["laplace", "gaussian"] = option(
+        "laplace", "distribution of the error; it is stored with the weights", fixed=True
+    )
+    region_weight: float = option(
+        0.5, "guided: weight of the errors of its own values", minimum=0.0, maximum=100.0, fixed=True
+    )
+    nll_beta: float = option(
+        0.5,
+        "weight each pixel by its predicted scale to this power, held constant in the gradient, so that hard pixels "
+        "are not starved; 0 is the plain likelihood, 1 gives the disparity the gradient of L1 (L2)",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerOptions(OptionGroup):
+    """optimisation"""
+
+    epochs: int = option(20, "passes over the training data", minimum=1)
+    initial_weights: Path | None = option(
+        None,
+        "begin with the network in this .pt or .safetensors file in place of a random one; default: the installed one",
+        fixed=True,
+    )
+    batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)
+    learning_rate: float = option(1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True)
+    weight_decay: float = option(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
+    warmup_fraction: float = option(
+        0.1, "share of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
+    )
+    clip_norm: float = option(1.0, "largest norm of the gradient", minimum=1e-6, fixed=True)
+    ema_decay: float = option(
+        0.995,
+        "evaluate and ship an exponential moving average of the weights with this decay per step; 0 switches it off",
+        minimum=0.0,
+        maximum=0.99999,
+        fixed=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions(OptionGroup):
+    """machine"""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "auto takes cuda, else mps, else cpu")
+    precision: Literal["auto", "fp32", "bf16"] = option(
+        "auto", "arithmetic of the network; auto takes bf16 where the device gains from it", fixed=True
+    )
+    compile: bool = option(False, "compile the network with torch.compile")
+    compile_mode: str = option("default", "mode of torch.compile")
+    compile_backend: str = option("inductor", "backend of torch.compile")
+    seed: int = option(0, "seed of everything random", minimum=0, maximum=2**31 - 1, fixed=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingOptions(OptionGroup):
+    """results"""
+
+    output_dir: Path | None = option(None, "folder of best.pt and last.pt; else runs/<run id>")
+    resume: str | None = option(None, "go on with a run: its MLflow run id, or the path of a last.pt")
+    mlflow_tracking_uri: str | None = option(
+        None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
+    )
+    experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
+    run_name: str | None = option(None, "MLflow run name")
+    checkpoint_minutes: float = option(10.0, "also save last.pt so often within an epoch", minimum=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """All options of `foundation-stereo-depth`."""
+
+    data: DataOptions = DataOptions()
+    augment: AugmentOptions = AugmentOptions()
+    model: ModelOptions = ModelOptions()
+    loss: LossOptions = LossOptions()
+    optimizer: OptimizerOptions = OptimizerOptions()
+    runtime: RuntimeOptions = RuntimeOptions()
+    tracking: TrackingOptions = TrackingOptions()
+
+    def __post_init__(self) -> None:
+        # Several processes divide the batch; what is left to each the network itself looks at.
+        single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
+        if self.model.model == "guided" and single:
+            raise UserError(
+                "--model guided --height 32 --width 32 --batch-size 1: leaves one value per channel, too few to "
+                "normalise by; raise one of them"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheBuildOptions(OptionGroup):
+    """cache"""
+
+    dataset_root: Path | None = option(
+        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
+    )
+    procedural_samples: int | None = option(
+        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+    )
+    cache_root: Path | None = option(None, "folder to fill, one <scene>/<stem>.npz per sample")
+    height: int = option(240, "height of the entries, px", minimum=32, maximum=4096)
+    width: int = option(320, "width of the entries, px", minimum=32, maximum=4096)
+    max_samples: int | None = option(None, "cache at most so many samples, the ones that training would use", minimum=1)
+    workers: int | Literal["auto"] = option("auto", "threads; auto takes one per core", minimum=1)
+    skip_bad: bool = option(False, "go on past unreadable samples, counting them and listing them in a file")
+    overwrite: bool = option(False, "make every entry anew, also those that are whole and of the present files")
+    shard: str | None = option(
+        None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
+    )
+    verify: bool = option(
+        False,
+        "read every entry of the cache, whatever made it, name the damaged ones (with --dataset-root also those whose "
+        "files have changed), and write nothing; exit status 1 where there are any",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.verify and self.overwrite:
+            raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
+        if self.dataset_root is not None and self.procedural_samples is not None:
+            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
+        self.part()
+
+    def part(self) -> tuple[int, int] | None:
+        """What `--shard` says: which part, from 1, of how many; None where it says nothing."""
+        if self.shard is None:
+            return None
+        words = self.shard.split("/")
+        numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
+        if len(words) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+            raise UserError(f"--shard {self.shard}: has to be I/N with I from 1 to N, such as 1/4")
+        return numbers[0], numbers[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """All options of `foundation-stereo-cache`."""
+
+    cache: CacheBuildOptions = CacheBuildOptions()

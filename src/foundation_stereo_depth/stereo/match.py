@@ -1,0 +1,31 @@
+"""What a stereo matcher returns, whichever it is: a network behind `Predictor`, or semi-global matching."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+
+CONFIDENT_WITHIN_PX = 1.0
+"""Confidence is P(|error| < this), in px of the map that it belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StereoMatch:
+    """The disparity of the left view of a rectified pair, at the size of that view.
+
+    Attributes:
+        disparity_px: [H, W]; NaN where nothing is known.
+        valid: [H, W]; where the matcher itself answered rather than filled in.
+        sigma_px: [H, W], standard deviation of the error; None for a matcher that predicts none.
+        confidence: [H, W], P(|error| < 1 px), 0 to 1; None for a matcher that predicts none.
+    """
+
+    disparity_px: Float32[np.ndarray, "H W"]
+    valid: Bool[np.ndarray, "H W"]
+    sigma_px: Float32[np.ndarray, "H W"] | None = None
+    confidence: Float32[np.ndarray, "H W"] | None = None
+
+
+StereoMatcher = Callable[[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]], StereoMatch]
+"""Left and right view, rectified, RGB -> match."""

@@ -1,0 +1,198 @@
+"""The state of training: all that one step changes, and so all that a resumed run needs."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from foundation_stereo_depth.checkpoint import Checkpoint, Progress
+from foundation_stereo_depth.data.batch import ReadCounts
+from foundation_stereo_depth.device import Processes
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.metrics import DisparityErrors
+from foundation_stereo_depth.options.training import OptimizerOptions
+
+Metrics = dict[str, float]
+
+
+class Look(NamedTuple):
+    """The numbers of the epoch so far, fetched from the device in one go."""
+
+    loss: float
+    epe_px: float
+    stop_votes: float
+    first_bad_step: int
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Everything that changes while training, apart from random numbers, which follow from seed, epoch and index.
+
+    Attributes:
+        average: the moving average of the weights; None where none is kept.
+        progress: where in which epoch training stands.
+        errors, sums: of the epoch so far, over all processes; on the device. `sums` holds loss and valid pixels.
+        stop_votes: how often a process was asked to stop; it ends this process, and is no part of the run's state.
+        first_bad_step: the first step of the epoch whose loss or gradient was not finite; -1 while there is none.
+        counts: what reading met in the epoch so far, in this process.
+        data: `Data.identity` of what is learnt from.
+        history: the metrics of every finished epoch.
+    """
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    errors: DisparityErrors
+    sums: Float[Tensor, "2"]
+    stop_votes: Tensor
+    first_bad_step: Tensor
+    data: str
+    progress: Progress = Progress()
+    counts: ReadCounts = ReadCounts()
+    history: list[Metrics] = field(default_factory=list[Metrics])
+
+    @classmethod
+    def fresh(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
+        """Before the first step."""
+        optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.weight_decay)
+        device = next(network.parameters()).device
+        average = None
+        if options.ema_decay > 0:
+
+            def follow(averages: Any, currents: Any, taken: Any) -> None:
+                # A young average trusts the newest weights more: it would be all beginning otherwise.
+                decay = min((1 + int(taken)) / (10 + int(taken)), options.ema_decay)
+                if averages[0].is_floating_point():
+                    torch._foreach_lerp_(averages, currents, 1 - decay)  # pyright: ignore
+                else:  # how many batches a normalisation has seen
+                    torch._foreach_copy_(averages, currents)  # pyright: ignore
+
+            # Averaged weights want averaged statistics: those of the newest weights cost up to 4 % of EPE.
+            average = AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+        return cls(
+            network=network,
+            optimizer=optimizer,
+            average=average,
+            errors=DisparityErrors.none(device),
+            # MPS has no float64; there the epoch's mean loss is rounded a little more.
+            sums=torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            stop_votes=torch.zeros((), device=device),
+            first_bad_step=torch.tensor(-1, device=device),
+            data=data,
+        )
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose weights are evaluated and shipped."""
+        return self.network if self.average is None else self.average.module
+
+    def observe(self, sums: Tensor, gradient_norm: Tensor, errors: DisparityErrors, counts: ReadCounts) -> None:
+        """Takes note of one step, without waiting for the device. `sums` holds loss, valid pixels and stop votes."""
+        finite = sums.isfinite().all() & gradient_norm.isfinite()
+        newly_bad = ~finite & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(newly_bad, self.progress.step_in_epoch, self.first_bad_step)
+        self.sums += sums[:2]
+        self.stop_votes += sums[2]
+        self.errors += errors
+        self.counts = self.counts.plus(counts)
+
+    def look(self) -> Look:
+        """Waits for the device, and says how things stand in this process."""
+        loss, valid = self.sums.tolist()
+        epe_px = self.errors.figures().get("epe_px", math.nan)
+        return Look(loss / max(valid, 1), epe_px, float(self.stop_votes), int(self.first_bad_step))
+
+    def advance(self, samples: int) -> None:
+        """One more step is done."""
+        now = self.progress
+        self.progress = replace(
+            now, step_in_epoch=now.step_in_epoch + 1, step=now.step + 1, samples=now.samples + samples
+        )
+
+    def training_metrics(self, processes: Processes) -> Metrics:
+        """Of the epoch so far, over all processes."""
+        loss, valid = self.sums.tolist()
+        reading = ReadCounts()
+        for counts in processes.all_gather(self.counts):
+            reading = reading.plus(counts)
+        return {
+            "train/loss": loss / max(valid, 1),
+            **{f"train/{name}": value for name, value in self.errors.figures().items()},
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "data/cache_hits": reading.cache_hits,
+            "data/cache_misses": reading.cache_misses,
+            "data/cache_rebuilt": len(reading.rebuilt),
+            "data/bad_samples": len(set(reading.bad)),
+        }
+
+    def finish_epoch(self, metrics: Metrics) -> bool:
+        """Closes the epoch; True where its validation EPE is the lowest so far."""
+        best = min((epoch.get("validation/epe_px", math.inf) for epoch in self.history), default=math.inf)
+        self.history.append(metrics)
+        now = self.progress
+        self.progress = replace(now, epoch=now.epoch + 1, step_in_epoch=0)
+        self.errors = DisparityErrors.none(self.errors.counts.device)
+        self.sums = torch.zeros_like(self.sums)
+        self.counts = ReadCounts()
+        return metrics.get("validation/epe_px", math.inf) < best
+
+    def to_plain(self) -> dict[str, Any]:
+        """What `restore` takes, as tensors and plain values."""
+        return {
+            "weights": self.network.state_dict(),
+            "averaged": None if self.average is None else self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random_state": torch.get_rng_state(),
+            "errors": self.errors.counts,
+            "sums": self.sums,
+            "counts": tuple(self.counts),
+            "data": self.data,
+            "history": self.history,
+        }
+
+    def restore(self, checkpoint: Checkpoint, processes: Processes) -> None:
+        """Becomes the state that was saved.
+
+        Raises:
+            CheckpointError: the checkpoint holds no training state (it is for inference alone), or another network's.
+            UserError: the run learnt from other samples than there are now.
+        """
+        saved = checkpoint.training
+        if saved.get("data", self.data) != self.data:
+            raise UserError(
+                f"--resume: run {checkpoint.run_id} learnt from other samples than there are now; bring them back "
+                "(--dataset-root, --cache-root), or start a new run with its weights by --initial-weights"
+            )
+        try:
+            self.network.load_state_dict(saved["weights"])
+            if self.average is not None:
+                self.average.load_state_dict(saved["averaged"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            torch.set_rng_state(saved["random_state"])
+            self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
+            self.sums = saved["sums"].to(self.sums)
+            if processes.is_first:  # whose they were
+                self.counts = ReadCounts(*saved["counts"])
+            self.history = list(saved["history"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            said = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"the checkpoint of run {checkpoint.run_id} cannot be gone on from: {said}"
+            ) from error
+        self.progress = checkpoint.progress
+
+
+def learning_rate_at(step: int, total_steps: int, options: OptimizerOptions) -> float:
+    """The learning rate of a step: up in a straight line, down along half a cosine to zero.
+
+    After Smith and Topin, "Super-convergence", 2018: one cycle whose height is the peak.
+    """
+    rising = max(1, round(total_steps * options.warmup_fraction))
+    if step < rising:
+        return options.learning_rate * (step + 1) / rising
+    falling = max(1, total_steps - rising)
+    return options.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / falling))

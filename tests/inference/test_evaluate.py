@@ -1,0 +1,359 @@
+import json
+import math
+import os
+import weakref
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from benchmark_trees import eth3d
+from conftest import write_fsd_sample
+
+from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
+from foundation_stereo_depth.cli import _checkpoint, evaluate_command, predict_command
+from foundation_stereo_depth.data.loader import open_files
+from foundation_stereo_depth.data.torchvision_datasets import BenchmarkScene, FsdScenes
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.inference import evaluate as benchmark_module
+from foundation_stereo_depth.inference.evaluate import benchmark
+from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX
+from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model.unet import FRESH_SHARE
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.inference import EvaluateOptions
+from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.training.train import train
+from foundation_stereo_depth.uncertainty import UncertaintyCounts
+
+H, W = 48, 64
+
+
+def write_checkpoint(
+    path: Path,
+    *,
+    bias: float = 0.0,
+    scale: float = 1.0,
+    distribution: str = "laplace",
+    data: dict | None = None,
+    learnt_from: str | None = None,
+) -> Path:
+    """A network that says the same disparity everywhere: its last layer has no weights, only biases.
+
+    Args:
+        data: options of its run about data.
+        learnt_from: the identity of its run's samples.
+    """
+    options = ModelOptions(base_channels=4, depth=1)
+    weights = create_network(options).state_dict()
+    weights["head.weight"] = torch.zeros_like(weights["head.weight"])
+    weights["head.bias"] = torch.cat([torch.full((4,), bias), torch.zeros(4)])
+    plain = command_line.options_to_dict(TrainOptions())
+    plain["data"] |= {"height": H, "width": W} | (data or {})
+    save_checkpoint(
+        path,
+        Checkpoint(
+            model={"model": "unet", "base_channels": 4, "depth": 1},
+            weights=weights,
+            uncertainty={"distribution": distribution, "scale": scale},
+            metrics={},
+            run_id="",
+            progress=Progress(),
+            options=plain,
+            training={} if learnt_from is None else {"data": learnt_from},
+        ),
+    )
+    return path
+
+
+def constant_px(bias: float, width: int) -> float:
+    """What that network says at a width."""
+    return FRESH_SHARE * math.exp(2 * bias) * width
+
+
+def evaluated(**changes) -> dict:
+    settings = {"device": "cpu", "precision": "fp32", "json": True} | changes
+    options = command_line.build_options(EvaluateOptions, settings)
+    if options.network.checkpoint is None and options.network.run_id is None:
+        return json.loads(benchmark(None, options))
+    with _checkpoint(options.network) as network:
+        return json.loads(benchmark(network, options))
+
+
+def test_a_constant_network_scores_what_its_truth_says(tmp_path: Path) -> None:
+    truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
+    shift_px = float(np.nanmax(truth_px))
+    result = evaluated(checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd")
+    (scene,) = result["scenes"]
+    assert (scene["name"], scene["height"], scene["width"]) == ("s/0", H, W)
+    figures = scene["results"]["network"]
+    error_px = abs(constant_px(0.0, W) - shift_px)
+    assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
+    assert figures["rmse_px"] == pytest.approx(error_px, abs=1e-4)
+    assert figures["pixels"] == np.isfinite(truth_px).sum()
+    # log-variance is 2 log 4 where the last layer says nothing.
+    b = math.hypot(4, RIG_SIGMA_PX) / math.sqrt(2)
+    assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+    assert figures["ause_epe_px"] == pytest.approx(figures["ause_epe_random_px"], abs=1e-6)
+    assert figures["latency_ms"] > 0
+    assert result["settings"]["distribution"] == "laplace"
+    assert {"torch", "torchvision", "opencv", "foundation_stereo_depth"} <= set(result["versions"])
+    assert "float32" in result["device"]["network"]
+
+
+def test_the_checkpoints_scale_widens_the_uncertainty(tmp_path: Path) -> None:
+    write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
+    plain, wide, gaussian = (
+        evaluated(checkpoint=write_checkpoint(tmp_path / f"{name}.pt", **settings), dataset_root=tmp_path / "fsd")[
+            "overall"
+        ]["network"]
+        for name, settings in [("a", {}), ("b", {"scale": 3.0}), ("c", {"distribution": "gaussian"})]
+    )
+    error_px = plain["epe_px"]
+    assert wide["epe_px"] == error_px
+    b = math.hypot(12, RIG_SIGMA_PX) / math.sqrt(2)
+    assert wide["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+    variance = 16 + RIG_SIGMA_PX**2
+    assert gaussian["nll_nat"] == pytest.approx(
+        0.5 * (error_px**2 / variance + math.log(variance) + math.log(2 * math.pi)), abs=1e-4
+    )
+
+
+def test_native_size_scales_disparity_and_uncertainty_with_the_width_alone(tmp_path: Path) -> None:
+    truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", 3 * H, 2 * W, seed=1)
+    result = evaluated(
+        checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd", at_native_size=True
+    )
+    (scene,) = result["scenes"]
+    assert (scene["height"], scene["width"]) == (3 * H, 2 * W)
+    figures = scene["results"]["network"]
+    error_px = abs(2 * constant_px(0.0, W) - float(np.nanmax(truth_px)))
+    assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
+    b = 2 * math.hypot(4, RIG_SIGMA_PX) / math.sqrt(2)
+    assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
+
+
+def test_the_baseline_stands_alone_or_beside_a_network(fsd_tree: Path, tmp_path: Path) -> None:
+    alone = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W)
+    assert set(alone["overall"]) == {"sgbm"}
+    assert len(alone["scenes"]) == 6
+    figures = alone["overall"]["sgbm"]
+    assert 0 < figures["density_percent"] <= 100
+    assert "nll_nat" not in figures
+    both = evaluated(baseline="sgbm", dataset_root=fsd_tree, checkpoint=write_checkpoint(tmp_path / "x.pt"))
+    assert set(both["overall"]) == {"network", "sgbm"}
+    assert both["overall"]["sgbm"]["epe_px"] == figures["epe_px"]
+
+
+def test_the_whole_is_the_mean_over_pixels_not_over_scenes(fsd_tree: Path) -> None:
+    result = evaluated(baseline="sgbm", dataset_root=fsd_tree, at_native_size=True)
+    scenes = [scene["results"]["sgbm"] for scene in result["scenes"]]
+    pixels = sum(scene["pixels"] for scene in scenes)
+    assert result["overall"]["sgbm"]["pixels"] == pixels
+    expected = sum(scene["epe_px"] * scene["pixels"] for scene in scenes) / pixels
+    assert result["overall"]["sgbm"]["epe_px"] == pytest.approx(expected)
+
+
+def test_occluded_pixels_are_told_apart_where_the_benchmark_does(tmp_path: Path) -> None:
+    eth3d(tmp_path)
+    result = evaluated(
+        checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset="eth3d", dataset_root=tmp_path, at_native_size=True
+    )
+    figures = result["overall"]["network"]
+    parts = [figures["non_occluded"], figures["occluded"]]
+    assert [part["pixels"] for part in parts] == [2 * (6 * 8 - 1), 2 * 6]
+    assert figures["pixels"] == 2 * (6 * 9 - 1)
+    expected = sum(part["epe_px"] * part["pixels"] for part in parts) / figures["pixels"]
+    assert figures["epe_px"] == pytest.approx(expected)
+
+
+def test_at_most_so_many_scenes_are_evenly_spread(fsd_tree: Path) -> None:
+    result = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W, max_samples=2)
+    assert [scene["name"] for scene in result["scenes"]] == ["scene_0/0001", "scene_2/0000"]
+
+
+def test_scenes_are_let_go_while_others_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for frame in range(5):
+        write_fsd_sample(tmp_path / "fsd", "s", str(frame), H, W, seed=frame)
+    pictures, counts = list[weakref.ref](), list[weakref.ref]()
+    read, count = FsdScenes.read, benchmark_module.uncertainty_counts
+
+    def watched_read(self: FsdScenes, i: int) -> BenchmarkScene:
+        # The scene before this one is still the loop's; of its counts, so are those it added to the sum.
+        assert sum(picture() is not None for picture in pictures) <= 1
+        assert sum(each() is not None for each in counts) <= 2
+        scene = read(self, i)
+        pictures.append(weakref.ref(scene.sample.left))
+        return scene
+
+    def watched_count(*given) -> UncertaintyCounts:
+        counted = count(*given)
+        counts.append(weakref.ref(counted))
+        return counted
+
+    monkeypatch.setattr(FsdScenes, "read", watched_read)
+    monkeypatch.setattr(benchmark_module, "uncertainty_counts", watched_count)
+    network = write_checkpoint(tmp_path / "x.pt")
+    for at_native_size in (True, False):
+        result = evaluated(checkpoint=network, dataset_root=tmp_path / "fsd", at_native_size=at_native_size)
+        assert len(result["scenes"]) == 5
+    assert len(pictures) == len(counts) == 10
+
+
+@pytest.fixture
+def many_scenes(tmp_path: Path) -> Path:
+    """Ten scenes of one frame each."""
+    for scene in range(10):
+        write_fsd_sample(tmp_path / "fsd", f"scene_{scene}", "0000", H, W, seed=scene)
+    return tmp_path / "fsd"
+
+
+def divided(root: Path, val_fraction: float) -> tuple[list[str], str]:
+    """What a run validates on, and the identity of its samples, as training itself says."""
+    files = open_files(DataOptions(val_fraction=val_fraction, num_workers=0), root, pin_memory=False)
+    names = [files.validation.name(i) for i in range(len(files.validation))]
+    return names, str(files.facts["dataset_fingerprint"])
+
+
+def test_only_the_scenes_that_its_run_kept_apart(many_scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, identity = divided(many_scenes, 0.3)
+    network = write_checkpoint(Path("x.pt"), data={"val_fraction": 0.3}, learnt_from=identity)
+    result = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation")
+    assert [scene["name"] for scene in result["scenes"]] == kept
+    assert len(kept) == 3
+    assert capsys.readouterr().err.splitlines()[0] == "validation scenes only, split by scene: 3 of 10 scenes validate"
+    one = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation", max_samples=1)
+    assert [scene["name"] for scene in one["scenes"]] == kept[1:2]
+
+
+def test_scenes_that_the_network_was_trained_on_are_warned_of(
+    many_scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(**settings) -> str:
+        network = write_checkpoint(Path("x.pt"), **settings)
+        evaluated(checkpoint=network, dataset_root=many_scenes, max_samples=5)
+        return "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "warning" in line)
+
+    kept, identity = divided(many_scenes, 0.3)
+    known = 5 - sum(name in kept for name in [f"scene_{i}/0000" for i in (1, 3, 5, 7, 9)])
+    here = {"dataset_root": os.path.relpath(many_scenes), "val_fraction": 0.3}
+    expected = (
+        f"warning: the network was trained on {known} of the 5 scenes that it is scored on; --split validation leaves "
+        "them out\n"
+    )
+    assert told(data=here, learnt_from=identity) == expected
+    assert told(data={"val_fraction": 0.3}, learnt_from=identity) == expected  # a copy elsewhere
+    assert told(data=here) == expected  # of before runs knew what they learnt from
+    assert "which holds other samples by now: it may know some" in told(data=here, learnt_from="others")
+    assert told(data=here | {"val_fraction": 0.0}, learnt_from=identity).endswith(
+        "on 5 of the 5 scenes that it is scored on\n"
+    )
+    assert told(learnt_from="others") == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "changes", "said"),
+    [
+        ("x.pt", {"learnt_from": "others"}, {}, "the network's run learnt from other samples than .*fsd holds now"),
+        ("x.pt", {"data": {"val_fraction": 0.0, "dataset_root": "fsd"}}, {}, "kept no scene apart"),
+        ("x.safetensors", {}, {}, "this network's file does not keep its run's options"),
+        (None, {}, {"baseline": "sgbm"}, "--checkpoint none names none"),
+        ("x.pt", {}, {"dataset": "eth3d"}, "needs --dataset fsd"),
+    ],
+)
+def test_scenes_kept_apart_have_to_be_known(
+    fsd_tree: Path, file: str | None, settings: dict, changes: dict, said: str
+) -> None:
+    write_checkpoint(Path("x.pt"), **settings)
+    eth3d(Path())
+    root = Path() if "dataset" in changes else fsd_tree
+    with pytest.raises(UserError, match=f"--split validation: .*{said}"):
+        evaluated(checkpoint=file and Path(file), dataset_root=root, split="validation", **changes)
+
+
+def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_checkpoint(tmp_path / "x.pt")
+    flags = ["--baseline", "sgbm", "--checkpoint", str(path), "--dataset-root", str(fsd_tree), "--device", "cpu"]
+    assert evaluate_command(flags) == 0
+    out = capsys.readouterr().out
+    header = out.splitlines()[0].split()
+    assert header[:3] == ["scene", "by", "EPE"]
+    assert sum(line.startswith("scene_") for line in out.splitlines()) == 12
+    assert sum(line.startswith("ALL ") for line in out.splitlines()) == 2
+    assert "68 % hold" in out
+    assert "6 scenes at 64x48" in out
+    assert max(len(line) for line in out.splitlines()) < 250
+
+
+def test_json_is_one_object_and_nothing_else(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--baseline",
+        "sgbm",
+        "--checkpoint",
+        "none",
+        "--dataset-root",
+        str(fsd_tree),
+        "--json",
+        "--height",
+        "48",
+        "--width",
+        "64",
+    ]
+    assert evaluate_command(flags) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"settings", "versions", "device", "scenes", "overall"}
+
+
+def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path) -> None:
+    train(tiny_options(epochs=1))
+    run_id = load_checkpoint(Path("out/best.pt")).run_id
+    for weights in ("best", "last"):
+        evaluated(
+            run_id=run_id, weights=weights, mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree, baseline="sgbm"
+        )
+    client = mlflow.MlflowClient(tracking_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert {"evaluate/fsd/network/epe_px", "evaluate/fsd/network/nll_nat", "evaluate/fsd/sgbm/epe_px"} <= set(
+        run.data.metrics
+    )
+    files = {Path(found.path).name for found in client.list_artifacts(run_id, "evaluate/fsd")}
+    assert files == {"results.json", "table.txt", "reliability.png", "sparsification.png"}
+    scene = fsd_tree / min(path.name for path in fsd_tree.iterdir()) / "dataset/data"
+    views = [str(next((scene / eye / "rgb").iterdir())) for eye in ("left", "right")]
+    assert predict_command([*views, "-o", "predicted", "--run-id", run_id, "--mlflow-tracking-uri", tracking_uri]) == 0
+    assert any(Path("predicted").iterdir())
+
+
+def test_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="has errors of distribution cauchy"):
+        evaluated(checkpoint=write_checkpoint(tmp_path / "y.pt", distribution="cauchy"), dataset_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "leaves nothing to evaluate"),
+        ({"run_id": "a", "checkpoint": Path("b")}, "both name a network; give one of them"),
+        ({"baseline": "sgbm"}, "--dataset fsd: needs --dataset-root or \\$FOUNDATION_STEREO_ROOT"),
+        ({"baseline": "sgbm", "dataset": "sintel"}, "--dataset sintel: needs --dataset-root, the folder"),
+        ({"baseline": "sgbm", "dataset": "sintel", "dataset_root": Path()}, "does not hold sintel"),
+        ({"checkpoint": Path("none.pt"), "dataset_root": Path()}, "none.pt: cannot be read"),
+    ],
+)
+def test_mistakes_are_told(options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        evaluated(**options)
+
+
+def test_an_unknown_run_is_told(tracking_uri: str, fsd_tree: Path) -> None:
+    with pytest.raises(UserError, match="--run-id 0123: neither"):
+        evaluated(run_id="0123", mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree)
+
+
+def test_a_real_baseline_is_as_good_as_measured(shared_data: Path) -> None:
+    figures = evaluated(baseline="sgbm", dataset_root=shared_data / "fsd-sample")["overall"]["sgbm"]
+    assert figures["epe_px"] == pytest.approx(1.12, abs=0.03)
+    assert figures["bad_1_percent"] == pytest.approx(15.2, abs=0.3)
+    assert figures["bad_2_percent"] == pytest.approx(11.1, abs=0.3)
+    assert figures["d1_percent"] == pytest.approx(9.3, abs=0.3)

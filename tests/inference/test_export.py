@@ -1,0 +1,299 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from conftest import shifted_pair
+
+from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, inference_header, load_checkpoint, read_trained
+from foundation_stereo_depth.cli import export_command
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.inference import export
+from foundation_stereo_depth.inference.backends import OnnxRuntimeBackend, RawPrediction
+from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.inference import ExportOptions
+
+
+def exported(checkpoint: Path, name: str = "net.onnx", **flags: object) -> Path:
+    return export.export_network(checkpoint, command_line.build_options(ExportOptions, {"output": Path(name)} | flags))
+
+
+@pytest.fixture(scope="module")
+def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An exported network of any size, made once."""
+    from foundation_stereo_depth.checkpoint import TrainedNetwork
+    from foundation_stereo_depth.model import create_network
+
+    path = tmp_path_factory.mktemp("exported") / "net.onnx"
+    torch.manual_seed(0)
+    facts = facts_of_tiny()
+    trained = TrainedNetwork(facts=facts, weights=create_network(facts.model).state_dict())
+    torch.save(trained.weights, path.with_suffix(".weights"))
+    options = ExportOptions().file
+    encoded = export._onnx(trained.network(), facts.header, 48, 64, options)
+    export.write_checked(path, encoded, trained, (48, 64), options)
+    return path
+
+
+def facts_of_tiny():
+    from foundation_stereo_depth.checkpoint import NetworkFacts
+
+    header = {
+        "kind": "foundation-stereo-depth checkpoint",
+        "format_version": 1,
+        "model": {"model": "unet", "base_channels": 8, "depth": 2},
+        "uncertainty": {"distribution": "gaussian", "scale": 1.5},
+        "height": 48,
+        "width": 64,
+    }
+    return NetworkFacts.from_header(header, Path("tiny"))
+
+
+def torch_predictor(dynamic: Path) -> Predictor:
+    from foundation_stereo_depth.checkpoint import TrainedNetwork
+    from foundation_stereo_depth.inference.backends import TorchBackend
+
+    weights = torch.load(dynamic.with_suffix(".weights"), weights_only=True)
+    network = TrainedNetwork(facts=facts_of_tiny(), weights=weights).network()
+    return Predictor(TorchBackend(network, device="cpu", precision="fp32", compile=False), facts_of_tiny())
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> None:
+    pairs = [shifted_pair(37, 61, 3), shifted_pair(70, 90, 5)]
+    predictor = Predictor.from_checkpoint(dynamic, backend=backend, device="cpu", precision="fp32")
+    assert predictor.facts == facts_of_tiny()
+    for ours, theirs in zip(torch_predictor(dynamic).batch(pairs), predictor.batch(pairs), strict=True):
+        np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=2e-3)
+        np.testing.assert_allclose(theirs.sigma_px, ours.sigma_px, rtol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 61), (33, 200)])
+def test_an_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
+    pair = shifted_pair(height, width, 3)
+    predictor = Predictor.from_checkpoint(
+        dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width
+    )
+    ours = torch_predictor(dynamic)
+    ours.height, ours.width = height, width
+    np.testing.assert_allclose(predictor(*pair).disparity_px, ours(*pair).disparity_px, atol=2e-3)
+
+
+def test_the_file_explains_itself(dynamic: Path) -> None:
+    model = onnx.load(dynamic)
+    onnx.checker.check_model(model)
+    assert [value.name for value in model.graph.output] == ["disparity_px", "log_variance"]
+    shape = [size.dim_param or size.dim_value for size in model.graph.input[0].type.tensor_type.shape.dim]
+    assert (model.graph.input[0].name, shape) == ("pair", ["B", 6, "H", "W"])
+    header = next(json.loads(entry.value) for entry in model.metadata_props if entry.key == SAFETENSORS_KEY)
+    assert header == facts_of_tiny().header
+    assert model.opset_import[0].version == 20
+
+
+def test_a_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
+    path = exported(tiny_checkpoint, dynamic_size=False, height=40, width=72)
+    predictor = Predictor.from_checkpoint(path, backend="onnxruntime")
+    assert (predictor.height, predictor.width) == (40, 72)
+    assert predictor(*shifted_pair(50, 70, 2)).disparity_px.shape == (50, 70)
+    openvino = Predictor.from_checkpoint(path, backend="openvino", precision="fp32")
+    assert (openvino.height, openvino.width) == (40, 72)
+    with pytest.raises(UserError, match="was exported for 72x40 alone"):
+        Predictor.from_checkpoint(path, width=64)
+
+
+def test_half_has_weights_of_16_bits_and_is_close(tiny_checkpoint: Path) -> None:
+    path = exported(tiny_checkpoint, half=True)
+    stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4}
+    assert stored == {onnx.TensorProto.FLOAT16}
+    pair = shifted_pair(48, 64, 3)
+    half, whole = (
+        Predictor.from_checkpoint(file, device="cpu", precision=precision)(*pair)
+        for file, precision in ((path, "auto"), (tiny_checkpoint, "fp32"))
+    )
+    np.testing.assert_allclose(half.disparity_px, whole.disparity_px, atol=0.1)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
+    path = exported(tiny_checkpoint, "new/net.safetensors", half=half)
+    again = read_trained(path)
+    assert again.facts.header == inference_header(load_checkpoint(tiny_checkpoint))
+    first, second = (
+        Predictor.from_checkpoint(file, device="cpu", precision="fp32")(*shifted_pair(48, 64, 3))
+        for file in (tiny_checkpoint, path)
+    )
+    np.testing.assert_allclose(first.disparity_px, second.disparity_px, atol=0.1 if half else 0)
+
+
+def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) -> None:
+    sizes = {
+        path: path.stat().st_size
+        for path in (exported(tiny_checkpoint), exported(tiny_checkpoint, "8.onnx", int8=True))
+    }
+    assert sizes[Path("8.onnx")] < sizes[Path("net.onnx")]
+    assert re.search(
+        r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
+    )
+    kinds = [node.op_type for node in onnx.load("8.onnx").graph.node]
+    convolutions = kinds.count("Conv")
+    assert kinds.count("QuantizeLinear") >= convolutions - 2 > 0
+    pairs = [shifted_pair(48, 64, 3)]
+    for backend in ("onnxruntime", "openvino"):
+        ours, theirs = (
+            Predictor.from_checkpoint(path, backend=backend, device="cpu").batch(pairs)[0].disparity_px
+            for path in sizes
+        )
+        assert 0 < np.abs(ours - theirs).mean() < 0.5
+
+
+def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "in_int8", lambda encoded, inputs: encoded)  # noqa: ARG005
+    right = OnnxRuntimeBackend.__call__
+
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
+        answer = right(self, pairs)
+        return RawPrediction(answer.disparity_px - 2 * answer.disparity_px.mean(), answer.log_variance)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
+    with pytest.raises(
+        UserError, match=r"net\.onnx: not written, since 8 bits cost too much: 64x48: EPE .*; leave --int8"
+    ):
+        exported(tiny_checkpoint, int8=True)
+
+    def doubtless(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
+        answer = right(self, pairs)
+        return RawPrediction(answer.disparity_px, answer.log_variance * np.float32("nan"))
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", doubtless)
+    with pytest.raises(UserError, match=r"not written, since 8 bits cost too much: .* log-variances nan apart"):
+        exported(tiny_checkpoint, int8=True)
+    assert not list(Path().glob("*.onnx"))
+
+
+def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=r"--int8: is for \.onnx files"):
+        exported(tiny_checkpoint, "net.safetensors", int8=True)
+    with pytest.raises(UserError, match="--half --int8: weights have either 16 bits or 8"):
+        exported(tiny_checkpoint, int8=True, half=True)
+
+
+@pytest.mark.parametrize("shape", [["B", "C", 32, 32], [7]])
+def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> None:
+    from onnx import TensorProto, helper
+
+    value_in, value_out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "foreign", [value_in], [value_out])
+    path = tmp_path / "foreign.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
+            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+
+
+def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    shapes = {"pair": 6, "prior": 9, "disparity_px": 6, "log_variance": 9}
+    values = {
+        name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, planes, 32, 32])
+        for name, planes in shapes.items()
+    }
+    nodes = [helper.make_node("Identity", [a], [b]) for a, b in (("pair", "disparity_px"), ("prior", "log_variance"))]
+    graph = helper.make_graph(
+        nodes, "old", [values["pair"], values["prior"]], [values["disparity_px"], values["log_variance"]]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    helper.set_model_props(model, {SAFETENSORS_KEY: json.dumps(facts_of_tiny().header)})
+    path = tmp_path / "old.onnx"
+    onnx.save(model, path)
+    for backend in ("onnxruntime", "openvino"):
+        with pytest.raises(
+            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint anew"
+        ):
+            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_a_network_that_answers_differently_is_not_written(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    right = OnnxRuntimeBackend.__call__
+
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
+        answer = right(self, pairs)
+        return RawPrediction(answer.disparity_px + np.float32(wrong), answer.log_variance)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
+    with pytest.raises(UserError, match=r"net\.onnx: not written, since the exported network is not .* px"):
+        exported(tiny_checkpoint, dynamic_size=False)
+    assert not list(Path().glob("*.onnx"))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_onnx_is_refused(dynamic: Path, tmp_path: Path, backend, kept: float) -> None:
+    whole = dynamic.read_bytes()
+    (tmp_path / "torn.onnx").write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(CheckpointError, match=r"torn\.onnx: (is not a whole ONNX|was not written by)"):
+        Predictor.from_checkpoint(tmp_path / "torn.onnx", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> None:
+    model = onnx.load(dynamic)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
+        Predictor.from_checkpoint(tmp_path / "foreign.onnx", backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"backend": "torch"}, "--backend torch: needs a .pt or .safetensors file"),
+        ({"compile": True}, "--compile: needs a .pt"),
+        ({"backend": "onnxruntime", "precision": "bf16"}, "export with --half instead"),
+        ({"backend": "onnxruntime", "device": "mps"}, "--device mps: this onnxruntime has only"),
+        ({"backend": "openvino", "device": "cuda"}, "--device cuda: OpenVINO runs on the CPU"),
+    ],
+)
+def test_what_a_backend_lacks_is_said(dynamic: Path, flags: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Predictor.from_checkpoint(dynamic, **flags)
+
+
+def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="onnxruntime is not installed; `uv sync --extra onnx` adds it"):
+        Predictor.from_checkpoint(dynamic, backend="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--checkpoint", "x.pt"], "needs --output"),
+        (["--checkpoint", "x.pt", "-o", "net.tflite"], "ends in .onnx or .safetensors"),
+        (["--checkpoint", "x.pt", "-o", "net.onnx"], "x.pt: cannot be read"),
+        (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
+    ],
+)
+def test_a_mistake_gets_one_line(argv: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert export_command(argv) == 2
+    error = capfd.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_the_command_overwrites_only_where_asked(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--checkpoint", str(tiny_checkpoint), "-o", "net.safetensors"]
+    assert export_command(flags) == 0
+    assert export_command(flags) == 2
+    assert "net.safetensors: is there already; --overwrite" in capfd.readouterr().err
+    assert export_command([*flags, "--overwrite"]) == 0

@@ -1,0 +1,196 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import shifted_pair
+
+from foundation_stereo_depth.checkpoint import load_checkpoint
+from foundation_stereo_depth.cli import predict_command
+from foundation_stereo_depth.data.codecs import decode_whole_steps, read_png16, write_rgb
+from foundation_stereo_depth.inference import predict as predict_files
+from foundation_stereo_depth.inference.predictor import Prediction, Predictor
+
+
+@pytest.fixture
+def folders() -> None:
+    """Five pairs, left/NNNN.png and right/NNNN.png, each of another size and shift."""
+    for eye in ("left", "right"):
+        Path(eye).mkdir()
+    for number in range(5):
+        left, right = shifted_pair(40 + number, 80 + 2 * number, 2 + 2 * number, seed=number)
+        write_rgb(Path(f"left/{number:04d}.png"), left)
+        write_rgb(Path(f"right/{number:04d}.png"), right)
+
+
+@pytest.fixture
+def matching(monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor]) -> None:
+    """The command opens the network that matches, whatever checkpoint is named."""
+    monkeypatch.setattr(predict_files, "open_predictor", lambda *_: matching_predictor(44, 88))
+
+
+def disparity_of(path: str) -> float:
+    return float(np.median(decode_whole_steps(read_png16(Path(path)), 256)[6:-6, 24:-8]))
+
+
+@pytest.mark.usefixtures("folders", "matching")
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_folders_are_predicted_pair_by_pair(batch_size: str, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["-o", "out", "--checkpoint", "any.pt", "--batch-size", batch_size]
+    assert predict_command(["left", "right", *flags]) == 0
+    for number in range(5):
+        assert disparity_of(f"out/{number:04d}_disparity.png") == pytest.approx(2 + 2 * number, abs=0.6)
+        assert Path(f"out/{number:04d}_picture.png").exists()
+    told = capfd.readouterr()
+    assert "out: 5 pairs written" in told.out
+    assert "exchanged" not in told.err
+    assert predict_command(["left", "right", *flags]) == 2
+    assert "0000_disparity.png: is there already" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("folders", "matching")
+def test_what_can_be_read_is_written_and_the_rest_follows_later(capfd: pytest.CaptureFixture[str]) -> None:
+    whole = Path("left/0003.png").read_bytes()
+    Path("left/0003.png").write_bytes(b"?")
+    flags = ["left", "right", "-o", "out", "--checkpoint", "any.pt", "--batch-size", "4", "--write", "disparity"]
+    assert predict_command(flags) == 2
+    told = capfd.readouterr()
+    assert "out: 3 pairs written" in told.out
+    assert "0003.png" in told.err
+    Path("left/0003.png").write_bytes(whole)
+    before = Path("out/0000_disparity.png").stat()
+    assert predict_command([*flags, "--skip-existing"]) == 0
+    out = capfd.readouterr().out
+    assert "out: 3 of 5 pairs are there already" in out
+    assert "out: 2 pairs written" in out
+    assert Path("out/0000_disparity.png").stat() == before
+    assert disparity_of("out/0004_disparity.png") == pytest.approx(10, abs=0.6)
+    assert predict_command([*flags, "--skip-existing"]) == 0
+    assert "5 of 5 pairs are there already" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("matching")
+def test_names_are_neither_mathematics_nor_always_text() -> None:
+    names = [b"cost_$5_$x^.png", b"\xff.png"]
+    left, right = shifted_pair(48, 96, 4)
+    for eye, picture in (("left", left), ("right", right)):
+        Path(eye).mkdir()
+        write_rgb(Path("one.png"), picture)
+        for name in names:
+            (Path(eye) / os.fsdecode(name)).write_bytes(Path("one.png").read_bytes())
+    assert predict_command(["left", "right", "-o", "out", "--checkpoint", "any.pt"]) == 0
+    assert len(list(Path("out").glob("*_picture.png"))) == 2
+
+
+@pytest.mark.usefixtures("folders")
+def test_one_disparity_beyond_16_bits_stops_no_batch(
+    monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor], capfd: pytest.CaptureFixture[str]
+) -> None:
+    predictor = matching_predictor(44, 88)
+    plain = predictor.batch
+
+    def with_one_too_large(pairs: list) -> list[Prediction]:
+        predictions = plain(pairs)
+        predictions[0].disparity_px[1, 2] = 305.902
+        return predictions
+
+    monkeypatch.setattr(predictor, "batch", with_one_too_large)
+    monkeypatch.setattr(predict_files, "open_predictor", lambda *_: predictor)
+    assert predict_command(["left", "right", "-o", "out", "--write", "disparity"]) == 0
+    error = capfd.readouterr().err
+    assert error.count("warning:") == len(list(Path("out").iterdir())) == 5
+    assert "out/0004_disparity.png: 1 pixels of more than 255.996 px (up to 305.902) are unknown in it" in error
+    assert "--map-format pfm or npy keeps them" in error
+
+
+@pytest.mark.usefixtures("folders", "matching")
+def test_exchanged_eyes_are_told_and_mended(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--checkpoint", "any.pt", "--write", "disparity"]
+    assert predict_command(["right/0001.png", "left/0001.png", "-o", "wrong", *flags]) == 0
+    assert "left and right seem to be exchanged" in (error := capfd.readouterr().err)
+    assert "--swap exchanges them" in error
+    assert predict_command(["right/0001.png", "left/0001.png", "-o", "out", "--swap", *flags]) == 0
+    assert "exchanged" not in capfd.readouterr().err
+    assert disparity_of("out/0001_disparity.png") == pytest.approx(4, abs=0.6)
+    assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 0
+    assert "leave --swap out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["grey", "16-bit grey", "16-bit colour"])
+@pytest.mark.usefixtures("matching")
+def test_grey_and_16_bit_pictures_are_predicted(kind: str) -> None:
+    for name, eye in zip(("a.png", "b.png"), shifted_pair(44, 88, 6), strict=True):
+        stored = cv2.cvtColor(eye, cv2.COLOR_RGB2GRAY) if "grey" in kind else eye
+        stored = stored.astype(np.uint16) * 257 if "16-bit" in kind else stored
+        cv2.imwrite(name, stored)
+    assert predict_command(["a.png", "b.png", "-o", "out", "--checkpoint", "any.pt", "--write", "disparity"]) == 0
+    assert disparity_of("out/a_disparity.png") == 6
+
+
+@pytest.mark.usefixtures("matching")
+def test_a_video_of_both_eyes_is_predicted_frame_by_frame() -> None:
+    frame = np.concatenate(shifted_pair(48, 88, 5), axis=1)
+    writer = cv2.VideoWriter("both.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (176, 48))
+    for _ in range(3):
+        writer.write(frame[..., ::-1])
+    writer.release()
+    flags = ["-o", "out", "--checkpoint", "any.pt", "--write", "disparity", "--map-format", "npy", "--batch-size", "2"]
+    assert predict_command(["both.avi", *flags]) == 0
+    assert sorted(path.name for path in Path("out").iterdir()) == [f"both_{n:06d}_disparity.npy" for n in range(3)]
+    assert np.median(np.load("out/both_000002_disparity.npy")[6:-6, 24:-8]) == 5
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_real_checkpoint_from_end_to_end(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["--write", "disparity,sigma,confidence,cloud", "--focal-px", "80", "--baseline-m", "0.1"]
+    assert predict_command(["left", "right", "-o", "out", "--checkpoint", str(tiny_checkpoint), *flags]) == 0
+    assert len(list(Path("out").iterdir())) == 20
+    assert "unet at 64x48, torch" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("folders")
+def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.save(load_checkpoint(tiny_checkpoint).weights, "bare.pt")
+    flags = ["-o", "out", "--checkpoint", "bare.pt", "--write", "disparity"]
+    assert predict_command(["left/0000.png", "right/0000.png", *flags]) == 0
+    assert "warning: bare.pt: bare weights without our header" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["left", "right", "--checkpoint", "x.pt"], "needs --output (-o)"),
+        (["left", "right", "-o", "out", "--checkpoint", "x.pt"], "x.pt: cannot be read (No such file"),
+        (["left", "nowhere", "-o", "out", "--checkpoint", "x.pt"], "nowhere: no such file or folder"),
+        (
+            ["left", "right", "-o", "out", "--checkpoint", "x.pt", "--write", "depth"],
+            "needs --calibration, or --focal-px",
+        ),
+        (["left", "right", "-o", "out", "--run-id", "0123"], "--run-id 0123: neither a file, nor a run"),
+        (["left", "right", "-o", "out", "--weights", "last"], "--weights last: chooses among the checkpoints of a run"),
+        (["left", "right", "-o", "out", "--weights", "best"], "of a run; give --run-id"),
+        (
+            ["left", "right", "-o", "out", "--mlflow-tracking-uri", "sqlite:///x.db"],
+            "--mlflow-tracking-uri sqlite:///x.db: is where a run is kept; give --run-id",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("folders")
+def test_a_mistake_gets_one_line_and_status_2(
+    argv: list[str], said: str, tracking_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--mlflow-tracking-uri", tracking_uri] if "--run-id" in argv else []
+    assert predict_command([*argv, *where]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("foundation-stereo-predict: ")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_left_gets_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        predict_command(["-o", "out"])
+    assert "the following arguments are required: LEFT" in capfd.readouterr().err

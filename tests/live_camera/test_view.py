@@ -1,0 +1,186 @@
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity
+from live_camera import draw, view
+from live_camera.draw import ColourScale
+from live_camera.matcher import Answer
+from live_camera.rig import StereoFrame
+from live_camera.view import CONFIDENCE_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, PAIR_WINDOW, Result, Status, ViewState
+
+H, W = 48, 64
+CALIBRATION = StereoCalibration(
+    width=W, height=H, focal_px=50.0, focal_y_px=50.0, cx_left_px=32.0, cx_right_px=32.0, cy_px=24.0, baseline_m=0.1
+)
+RED = (255, 0, 0)
+
+
+def result(*, depth: bool = True, network: bool = True) -> Result:
+    left = np.full((90, 160, 3), RED, np.uint8)
+    disparity_px = np.full((H, W), 5.0, np.float32)
+    disparity_px[:, W // 2 :] = 2.5
+    disparity_px[0, 0] = np.nan
+    confidence = np.full((H, W), 0.9, np.float32)
+    confidence[: H // 2] = 0.2
+    answer = Answer(
+        disparity_px=disparity_px,
+        std_px=np.full((H, W), 0.5, np.float32) if network else None,
+        confidence=confidence if network else None,
+        doubtful=None if network else confidence < 0.5,
+    )
+    return Result(
+        frame=StereoFrame(left_rgb=left, right_rgb=left, captured_at_s=0.0, skew_ms=0.0),
+        left=left[:H, :W],
+        right=left[:H, :W],
+        answer=answer,
+        depth_m=depth_from_disparity(disparity_px, CALIBRATION) if depth else None,
+        calibration=CALIBRATION if depth else None,
+    )
+
+
+def shown(pictures: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The map in a window, without bar and text."""
+    body = pictures[name][draw.ROW_PX : -2 * draw.ROW_PX]
+    return body if name == PAIR_WINDOW else body[:, : -draw.BAR_PX]
+
+
+def test_a_network_with_a_calibration_gets_three_windows_of_the_cameras_aspect() -> None:
+    pictures = view.panels(result(), ViewState(), Status(), 0.5)
+    assert set(pictures) == {PAIR_WINDOW, DEPTH_WINDOW, "DL Confidence"}
+    assert shown(pictures, PAIR_WINDOW).shape == (270, 960, 3)  # 160x90 eyes, though the map is 64x48
+    assert shown(pictures, DEPTH_WINDOW).shape == (270, 480, 3)
+    assert shown(pictures, PAIR_WINDOW)[100, 100].tolist() == [0, 0, 255]  # red, in the order of the screen
+
+
+def test_without_depth_or_confidence_their_windows_are_missing() -> None:
+    assert set(view.panels(result(depth=False), ViewState(), Status(), 0.5)) == {
+        PAIR_WINDOW,
+        DISPARITY_WINDOW,
+        CONFIDENCE_WINDOW,
+    }
+    assert set(view.panels(result(network=False), ViewState(), Status(), 0.5)) == {PAIR_WINDOW, DEPTH_WINDOW}
+
+
+def test_what_is_near_is_red_in_depth_and_in_disparity() -> None:
+    for depth, name in ((True, DEPTH_WINDOW), (False, DISPARITY_WINDOW)):
+        state = ViewState(low=0.0, high=5.0)
+        body = shown(view.panels(result(depth=depth), state, Status(), 0.5), name).astype(int)
+        near, far = body[100, 50], body[100, 400]
+        assert near[2] > near[0]
+        assert near[2] > far[2] or far[1] > near[1]
+        assert body[0, 0].tolist() == [0, 0, 0]  # unknown
+
+
+def test_doubt_is_hidden_where_asked() -> None:
+    for network in (True, False):
+        visible = shown(view.panels(result(network=network), ViewState(), Status(), 0.5), DEPTH_WINDOW)
+        hidden = shown(view.panels(result(network=network), ViewState(hide_doubtful=True), Status(), 0.5), DEPTH_WINDOW)
+        assert hidden[50, 50].tolist() == list(draw.MASKED)
+        assert np.array_equal(hidden[200], visible[200])
+
+
+def test_the_colours_stay_until_they_are_told_to_follow() -> None:
+    state = ViewState()
+    state.fit(np.full((8, 8), 2.0), is_depth=True)
+    assert (state.low, state.high) == (pytest.approx(1.8), pytest.approx(2.2))
+    state.fit(np.full((8, 8), 20.0), is_depth=True)
+    assert state.high == pytest.approx(2.2)
+    state.press(ord("]"))
+    assert state.high == pytest.approx(2.64)
+    state.press(ord("["))
+    assert state.high == pytest.approx(2.2)
+    state.press(ord("a"))
+    for _ in range(60):
+        state.fit(np.full((8, 8), 20.0), is_depth=True)
+    assert state.high == pytest.approx(22, rel=0.01)
+    state.press(ord("["))
+    assert not state.follow
+
+
+@pytest.mark.parametrize("depth_m", [0.5, 3.0, 12.5, 90.0])
+def test_however_often_the_range_is_narrowed_it_stays_one(depth_m: float) -> None:
+    state = ViewState()
+    state.fit(np.linspace(0.97 * depth_m, 1.03 * depth_m, 64).reshape(8, 8), is_depth=True)
+    for _ in range(10):
+        state.press(ord("["))
+        seen = replace(result(), depth_m=np.full((H, W), depth_m, np.float32))
+        assert DEPTH_WINDOW in view.panels(seen, state, Status(running="x"), 0.5)
+
+
+def test_no_value_at_all_leaves_the_colours_alone() -> None:
+    state = ViewState()
+    state.fit(np.full((8, 8), np.nan), is_depth=True)
+    assert state.high is None
+
+
+def test_the_mouse_reads_disparity_depth_deviation_and_confidence() -> None:
+    here = result()
+    # Z = f B / d = 1 m; sigma = Z^2 sigma_d / (f B) = 0.1 m.
+    assert here.read_out(10, 40) == (
+        "(10, 40)  5.00 px ± 0.50  1.000 m ± 0.100  P 90 %    9x9:  5.00 px ± 0.50  1.000 m ± 0.100  P 90 %"
+    )
+    assert here.read_out(0, 0).startswith("(0, 0)  no disparity")
+    assert result(network=False).read_out(10, 40).startswith("(10, 40)  5.00 px  1.000 m    9x9")
+    assert result(depth=False, network=False).read_out(63, 47) == "(63, 47)  2.50 px    9x9:  2.50 px"
+
+
+def test_the_mouse_over_a_colour_bar_reads_nothing() -> None:
+    windows = view.Windows.__new__(view.Windows)
+    windows.state, windows._body_size, windows._map_size = ViewState(), (240, 320), (120, 160)
+    row = view.draw.ROW_PX + 100
+    for name, column, cursor in (
+        (DEPTH_WINDOW, 300, (150, 50)),
+        (DEPTH_WINDOW, 330, None),
+        (PAIR_WINDOW, 330, (5, 50)),
+    ):
+        windows._mouse(0, column, row, 0, name)
+        assert windows.state.cursor == cursor
+
+
+def test_lines_help_and_cursor_are_drawn() -> None:
+    plain = view.panels(result(), ViewState(), Status(), 0.5)
+    lines = view.panels(result(), ViewState(lines=True), Status(), 0.5)
+    assert not np.array_equal(plain[PAIR_WINDOW], lines[PAIR_WINDOW])
+    assert np.array_equal(plain[DEPTH_WINDOW], lines[DEPTH_WINDOW])
+    cursor = view.panels(result(), ViewState(cursor=(10, 40)), Status(), 0.5)
+    assert all(not np.array_equal(plain[name], cursor[name]) for name in plain)
+    helped = view.panels(result(), ViewState(show_help=True), Status(), 0.5)
+    assert not (shown(helped, PAIR_WINDOW) == (0, 0, 255)).all(axis=2).any()
+
+
+def test_complaints_take_the_place_of_the_read_out_in_another_colour() -> None:
+    pictures = view.panels(result(), ViewState(), Status(complaints=["the left eye is black"]), 0.5)
+    expected = draw.text_row("the left eye is black", pictures[PAIR_WINDOW].shape[1], draw.WARNING)
+    assert np.array_equal(pictures[PAIR_WINDOW][-draw.ROW_PX :], expected)
+
+
+def test_long_text_is_cut_and_never_wider_than_its_row() -> None:
+    row = draw.text_row("depth " * 100, 300, draw.TEXT)
+    assert row.shape == (draw.ROW_PX, 300, 3)
+    assert (row[:, -5:] == draw.BACKGROUND).all()
+    assert (draw.text_row("", 300, draw.TEXT) == draw.BACKGROUND).all()
+
+
+def test_the_bar_has_the_colours_of_the_map() -> None:
+    scale = ColourScale(low=0.0, high=4.0, unit="m", downwards=True)
+    bar = draw.colour_bar(scale, 270)
+    values = np.array([[0.0, 4.0]], np.float32)
+    nearest, farthest = draw.coloured(values, scale, 1, 2, None)[0]
+    assert np.abs(bar[34:255, 15].astype(int)[-1] - nearest).max() < 12
+    assert np.abs(bar[34:255, 15].astype(int)[0] - farthest).max() < 12
+    first = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_TURBO)[0, 0]
+    assert np.array_equal(draw.coloured(values, replace(scale, downwards=False), 1, 2, None)[0, 0], first)
+
+
+def test_no_display_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(UserError, match="no display was found; --headless works without one"):
+        view.check_display()
+    monkeypatch.setenv("DISPLAY", ":8765")
+    with pytest.raises(UserError, match="DISPLAY is :8765, but no window opens there"):
+        view.check_display()

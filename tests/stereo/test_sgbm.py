@@ -1,0 +1,122 @@
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
+from foundation_stereo_depth.data.sample import resize_sample
+from foundation_stereo_depth.stereo.sgbm import (
+    disparities_for,
+    filled_from_background,
+    match_blocks,
+    prior_planes,
+)
+
+NAN = np.nan
+
+
+def filled(rows: list[list[float]]) -> list[list[float]]:
+    disparity_px = np.array(rows, np.float32)
+    return filled_from_background(disparity_px, ~np.isnan(disparity_px)).tolist()
+
+
+def test_holes_take_the_farther_neighbour_of_their_row() -> None:
+    assert filled([[NAN, 9, NAN, NAN, 4, NAN], [5, NAN, 7, 7, NAN, 6]]) == [[9, 9, 4, 4, 4, 4], [5, 5, 7, 7, 6, 6]]
+
+
+def test_a_row_without_any_match_takes_the_nearest_row_with_one() -> None:
+    assert filled([[NAN, NAN], [3, NAN], [NAN, NAN], [NAN, NAN], [NAN, 8]]) == [[3, 3], [3, 3], [3, 3], [8, 8], [8, 8]]
+
+
+def test_a_map_without_any_match_stays_unknown() -> None:
+    assert np.isnan(filled([[NAN, NAN]] * 2)).all()
+
+
+def test_whole_numbers_are_filled_as_real_ones_are() -> None:
+    random = np.random.default_rng(0)
+    steps, known = random.integers(0, 2000, (37, 53), dtype=np.int16), random.random((37, 53)) > 0.6
+    known[[3, 4, 20]] = False
+    found = filled_from_background(steps, known)
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, filled_from_background(steps.astype(np.float32), known))
+
+
+@pytest.mark.parametrize(("width", "expected"), [(80, 16), (81, 32), (320, 64), (321, 80), (1280, 256)])
+def test_a_fifth_of_the_width_is_searched(width: int, expected: int) -> None:
+    assert disparities_for(width) == expected
+
+
+@pytest.mark.parametrize("shift_px", [1, 7, 30])
+def test_a_shifted_picture_has_its_shift_as_disparity(shift_px: int) -> None:
+    left = np.random.default_rng(0).integers(0, 256, (61, 203, 3), dtype=np.uint8)
+    right = np.roll(left, -shift_px, axis=1)
+    found = match_blocks(left, right)
+    assert found.disparity_px.shape == found.matched.shape == (61, 203)
+    assert np.abs(found.disparity_px[:, shift_px:] - shift_px).mean() < 0.1
+    assert found.matched[:, shift_px:].mean() > 0.95
+    # Left and right exchanged there is nothing to find at the right place.
+    assert np.abs(match_blocks(right, left).disparity_px - shift_px).mean() > 2
+
+
+def test_a_picture_without_texture_is_answered_without_inventing_matches() -> None:
+    blank = np.full((48, 64, 3), 128, np.uint8)
+    found = match_blocks(blank, blank)
+    assert not found.matched.any()
+    assert np.isnan(found.disparity_px).all()
+
+
+@pytest.mark.parametrize("far_px", [-0.25, 0.0, 0.25, 0.5, 1.0])
+def test_what_is_nearly_infinitely_far_is_not_taken_for_what_is_near(far_px: float) -> None:
+    # OpenCV knows no fractions of the least disparity that it looks for: from 0 on, all this would be a hole.
+    wall, thing = textured(160, 240), textured(160, 240, seed=1)
+    x, y = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
+    inside = (abs(x - 80) < 20) & (abs(y - 60) < 30)
+    inside_right = (abs(x + 20 - 80) < 20) & (abs(y - 60) < 30)
+
+    def seen(picture: np.ndarray, shift_px: float) -> np.ndarray:
+        return cv2.remap(picture, x + 40 + shift_px, y + 20, cv2.INTER_LINEAR)
+
+    left = np.where(inside[..., None], seen(thing, 0), seen(wall, 0))
+    right = np.where(inside_right[..., None], seen(thing, 20), seen(wall, far_px))
+    found_px, matched = prior_planes(left, right)[[0, 3]]
+    far = ~cv2.dilate(inside.astype(np.uint8), np.ones((41, 41))).astype(bool)
+    assert matched[far].mean() > 0.9
+    assert (np.abs(found_px[far] - max(far_px, 0)) > 1).mean() < 0.02
+    assert np.median(found_px[abs(x - 80) + abs(y - 60) < 15]) == pytest.approx(20, abs=0.5)
+
+
+def textured(height: int = 120, width: int = 160, *, seed: int = 0) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(40, 216, (height // 4, width // 4, 3), dtype=np.uint8)
+    return np.kron(coarse, np.ones((4, 4, 1), np.uint8))
+
+
+@pytest.mark.parametrize("gain", [(0.6, 0.6, 0.6), (1.1, 1.0, 0.8)])
+def test_a_right_eye_exposed_otherwise_is_evened_out(gain: tuple[float, float, float]) -> None:
+    left = textured()
+    right = np.roll(left, -8, axis=1)
+    planes = prior_planes(left, (right * np.array(gain)).astype(np.uint8))
+    assert np.abs(planes[0][:, 16:-16] - 8).mean() < 0.1
+    assert np.abs(planes[4:7, 16:-16, 16:-16]).mean() < 0.005  # a level of 256 and a little
+
+
+def test_eyes_exposed_alike_are_left_as_they_are() -> None:
+    left = textured()
+    right = np.roll(left, -8, axis=1)
+    right[:, :, 1] += 2  # less than chance makes of it
+    unlike = prior_planes(left, right)[4:7, 16:-16, 16:-16]
+    assert np.median(unlike, axis=(1, 2)) == pytest.approx([0, -2 / 255, 0])
+
+
+MEASURED_EPE_PX = {
+    "aloe": 0.96, "art": 1.95, "books": 1.21, "cones": 0.77, "flowerpots": 0.90, "motorcycle": 0.89, "reindeer": 1.13,
+}  # fmt: skip
+
+
+def test_real_scenes_are_matched_as_well_as_measured(shared_data: Path) -> None:
+    index = find_samples(shared_data / "fsd-sample")
+    for i in range(len(index)):
+        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        found = match_blocks(sample.left, sample.right)
+        epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
+        assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)
