@@ -7,8 +7,6 @@ import logging
 import os
 import sys
 
-from tqdm import tqdm
-
 
 def configure(level: int = logging.INFO) -> None:
     """Send the records of both packages to standard error; of several torchrun processes only the first one writes.
@@ -31,6 +29,8 @@ class _TqdmHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            from tqdm import tqdm  # noqa: PLC0415 (a tenth of what `--help` takes)
+
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:
             self.handleError(record)
