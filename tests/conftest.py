@@ -1,9 +1,10 @@
 """What many tests need: a small FSD tree, real data where it is at hand, and a folder of their own to run in."""
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,13 @@ def command_of(flags: dict) -> list[str]:
         flag = name.replace("_", "-")
         words += [f"--{flag if value else 'no-' + flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return [str(Path(sys.executable).with_name("foundation-stereo-depth")), *words]
+
+
+@pytest.fixture(autouse=True)
+def unconfigured_logging() -> Iterator[None]:
+    """Undo what a command run in this process has done to logging, so that the next test's caplog sees records."""
+    yield
+    for package in ("foundation_stereo_depth", "live_camera"):
+        logger = logging.getLogger(package)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.NOTSET)
