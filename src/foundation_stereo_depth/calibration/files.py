@@ -1,41 +1,66 @@
 """Calibration files: whichever format a rig comes with -> one RigCalibration in metres; and our own NPZ.
 
-What a file is shows in its content, never in its name.
+The format is found in the content, never in the name.
 """
 
 import configparser
-import json
+import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
-import yaml
 from jaxtyping import Float
 
 from foundation_stereo_depth.calibration import formats
-from foundation_stereo_depth.calibration.formats import METRES, Size, entry, in_metres, model_of, numbers, size_of
-from foundation_stereo_depth.calibration.rig import Rectification, RigCalibration, rectified_already
+from foundation_stereo_depth.calibration.formats import (
+    METRES,
+    Size,
+    entry,
+    in_metres,
+    is_camera_info,
+    model_of,
+    numbers,
+    size_of,
+)
+from foundation_stereo_depth.calibration.rig import (
+    Rectification,
+    RigCalibration,
+    create_rectified_rig,
+    implausible_baseline,
+)
+from foundation_stereo_depth.calibration.text import (
+    LARGEST_FILE_BYTES,
+    check_size,
+    decode_text,
+    parse_json,
+    parse_opencv_xml,
+    parse_yaml,
+)
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 Unit = Literal["auto", "m", "cm", "mm"]
 
 _NPZ_BEGINS = b"PK"
 _TWO_FILES = (("intrinsic", "extrinsic"), ("left", "right"))
-"""Words in the names of two files that make one calibration: OpenCV's and ROS's."""
-_TEXT_SUFFIXES = (".yml", ".yaml", ".xml")
+"""Words, in any case, in the names of two files that make one calibration: OpenCV's and ROS's."""
+_TEXT_SUFFIXES = (".yml", ".yaml", ".xml", ".json", ".yml.gz", ".yaml.gz", ".xml.gz", ".json.gz")
+_LARGEST_NPZ_BYTES = 64_000_000
+"""Some programs keep the corners of all boards beside the calibration."""
 _K_TXT_NUMBERS = 10
 _KNOWN = (
-    "NPZ, OpenCV YAML/XML, ROS camera_info, Kalibr camchain, ZED .conf, DepthAI JSON, Middlebury calib.txt, "
+    "NPZ, OpenCV YAML/XML/JSON, ROS camera_info, Kalibr camchain, ZED .conf, DepthAI JSON, Middlebury calib.txt, "
     "FoundationStereo K.txt, stereodemo JSON"
 )
 
-# How other programs call what stereoCalibrate returns: lower case, without underscores. Our own name stands first.
+# Other programs' names for what stereoCalibrate returns: lower case, without underscores. Our own name stands first.
 _NAMES = {
     "mtx_l": ("mtxl", "mtxleft", "k1", "m1", "kl", "kleft", "cameramatrix1", "cameramatrixl", "cameramatrixleft"),
     "mtx_r": ("mtxr", "mtxright", "k2", "m2", "kr", "kright", "cameramatrix2", "cameramatrixr", "cameramatrixright"),
@@ -55,36 +80,34 @@ _NAMES = {
 
 
 def read_calibration(path: Path, *, unit: Unit = "auto", image_size: tuple[int, int] | None = None) -> RigCalibration:
-    """The rig that a calibration file describes, in metres and px.
+    """Return the rig that a calibration file describes, in metres and px.
 
     Args:
         path: the file; of a calibration in two files the folder that holds them, or either of them.
         unit: of the lengths in it; auto takes what its format defines, or metres where that says nothing.
-        image_size: width and height of the pictures it was made for, px, where it does not say, or says several.
+        image_size: width and height of the images it was made for, px, where it does not say, or says several.
 
     Raises:
         CalibrationError: it cannot be read, lacks something, or describes no usable rig; the message names it.
     """
-    metres = None if unit == "auto" else METRES[unit]
     try:
-        content = _files(path)
-        if content[0].startswith(_NPZ_BEGINS):
-            return _from_entries(_npz_entries(path), metres, image_size)
-        return _from_texts(path, _texts(content), metres, image_size)
+        rig = _read(path, None if unit == "auto" else METRES[unit], image_size)
+        _check_baseline(path, rig, unit)
     except OSError as error:
         raise CalibrationError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
-    except (json.JSONDecodeError, yaml.YAMLError, configparser.Error) as error:
+    except configparser.Error as error:
         raise CalibrationError(f"{path}: is damaged: {error}") from error
     except CalibrationError as error:
         raise CalibrationError(f"{path}: {error}") from error
-    except (ValueError, OverflowError, RecursionError, np.linalg.LinAlgError) as error:  # of numbers that are none
+    except (ValueError, OverflowError, RecursionError, np.linalg.LinAlgError, cv2.error) as error:  # of odd numbers
         raise CalibrationError(f"{path}: is damaged: {error}") from error
+    return rig
 
 
 def save_calibration(
     path: Path, calibration: RigCalibration, figures: Mapping[str, float | int | str] | None = None
 ) -> None:
-    """Writes our NPZ: the rig in metres and px, its rectification, and figures on how it was made.
+    """Write our NPZ: the rig in metres and px, its rectification, and figures on how it was made.
 
     Args:
         path: the file to make or replace, complete or not at all; its folder exists.
@@ -111,153 +134,220 @@ def save_calibration(
     write_atomically(path, lambda file: np.savez(file, **arrays), durable=True)
 
 
-def _files(path: Path) -> list[bytes]:
-    """The content of the calibration's one or two files; of two, intrinsics or the left eye first."""
-    if path.is_dir():
-        return [file.read_bytes() for file in _pair_in(path)]
-    return [path.read_bytes()]
+def _check_baseline(path: Path, rig: RigCalibration, unit: Unit) -> None:
+    """Check that the baseline is plausible; where the user named the unit it is believed, with a warning."""
+    odd = implausible_baseline(rig)
+    if odd is None:
+        return
+    if unit == "auto":
+        raise CalibrationError(
+            f"{odd}: is its unit another? --calibration-unit mm (or cm, m) says which; or was the size of the board's "
+            "squares left out when it was made?"
+        )
+    logger.warning("%s: %s; taken as it is, since --calibration-unit %s says so", path, odd, unit)
+
+
+def _read(path: Path, metres: float | None, size: Size) -> RigCalibration:
+    files = _pair_in(path) if path.is_dir() else [path]
+    contents = [_read_bytes(file) for file in files]
+    if contents[0].startswith(_NPZ_BEGINS):
+        return _from_entries(_npz_entries(path), metres, size)
+    return _from_texts(path, [_decode(content) for content in contents], metres, size)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a regular file no larger than calibrations are; a pipe or a device would never end."""
+    if not path.is_file():
+        path.stat()  # raises where there is nothing
+        raise CalibrationError("is no file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST_FILE_BYTES + 1)
+        if content.startswith(_NPZ_BEGINS):
+            content += file.read(_LARGEST_NPZ_BYTES)
+            if len(content) > _LARGEST_NPZ_BYTES:
+                raise CalibrationError(f"has more than {_LARGEST_NPZ_BYTES:,} bytes, which no calibration has")
+            return content
+    check_size(len(content))
+    return content
+
+
+def _decode(content: bytes) -> str:
+    try:
+        return decode_text(content)
+    except CalibrationError as error:
+        raise CalibrationError(f"{error}; known are {_KNOWN}") from error
 
 
 def _pair_in(folder: Path) -> list[Path]:
+    """Return the two files of a calibration in a folder, intrinsics or the left camera's first.
+
+    They are named so (`Left.yaml`, `Right.yaml`), or stand alone in folders named so (`left/camera_info.yaml`).
+    """
+    texts = sorted(file for file in folder.iterdir() if _is_text_file(file))
+    below = sorted(file for sub in folder.iterdir() if sub.is_dir() for file in sub.iterdir() if _is_text_file(file))
     for words in _TWO_FILES:
-        found = [sorted(f for f in folder.iterdir() if f.suffix in _TEXT_SUFFIXES and word in f.stem) for word in words]
-        if all(len(files) == 1 for files in found):
-            return [files[0] for files in found]
+        for candidates in ([(file.name, file) for file in texts], [(file.parent.name, file) for file in below]):
+            found = [[file for name, file in candidates if word in name.lower()] for word in words]
+            if all(len(files) == 1 for files in found) and found[0] != found[1]:
+                return [files[0] for files in found]
     raise CalibrationError(
         "a folder has to hold one pair of files, *intrinsic* and *extrinsic*, or *left* and *right* "
-        f"({', '.join(_TEXT_SUFFIXES)}); name the calibration's file instead"
+        f"({', '.join(_TEXT_SUFFIXES[:4])}); name the calibration's file instead"
     )
 
 
+def _is_text_file(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(_TEXT_SUFFIXES) and not name.startswith(".") and path.is_file()
+
+
 def _partner(path: Path) -> tuple[Path, bool] | None:
-    """The file that makes a calibration whole together with this one, and whether it comes first."""
+    """Return the file that completes a calibration in two files, and whether it comes first; None without one."""
     for first, second in _TWO_FILES:
         for own, other in ((first, second), (second, first)):
-            partner = path.with_name(path.name.replace(own, other))
-            if own in path.name and partner.is_file():
-                return partner, own == second
+            beside = path.parent.iterdir() if own in path.name.lower() else ()
+            wanted = path.name.lower().replace(own, other)
+            for file in beside:
+                if file.name.lower() == wanted and file.is_file():
+                    return file, own == second
+            folder = path.parent.resolve()
+            if own in folder.name.lower():
+                wanted = folder.name.lower().replace(own, other)
+                for sibling in folder.parent.iterdir():
+                    if sibling.name.lower() == wanted and (file := sibling / path.name).is_file():
+                        return file, own == second
     return None
 
 
-def _texts(contents: list[bytes]) -> list[str]:
-    try:
-        return [content.decode("utf-8-sig") for content in contents]
-    except UnicodeDecodeError as error:
-        raise CalibrationError(f"is neither text nor an NPZ; known are {_KNOWN}") from error
-
-
 def _from_texts(path: Path, texts: list[str], metres: float | None, size: Size) -> RigCalibration:
+    """Return the rig of one or two texts, whichever format they have."""
     text = texts[0]
-    if text.lstrip().startswith("{"):
-        said = json.loads(text)
-        if "cameraData" in said:
-            return formats.from_depthai(said, metres)
-        if "baseline_meters" in said:
-            return formats.from_stereodemo(said, metres)
-    if text.startswith("%YAML") or "opencv-matrix" in text or "opencv_storage" in text:
-        entries = _opencv_entries(texts)
-        if len(texts) == 1 and not ({"mtx_l", "R", "T"} <= set(entries)) and (partner := _partner(path)) is not None:
-            entries |= _opencv_entries(_texts([partner[0].read_bytes()]))
-        return _from_entries(entries, metres, size)
-    if re.search(r"^\s*projection_matrix\s*:", text, re.MULTILINE):
-        return formats.from_ros(_ros_pair(path, texts), metres)
-    if re.search(r"^cam0\s*:", text, re.MULTILINE):
-        return formats.from_kalibr(yaml.safe_load(text), metres)
-    if re.search(r"^\s*\[(LEFT|RIGHT)_CAM_", text, re.MULTILINE | re.IGNORECASE):
+    if re.search(r"^[ \t]*\[(LEFT|RIGHT)_CAM_", text, re.MULTILINE | re.IGNORECASE):
         return formats.from_zed(text, metres, size)
-    if re.search(r"^cam0\s*=", text, re.MULTILINE):
+    if re.search(r"^[ \t]*cam0[ \t]*=", text, re.MULTILINE):
         return formats.from_middlebury(text, metres, size)
-    if len(text.split()) == _K_TXT_NUMBERS:
+    if len(text.split(maxsplit=_K_TXT_NUMBERS)) == _K_TXT_NUMBERS and ":" not in text:
         return formats.from_k_txt(text, metres, size)
-    raise CalibrationError(f"is no calibration of a known kind: {_KNOWN}")
+    values = [_parse(each) for each in texts]
+    if readers := [read for fits, read in _FORMATS if fits(values[0])]:
+        return readers[0](values[0], metres)
+    if is_camera_info(values[0]):
+        return formats.from_ros(_with_partner(path, values), metres)
+    if not isinstance(values[0], Mapping):
+        raise CalibrationError(f"is no calibration of a known kind: {_KNOWN}")
+    entries = [dict(each) for each in values if isinstance(each, Mapping)]
+    known = _known(*entries)
+    if len(texts) == 1 and not {"mtx_l", "R", "T"} <= set(known) and (partner := _partner(path)) is not None:
+        other = _parse(_decode(_read_bytes(partner[0])))
+        if isinstance(other, Mapping) and not is_camera_info(other):
+            known = _known(*entries, other)
+    if not known:
+        raise CalibrationError(f"is no calibration of a known kind: {_KNOWN}")
+    return _from_entries(known, metres, size)
 
 
-def _ros_pair(path: Path, texts: list[str]) -> list[Any]:
-    """The camera_info of the left and the right eye."""
-    if len(texts) == 1:
-        partner = _partner(path)
-        if partner is None:
-            raise CalibrationError(
-                "is a camera_info of one eye; the other one's file has to lie beside it, named the same but for "
-                "left and right"
-            )
-        other, comes_first = partner
-        both = [*_texts([other.read_bytes()]), *texts] if comes_first else [*texts, *_texts([other.read_bytes()])]
-        texts = both
-    return [yaml.safe_load(text) for text in texts]
+def _parse(text: str) -> Any:
+    """Return the values of JSON, XML or YAML; of several YAML documents, as rostopic echo prints them, the first."""
+    begins = text.lstrip()[:1]
+    if begins == "<":
+        return parse_opencv_xml(text)
+    if begins in ("{", "["):
+        return parse_json(text)
+    documents = parse_yaml(text)
+    return documents[0] if documents else None
+
+
+_FORMATS: Sequence[tuple[Callable[[Any], bool], Callable[[Any, float | None], RigCalibration]]] = (
+    (lambda values: isinstance(values, Mapping) and "cameraData" in values, formats.from_depthai),
+    (lambda values: isinstance(values, Mapping) and "baseline_meters" in values, formats.from_stereodemo),
+    (lambda values: isinstance(values, Mapping) and "cam0" in values, formats.from_kalibr),
+)
+"""(what is found in the content, its reader), of the formats that are one file."""
+
+
+def _with_partner(path: Path, values: list[Any]) -> list[Any]:
+    """Return the camera_info of the left and of the right camera."""
+    if len(values) == 2:
+        return values
+    partner = _partner(path)
+    if partner is None:
+        raise CalibrationError(
+            "is a camera_info of one camera; the other one's file has to lie beside it, named the same but for left "
+            "and right"
+        )
+    other, comes_first = partner
+    parsed = _parse(_decode(_read_bytes(other)))
+    return [parsed, *values] if comes_first else [*values, parsed]
 
 
 def _npz_entries(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _known({key: arrays[key] for key in arrays if _our_name(key) is not None})
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, CalibrationError):
-            raise
+            names = [key for key in arrays.files if _our_name(key) is not None]
+            for name in names:
+                _check_member(arrays.zip.getinfo(f"{name}.npy"))
+            return _known({key: arrays[key] for key in names})
+    except CalibrationError:
+        raise
+    except (
+        zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError, KeyError, MemoryError,
+        SyntaxError, TypeError, AttributeError,
+    ) as error:  # fmt: skip
         raise CalibrationError(f"is not an NPZ of plain numbers ({error})") from error
 
 
-def _opencv_entries(texts: list[str]) -> dict[str, Any]:
-    entries: dict[str, Any] = {}
-    for text in texts:
-        try:
-            storage = cv2.FileStorage(text, cv2.FILE_STORAGE_READ | cv2.FILE_STORAGE_MEMORY)
-            root = storage.root()
-            entries |= {key: _node(root.getNode(key)) for key in root.keys() if _our_name(key) is not None}  # noqa: SIM118
-            storage.release()
-        except (cv2.error, SystemError) as error:
-            raise CalibrationError(
-                "OpenCV cannot read it; is it damaged, or YAML, XML or JSON of another kind?"
-            ) from error
-    return _known(entries)
+def _check_member(member: zipfile.ZipInfo) -> None:
+    """Check that an array says it is small, before it is unpacked; numpy takes its header's word for the memory."""
+    if member.file_size > LARGEST_FILE_BYTES:
+        raise CalibrationError(
+            f"{member.filename} has {member.file_size:,} bytes, which no matrix of a calibration has"
+        )
 
 
-def _node(node: Any) -> Any:
-    if node.isMap():
-        return np.asarray(node.mat())
-    if node.isSeq():
-        return [_node(node.at(index)) for index in range(node.size())]
-    return node.string() if node.isString() else node.real()
-
-
-def _our_name(key: str) -> str | None:
-    word = key.lower().replace("_", "")
+def _our_name(key: Any) -> str | None:
+    word = str(key).lower().replace("_", "")
     return next((name for name, words in _NAMES.items() if word in words), None)
 
 
-def _known(entries: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries that describe a rig, by our names for them, whatever another program calls them."""
+def _known(*sources: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the entries that describe a rig by our names for them, whatever other programs call them."""
     found: dict[str, Any] = {}
-    called: dict[str, str] = {}
-    for key, value in entries.items():
-        name = _our_name(key)
-        if name is None:
-            continue
-        if name in found:
-            raise CalibrationError(f"holds both {called[name]} and {key}, which mean the same; leave one out")
-        found[name], called[name] = value, key
+    called: dict[str, Any] = {}
+    for entries in sources:
+        for key, value in entries.items():
+            name = _our_name(key)
+            if name is None:
+                continue
+            if name in found and called[name] != key:
+                raise CalibrationError(f"holds both {called[name]} and {key}, which mean the same; leave one out")
+            found[name], called[name] = value, key
     return found
 
 
 def _from_entries(found: Mapping[str, Any], metres: float | None, size: Size) -> RigCalibration:
-    """The rig of what stereoCalibrate and stereoRectify return; or of P1 and P2 alone, if pictures are rectified."""
+    """Return the rig of what stereoCalibrate and stereoRectify return.
+
+    P1 and P2 alone suffice where images are rectified; with R1, R2 and the cameras they stand in for R and T.
+    """
     metres = 1.0 if metres is None else metres
     if not found:
         raise CalibrationError("holds none of the names that a rig's calibration has, such as mtx_l or P1")
     rectification = _rectification(found, metres)
     if rectification is not None and not {"mtx_l", "mtx_r", "R", "T"} & set(found):
         width, height = size_of(found, size)
-        return rectified_already(
+        return create_rectified_rig(
             width=width,
             height=height,
             left=rectification.left_projection[:, :3],
             right=rectification.right_projection[:, :3],
             translation_m=rectification.translation_m,
         )
-    missing = [name for name in ("mtx_l", "dist_l", "mtx_r", "dist_r", "R", "T") if name not in found]
+    poses = () if rectification is not None else ("R", "T")
+    missing = [name for name in ("mtx_l", "dist_l", "mtx_r", "dist_r", *poses) if name not in found]
     if missing:
         raise CalibrationError(f"lacks {', '.join(missing)}; is it the calibration of a stereo rig?")
     width, height = size_of(found, size)
+    rotation, translation_m = _pose(found, rectification, metres)
     return RigCalibration(
         width=width,
         height=height,
@@ -266,9 +356,9 @@ def _from_entries(found: Mapping[str, Any], metres: float | None, size: Size) ->
         right_matrix=numbers(found, "mtx_r", (3, 3)),
         right_distortion=numbers(found, "dist_r", (-1,)),
         distortion_model=model_of(str(found.get("distortion_model", "radtan"))),
-        rotation=_rotation(found),
-        translation_m=numbers(found, "T", (3,)) * metres,
-        rectification=rectification if {"R1", "R2"} <= set(found) else None,
+        rotation=rotation,
+        translation_m=translation_m,
+        rectification=rectification if {"R1", "R2"} <= set(found) or "T" not in found else None,
     )
 
 
@@ -278,13 +368,27 @@ def _rectification(found: Mapping[str, Any], metres: float) -> Rectification | N
     return Rectification(
         left_rotation=numbers(found, "R1", (3, 3)) if "R1" in found else np.eye(3),
         right_rotation=numbers(found, "R2", (3, 3)) if "R2" in found else np.eye(3),
-        left_projection=numbers(found, "P1", (3, 4)),
+        left_projection=in_metres(numbers(found, "P1", (3, 4)), metres),
         right_projection=in_metres(numbers(found, "P2", (3, 4)), metres),
-    )
+    ).relative_to_left()
+
+
+def _pose(
+    found: Mapping[str, Any], rectification: Rectification | None, metres: float
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+    """Return R and T as given, else as the rectification has them: R = R2' R1, T = R2' (K2^-1 p2 - K1^-1 p1)."""
+    if "T" in found and "R" in found:
+        return _rotation(found), numbers(found, "T", (3,)) * metres
+    if rectification is None:
+        raise CalibrationError(f"lacks {'T' if 'R' in found else 'R'}; is it the calibration of a stereo rig?")
+    rotation = _rotation(found) if "R" in found else rectification.right_rotation.T @ rectification.left_rotation
+    if "T" in found:
+        return rotation, numbers(found, "T", (3,)) * metres
+    return rotation, rectification.right_rotation.T @ rectification.translation_m
 
 
 def _rotation(found: Mapping[str, Any]) -> Float[np.ndarray, "3 3"]:
-    """R, which some programs keep as a rotation vector."""
+    """Return R, which some programs keep as a rotation vector."""
     if np.size(entry(found, "R")) == 3:
         return np.asarray(cv2.Rodrigues(numbers(found, "R", (3,)))[0])
     return numbers(found, "R", (3, 3))

@@ -1,95 +1,60 @@
-"""A rig of two cameras: what calibration found out, checked; and how its pictures become rectified.
+"""A rig of two cameras: what calibration found out, checked, and what depth needs to know of it.
 
 OpenCV's conventions: a point at X in the left camera's axes (x right, y down, z forward) stands at R X + T in the right
-camera's, so a right eye that is right of the left one has T[0] < 0. Metres and pixels.
+camera's, so a right camera that is right of the left one has T[0] < 0. Metres and pixels.
 """
 
 import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-import cv2
 import numpy as np
 from jaxtyping import Float
 
+from foundation_stereo_depth.calibration.rectification import (
+    DistortionModel,
+    Lens,
+    Rectification,
+    check_given,
+    compute_rectification,
+)
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
+
+__all__ = ["DistortionModel", "Rectification", "RigCalibration", "create_rectified_rig", "implausible_baseline"]
 
 SMALLEST_BASELINE_M = 0.01
 LARGEST_BASELINE_M = 2.0
 """Rigs that people hold or mount lie between; anything else is more likely a mistake of units."""
 
 _ROTATION_TOLERANCE = 1e-3
-"""Largest entry of R R' - I: files that keep four digits still pass."""
+"""Largest entry of R R' - I: files that keep four digits pass."""
 _RECTIFICATION_TOLERANCE = 0.01
 """How far a given rectification may turn, rad, and its baseline differ, relatively, from what R and T say."""
 _ASPECT_TOLERANCE = 0.01
 _FAR_OFF, _OUTSIDE = 0.1, 0.5
-"""Shares of the picture by which a principal point is off its middle: unusual, and beyond its edge."""
-_TOO_SMALL, _ALIKE = 0.35, 0.05
-"""Where both are off by one factor, across and down, the picture size is wrong."""
+"""Fractions of the image by which a principal point is off its middle: unusual, and beyond its edge."""
+_OTHER_SIZE, _OTHER_SIZE_RECTIFIED, _ALIKE = 0.12, 0.15, 0.05
+"""Where a principal point is off the middle by one fraction across and down, the numbers are of another image size."""
 _COEFFICIENTS = {"radtan": (0, 4, 5, 8, 12, 14), "equidistant": (4,)}
 """How many distortion coefficients OpenCV's two models take."""
-
-DistortionModel = Literal["radtan", "equidistant"]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rectification:
-    """How both eyes are turned until rows meet rows, and projected again: OpenCV's R1 R2 P1 P2.
-
-    Attributes:
-        left_rotation, right_rotation: from each camera's axes to the rectified ones.
-        left_projection, right_projection: of the rectified eyes, px; the right one holds -f B (px m) at [0, 3].
-    """
-
-    left_rotation: Float[np.ndarray, "3 3"]
-    right_rotation: Float[np.ndarray, "3 3"]
-    left_projection: Float[np.ndarray, "3 4"]
-    right_projection: Float[np.ndarray, "3 4"]
-
-    def __post_init__(self) -> None:
-        for name, projection in (("P1", self.left_projection), ("P2", self.right_projection)):
-            if not (np.isfinite(projection).all() and min(projection[0, 0], projection[1, 1], projection[2, 2]) > 0):
-                raise CalibrationError(f"{name} is no projection: it has to be finite, with focal lengths above 0")
-
-    @property
-    def translation_m(self) -> Float[np.ndarray, "3"]:
-        """T between the rectified eyes: (-baseline, 0, 0) where they stand side by side."""
-        return np.linalg.solve(self.right_projection[:, :3], self.right_projection[:, 3])
-
-    @property
-    def baseline_m(self) -> float:
-        """The distance of the eyes; below 0 where they are exchanged."""
-        return float(-self.translation_m[0])
-
-    @property
-    def disparity_to_depth(self) -> Float[np.ndarray, "4 4"]:
-        """OpenCV's Q: (column, row, disparity, 1) -> homogeneous metres."""
-        left, right = self.left_projection, self.right_projection
-        q = np.eye(4)
-        q[0, 3], q[1, 3] = -left[0, 2], -left[1, 2]
-        q[2, 2:] = 0.0, left[0, 0]
-        q[3, 2:] = 1 / self.baseline_m, -(left[0, 2] - right[0, 2]) / self.baseline_m
-        return q
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RigCalibration:
-    """Two cameras and how they stand to each other, as OpenCV's stereoCalibrate tells it, at one picture size.
+    """Two cameras and their pose to each other, as OpenCV's stereoCalibrate returns it, at one image size.
 
     Attributes:
-        width, height: of the raw pictures that the rest refers to, px.
+        width, height: of the raw images that the rest refers to, px.
         left_matrix, right_matrix: fx, fy, cx, cy in px, as 3x3 camera matrices.
-        left_distortion, right_distortion: coefficients in OpenCV's order; none where pictures are free of it.
+        left_distortion, right_distortion: coefficients in OpenCV's order; none where images are free of it.
         distortion_model: radtan (OpenCV's usual model, up to 14 coefficients) or equidistant (its fisheye, 4).
         rotation, translation_m: X_right = R X_left + T.
         rectification: as the calibration gives it; None has it computed.
 
     Raises:
-        CalibrationError: this is no horizontal rig with the left eye on the left, or numbers contradict each other.
+        CalibrationError: this is no horizontal rig with the left camera on the left, or numbers contradict each other.
     """
 
     width: int
@@ -111,20 +76,31 @@ class RigCalibration:
 
     @functools.cached_property
     def rectified(self) -> Rectification:
-        """The rectification that the calibration gives, or else OpenCV's, zoomed until hardly a pixel is missing."""
+        """The rectification that the calibration gives, or else the computed one.
+
+        Raises:
+            CalibrationError: none is given, and none shows what both cameras see.
+        """
         if self.rectification is not None:
             return self.rectification
-        cameras = (self.left_matrix, self.left_distortion, self.right_matrix, self.right_distortion)
-        size, pose = (self.width, self.height), (self.rotation, self.translation_m[:, None])
-        if self.distortion_model == "equidistant":
-            r1, r2, p1, p2, _ = cv2.fisheye.stereoRectify(*cameras, size, *pose, flags=cv2.CALIB_ZERO_DISPARITY)
-        else:
-            r1, r2, p1, p2, _, _, _ = cv2.stereoRectify(*cameras, size, *pose, flags=cv2.CALIB_ZERO_DISPARITY, alpha=0)
-        return Rectification(left_rotation=r1, right_rotation=r2, left_projection=p1, right_projection=p2)
+        left, right = (
+            Lens(
+                matrix=matrix,
+                distortion=distortion,
+                model=self.distortion_model,
+                width=self.width,
+                height=self.height,
+            )
+            for matrix, distortion in (
+                (self.left_matrix, self.left_distortion),
+                (self.right_matrix, self.right_distortion),
+            )
+        )
+        return compute_rectification(left, right, self.rotation, self.translation_m)
 
     @property
     def stereo_calibration(self) -> StereoCalibration:
-        """What depth needs to know of rectified pictures of the calibration's own size."""
+        """What depth needs to know of rectified images of the calibration's own size."""
         left, right = self.rectified.left_projection, self.rectified.right_projection
         return StereoCalibration(
             width=self.width,
@@ -138,21 +114,22 @@ class RigCalibration:
         )
 
     def with_far_in_view(self) -> "RigCalibration":
-        """One that gives what is far a disparity of 0 where this one gives less, which no matcher looks for.
+        """Return a rig in which points at infinity have disparity 0 where here they have less, which no matcher finds.
 
-        The right eye's rectified picture is moved by that much; everything else stays. Calibrations by
-        `stereoRectify` without CALIB_ZERO_DISPARITY may be so. Pictures that are rectified already are left alone.
+        The right rectified image is shifted by that much; everything else stays. Calibrations by `stereoRectify`
+        without CALIB_ZERO_DISPARITY may need it. Images that are rectified already are left alone.
         """
         given = self.rectified
         offset_px = float(given.left_projection[0, 2] - given.right_projection[0, 2])
-        if offset_px >= 0 or self._is_rectified_already:
+        if offset_px >= 0 or self.is_rectified:
             return self
-        moved = given.right_projection.copy()
-        moved[0, 2] += offset_px
-        return dataclasses.replace(self, rectification=dataclasses.replace(given, right_projection=moved))
+        shifted = given.right_projection.copy()
+        shifted[0, 2] += offset_px
+        return dataclasses.replace(self, rectification=dataclasses.replace(given, right_projection=shifted))
 
     @property
-    def _is_rectified_already(self) -> bool:
+    def is_rectified(self) -> bool:
+        """True where the calibration describes images that are rectified already, so that nothing is left to do."""
         rectified = self.rectified
         rotations = (rectified.left_rotation, rectified.right_rotation)
         return (
@@ -164,19 +141,19 @@ class RigCalibration:
         )
 
     def check_size(self, height: int, width: int) -> None:
-        """Lets pass raw pictures of the calibration's size, or of another with the same aspect.
+        """Check that raw images have the calibration's size, or another with the same aspect.
 
         Raises:
             CalibrationError: their aspect differs, so the camera cropped them or the calibration is another camera's.
         """
         if abs(width / height * self.height / self.width - 1) > _ASPECT_TOLERANCE:
             raise CalibrationError(
-                f"pictures of {width}x{height} do not fit a calibration made at {self.width}x{self.height}: the "
+                f"images of {width}x{height} do not fit a calibration made at {self.width}x{self.height}: the "
                 "aspect differs, so one cannot be scaled to the other; use the calibrated size, or calibrate at this"
             )
 
 
-def rectified_already(
+def create_rectified_rig(
     *,
     width: int,
     height: int,
@@ -184,11 +161,11 @@ def rectified_already(
     right: Float[np.ndarray, "3 3"],
     translation_m: Float[np.ndarray, "3"],
 ) -> RigCalibration:
-    """The rig of pictures that are rectified: no distortion, no turning, eyes side by side.
+    """Return the rig of images that are rectified: no distortion, no rotation, cameras side by side.
 
     Args:
-        width: of the pictures, px.
-        height: of the pictures, px.
+        width: of the images, px.
+        height: of the images, px.
         left: camera matrix.
         right: camera matrix; only cx may differ from the left one's.
         translation_m: T, (-baseline, 0, 0).
@@ -211,45 +188,66 @@ def rectified_already(
     )
 
 
+def implausible_baseline(rig: RigCalibration) -> str | None:
+    """Return a sentence on a baseline that no usual rig has, None for a usual one."""
+    baseline_m = float(np.linalg.norm(rig.translation_m))
+    if SMALLEST_BASELINE_M <= baseline_m <= LARGEST_BASELINE_M:
+        return None
+    return f"a baseline of {baseline_m:.4g} m, where {SMALLEST_BASELINE_M} to {LARGEST_BASELINE_M} are plausible"
+
+
 def _check_cameras(rig: RigCalibration) -> None:
     if rig.width < 1 or rig.height < 1:
-        raise CalibrationError(f"a picture size of {rig.width}x{rig.height} px; it has to be above 0")
-    eyes = (("left", rig.left_matrix, rig.left_distortion), ("right", rig.right_matrix, rig.right_distortion))
-    for eye, matrix, distortion in eyes:
+        raise CalibrationError(f"an image size of {rig.width}x{rig.height} px; it has to be above 0")
+    cameras = (("left", rig.left_matrix, rig.left_distortion), ("right", rig.right_matrix, rig.right_distortion))
+    for name, matrix, distortion in cameras:
         if not (np.isfinite(matrix).all() and np.isfinite(distortion).all()):
-            raise CalibrationError(f"the {eye} camera's numbers are not all finite")
+            raise CalibrationError(f"the {name} camera's numbers are not all finite")
         if len(distortion) not in _COEFFICIENTS[rig.distortion_model]:
             raise CalibrationError(
-                f"{len(distortion)} distortion coefficients of the {eye} camera; {rig.distortion_model} takes "
+                f"{len(distortion)} distortion coefficients of the {name} camera; {rig.distortion_model} takes "
                 f"{', '.join(map(str, _COEFFICIENTS[rig.distortion_model]))}"
             )
-        fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
-        if not np.allclose(matrix, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], atol=1e-3):
-            raise CalibrationError(
-                f"the {eye} camera's matrix is not (fx 0 cx; 0 fy cy; 0 0 1); is it transposed, or another matrix?"
-            )
-        # Lenses from a 4-degree telephoto to a 160-degree fisheye, and pixels at most twice as wide as high.
-        if not (0.1 * rig.width < fx < 15 * rig.width and 0.5 < fx / fy < 2):
-            raise CalibrationError(
-                f"focal lengths of {fx:.4g} and {fy:.4g} px in pictures {rig.width} px wide belong to no usual {eye} "
-                "camera; are they in px, and is the picture size the calibrated one?"
-            )
-        across, down = cx / rig.width, cy / rig.height
-        if max(across, down) < _TOO_SMALL and abs(across - down) < _ALIKE:
-            raise CalibrationError(
-                f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) lies at {across:.2f} of the width and "
-                f"{down:.2f} of the height; was it calibrated with pictures smaller than {rig.width}x{rig.height}?"
-            )
-        off = _off_centre(across, down)
-        if off >= _OUTSIDE or (off > _FAR_OFF and _off_centre(cx / rig.height, cy / rig.width) < off / 3):
-            raise CalibrationError(
-                f"the {eye} camera's principal point ({cx:.1f}, {cy:.1f}) does not lie in {rig.width}x{rig.height} "
-                "pictures as it would in those it was calibrated with; is the size right, width before height?"
-            )
+        _check_matrix(rig, name, matrix)
+
+
+def _check_matrix(rig: RigCalibration, name: str, matrix: Float[np.ndarray, "3 3"]) -> None:
+    fx, fy, cx, cy = matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]
+    if not np.allclose(matrix, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]], atol=1e-3):
+        raise CalibrationError(
+            f"the {name} camera's matrix is not (fx 0 cx; 0 fy cy; 0 0 1); is it transposed, or another matrix?"
+        )
+    # Lenses from a 4-degree telephoto to a 160-degree fisheye, and pixels at most twice as wide as high.
+    if not (0.1 * rig.width < fx < 15 * rig.width and 0.5 < fx / fy < 2):
+        raise CalibrationError(
+            f"focal lengths of {fx:.4g} and {fy:.4g} px in images {rig.width} px wide belong to no usual {name} "
+            "camera; are they in px, and is the image size the calibrated one?"
+        )
+    _check_scale(rig, f"the {name} camera's", matrix, _OTHER_SIZE)
+    across, down = cx / rig.width, cy / rig.height
+    off = _off_centre(across, down)
+    if off >= _OUTSIDE or (off > _FAR_OFF and _off_centre(cx / rig.height, cy / rig.width) < off / 3):
+        raise CalibrationError(
+            f"the {name} camera's principal point ({cx:.1f}, {cy:.1f}) does not lie in {rig.width}x{rig.height} "
+            "images as it would in those it was calibrated with; is the size right, width before height?"
+        )
+
+
+def _check_scale(rig: RigCalibration, whose: str, matrix: Float[np.ndarray, "3 _"], tolerance: float) -> None:
+    """Check that a principal point is not off the middle by one factor across and down, as at another image size."""
+    across, down = float(matrix[0, 2]) / rig.width, float(matrix[1, 2]) / rig.height
+    alike = abs(across - down) < _ALIKE * max(1.0, 2 * across)
+    if alike and (max(across, down) < 0.5 - tolerance or min(across, down) > 0.5 + tolerance):
+        size = "smaller" if across < 0.5 else "larger"
+        raise CalibrationError(
+            f"{whose} principal point ({matrix[0, 2]:.1f}, {matrix[1, 2]:.1f}) lies at {across:.2f} of the width and "
+            f"{down:.2f} of the height of {rig.width}x{rig.height}; are these numbers of {size} images? All have to be "
+            "of one size, that of --calibration-size or of the file"
+        )
 
 
 def _off_centre(across: float, down: float) -> float:
-    """How far a point, in shares of width and height, is from the middle: 1/2 at the edges."""
+    """Return how far a point, in fractions of width and height, is from the middle: 1/2 at the edges."""
     return max(abs(across - 0.5), abs(down - 0.5))
 
 
@@ -257,27 +255,23 @@ def _check_pose(rig: RigCalibration) -> None:
     _check_rotation("R", rig.rotation)
     x, y, z = (float(value) for value in rig.translation_m)
     if not all(map(math.isfinite, (x, y, z))):
-        raise CalibrationError("T, the right camera's place, is not finite")
+        raise CalibrationError("T, the right camera's position, is not finite")
+    if x == y == z == 0:
+        raise CalibrationError("T is 0: the distance of the two cameras is not in this calibration")
     if abs(y) > abs(x) and abs(y) > abs(z):
         raise CalibrationError(
-            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m: one eye is above the other; only rigs side by side work: turn both "
-            "cameras, or their pictures, by 90 degrees and calibrate again"
+            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m: one camera is above the other; only rigs side by side work: turn "
+            "both cameras, or their images, by 90 degrees and calibrate again"
         )
     if abs(z) > abs(x):
         raise CalibrationError(
-            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m: one eye is behind the other, which is no stereo rig; is it T of "
+            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m: one camera is behind the other, which is no stereo rig; is it T of "
             "X_right = R X_left + T?"
         )
     if x > 0:
         raise CalibrationError(
-            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m, but a right eye right of the left one has T[0] < 0 (X_right = R "
-            "X_left + T): the eyes are exchanged; exchange left and right, or the calibration's two cameras"
-        )
-    baseline_m = math.hypot(x, y, z)
-    if not SMALLEST_BASELINE_M <= baseline_m <= LARGEST_BASELINE_M:
-        raise CalibrationError(
-            f"a baseline of {baseline_m:.4g} m, where {SMALLEST_BASELINE_M} to {LARGEST_BASELINE_M} are plausible: is "
-            "its unit another? --calibration-unit mm (or cm, m) says which; or was the square size left out?"
+            f"T is ({x:.4g}, {y:.4g}, {z:.4g}) m, but a right camera right of the left one has T[0] < 0 (X_right = R "
+            "X_left + T): left and right are exchanged; swap the two cameras, or the calibration's two halves"
         )
 
 
@@ -301,6 +295,18 @@ def _check_rectification(rig: RigCalibration, given: Rectification) -> None:
     along = given.right_rotation @ rig.translation_m / baseline_m
     if max(turned, np.abs(along - [-1, 0, 0]).max()) > _RECTIFICATION_TOLERANCE:
         raise CalibrationError("R1 and R2 do not rectify a rig with this R and T; are they another calibration's?")
+    for name, projection in (("P1's", left), ("P2's", right)):
+        _check_scale(rig, name, projection, _OTHER_SIZE_RECTIFIED)
+    check_given(
+        given,
+        Lens(
+            matrix=rig.left_matrix,
+            distortion=rig.left_distortion,
+            model=rig.distortion_model,
+            width=rig.width,
+            height=rig.height,
+        ),
+    )
 
 
 def _check_rotation(name: str, rotation: Float[np.ndarray, "3 3"]) -> None:
