@@ -142,7 +142,7 @@ def test_network_is_compiled_only_with_the_option(tiny_checkpoint: Path, monkeyp
     # torch.compile itself would take half a minute.
     compiled: list[torch.nn.Module] = []
 
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))  # noqa: PLW0108 (a method has to be a function)
     for asked in (False, True):
         Predictor.open(tiny_checkpoint, device="cpu", compile=asked)
         assert len(compiled) == asked
