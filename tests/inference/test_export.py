@@ -12,14 +12,15 @@ from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, inference_header
 from foundation_stereo_depth.cli import export_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import export
-from foundation_stereo_depth.inference.backends import OnnxRuntimeBackend, RawPrediction
+from foundation_stereo_depth.inference.backends import NetworkOutput, OnnxRuntimeBackend
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 
 
 def exported(checkpoint: Path, name: str = "net.onnx", **flags: object) -> Path:
-    return export.export_network(checkpoint, command_line.build_options(ExportOptions, {"output": Path(name)} | flags))
+    asked = {"checkpoint": checkpoint, "output": Path(name)} | flags
+    return export.export_network(command_line.build_options(ExportOptions, asked))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def torch_predictor(dynamic: Path) -> Predictor:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> None:
+def test_exported_network_predicts_what_torch_does(dynamic: Path, backend) -> None:
     pairs = [shifted_pair(37, 61, 3), shifted_pair(70, 90, 5)]
     predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32")
     assert predictor.facts == facts_of_tiny()
@@ -74,7 +75,7 @@ def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> N
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 61), (33, 200)])
-def test_an_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
+def test_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
     pair = shifted_pair(height, width, 3)
     predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width)
     ours = torch_predictor(dynamic)
@@ -82,7 +83,7 @@ def test_an_exported_network_takes_any_size(dynamic: Path, backend, height: int,
     np.testing.assert_allclose(predictor(*pair).disparity_px, ours(*pair).disparity_px, atol=2e-3)
 
 
-def test_the_file_explains_itself(dynamic: Path) -> None:
+def test_onnx_names_inputs_outputs_and_has_the_header(dynamic: Path) -> None:
     model = onnx.load(dynamic)
     onnx.checker.check_model(model)
     assert [value.name for value in model.graph.output] == ["disparity_px", "log_variance"]
@@ -93,7 +94,7 @@ def test_the_file_explains_itself(dynamic: Path) -> None:
     assert model.opset_import[0].version == 20
 
 
-def test_a_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
+def test_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
     path = exported(tiny_checkpoint, dynamic_size=False, height=40, width=72)
     predictor = Predictor.open(path, backend="onnxruntime")
     assert (predictor.height, predictor.width) == (40, 72)
@@ -104,20 +105,20 @@ def test_a_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
         Predictor.open(path, width=64)
 
 
-def test_half_has_weights_of_16_bits_and_is_close(tiny_checkpoint: Path) -> None:
+def test_half_stores_16_bit_weights_and_predicts_closely(tiny_checkpoint: Path) -> None:
     path = exported(tiny_checkpoint, half=True)
     stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4}
     assert stored == {onnx.TensorProto.FLOAT16}
     pair = shifted_pair(48, 64, 3)
-    half, whole = (
+    half, full = (
         Predictor.open(file, device="cpu", precision=precision)(*pair)
         for file, precision in ((path, "auto"), (tiny_checkpoint, "fp32"))
     )
-    np.testing.assert_allclose(half.disparity_px, whole.disparity_px, atol=0.1)
+    np.testing.assert_allclose(half.disparity_px, full.disparity_px, atol=0.1)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
+def test_exported_safetensors_predict_the_same(tiny_checkpoint: Path, half: bool) -> None:
     path = exported(tiny_checkpoint, "new/net.safetensors", half=half)
     again = read_trained(path)
     assert again.facts.header == inference_header(load_checkpoint(tiny_checkpoint))
@@ -128,14 +129,14 @@ def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
     np.testing.assert_allclose(first.disparity_px, second.disparity_px, atol=0.1 if half else 0)
 
 
-def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) -> None:
+def test_int8_is_smaller_and_about_as_accurate(tiny_checkpoint: Path, capsys) -> None:
     sizes = {
         path: path.stat().st_size
         for path in (exported(tiny_checkpoint), exported(tiny_checkpoint, "8.onnx", int8=True))
     }
     assert sizes[Path("8.onnx")] < sizes[Path("net.onnx")]
     assert re.search(
-        r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
+        r"64x48: EPE .* px on 16 synthetic scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
     )
     kinds = [node.op_type for node in onnx.load("8.onnx").graph.node]
     convolutions = kinds.count("Conv")
@@ -148,13 +149,15 @@ def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) ->
         assert 0 < np.abs(ours - theirs).mean() < 0.5
 
 
-def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "in_int8", lambda encoded, inputs: encoded)  # noqa: ARG005
+def test_int8_that_costs_too_much_accuracy_is_not_written(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "quantize_to_int8", lambda encoded, inputs: encoded)  # noqa: ARG005
     right = OnnxRuntimeBackend.__call__
 
-    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px - 2 * answer.disparity_px.mean(), answer.log_variance)
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px - 2 * disparity_px.mean(), log_variance
 
     monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
     with pytest.raises(
@@ -162,17 +165,17 @@ def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkey
     ):
         exported(tiny_checkpoint, int8=True)
 
-    def doubtless(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px, answer.log_variance * np.float32("nan"))
+    def without_uncertainty(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px, log_variance * np.float32("nan")
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", doubtless)
+    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", without_uncertainty)
     with pytest.raises(UserError, match=r"not written, since 8 bits cost too much: .* log-variances nan apart"):
         exported(tiny_checkpoint, int8=True)
     assert not list(Path().glob("*.onnx"))
 
 
-def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
+def test_int8_excludes_safetensors_and_half(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"--int8: is for \.onnx files"):
         exported(tiny_checkpoint, "net.safetensors", int8=True)
     with pytest.raises(UserError, match="--half --int8: weights have either 16 bits or 8"):
@@ -180,7 +183,7 @@ def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [["B", "C", 32, 32], [7]])
-def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> None:
+def test_foreign_onnx_of_any_shape_is_rejected(tmp_path: Path, shape: list) -> None:
     from onnx import TensorProto, helper
 
     value_in, value_out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
@@ -192,7 +195,7 @@ def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> 
             Predictor.open(path, backend=backend, device="cpu")
 
 
-def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:
+def test_export_with_another_prior_is_rejected(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
     shapes = {"pair": 6, "prior": 9, "disparity_px": 6, "log_variance": 9}
@@ -210,20 +213,20 @@ def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) ->
     onnx.save(model, path)
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(
-            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint anew"
+            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint again"
         ):
             Predictor.open(path, backend=backend, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
-def test_a_network_that_answers_differently_is_not_written(
+def test_export_that_predicts_something_else_is_not_written(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
     right = OnnxRuntimeBackend.__call__
 
-    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px + np.float32(wrong), answer.log_variance)
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px + np.float32(wrong), log_variance
 
     monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
     with pytest.raises(UserError, match=r"net\.onnx: not written, since the exported network is not .* px"):
@@ -233,15 +236,15 @@ def test_a_network_that_answers_differently_is_not_written(
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_onnx_is_refused(dynamic: Path, tmp_path: Path, backend, kept: float) -> None:
-    whole = dynamic.read_bytes()
-    (tmp_path / "torn.onnx").write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(CheckpointError, match=r"torn\.onnx: (is not a whole ONNX|was not written by)"):
-        Predictor.open(tmp_path / "torn.onnx", backend=backend)
+def test_truncated_onnx_is_rejected(dynamic: Path, tmp_path: Path, backend, kept: float) -> None:
+    complete = dynamic.read_bytes()
+    (tmp_path / "truncated.onnx").write_bytes(complete[: int(len(complete) * kept)])
+    with pytest.raises(CheckpointError, match=r"truncated\.onnx: (is not a complete ONNX|was not written by)"):
+        Predictor.open(tmp_path / "truncated.onnx", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> None:
+def test_onnx_without_our_header_is_rejected(dynamic: Path, tmp_path: Path, backend) -> None:
     model = onnx.load(dynamic)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
@@ -250,7 +253,7 @@ def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> No
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"backend": "torch"}, "--backend torch: needs a .pt or .safetensors file"),
         ({"compile": True}, "--compile: needs a .pt"),
@@ -259,12 +262,12 @@ def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> No
         ({"backend": "openvino", "device": "cuda"}, "--device cuda: OpenVINO runs on the CPU"),
     ],
 )
-def test_what_a_backend_lacks_is_said(dynamic: Path, flags: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_a_backend_lacks_is_named(dynamic: Path, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         Predictor.open(dynamic, **flags)
 
 
-def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
@@ -273,7 +276,7 @@ def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--checkpoint", "x.pt"], "needs --output"),
         (["--checkpoint", "x.pt", "-o", "net.tflite"], "ends in .onnx or .safetensors"),
@@ -281,16 +284,16 @@ def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPat
         (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
     ],
 )
-def test_a_mistake_gets_one_line(argv: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_user_error_gets_one_line(argv: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert export_command(argv) == 2
     error = capfd.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_command_overwrites_only_where_asked(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_command_overwrites_only_with_the_flag(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", str(tiny_checkpoint), "-o", "net.safetensors"]
     assert export_command(flags) == 0
     assert export_command(flags) == 2
-    assert "net.safetensors: is there already; --overwrite" in capfd.readouterr().err
+    assert "net.safetensors: exists; --overwrite" in capfd.readouterr().err
     assert export_command([*flags, "--overwrite"]) == 0
