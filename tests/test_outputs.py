@@ -208,7 +208,7 @@ def test_calibration_is_scaled_to_the_size_of_the_images(caplog: pytest.LogCaptu
     OutputWriter(options).write("half", half, flat_match(240, 320, 5.0))
     # 0.12 m * 500 px / (2 * 5 px + doffs 20 px): at half the width a disparity counts twice.
     np.testing.assert_allclose(np.load("out/half_depth.npy"), 2.0, rtol=1e-6)
-    with pytest.raises(CalibrationError, match="images of 320x200 do not fit a calibration made at 640x480"):
+    with pytest.raises(CalibrationError, match="of 320x200 do not fit a calibration made at 640x480"):
         OutputWriter(options).write("wide", half[:200], flat_match(200, 320, 5.0))
     assert not caplog.records
 
