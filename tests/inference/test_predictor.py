@@ -6,11 +6,14 @@ import pytest
 import torch
 from conftest import shifted_pair
 
+from foundation_stereo_depth import tracking
+from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS
 from foundation_stereo_depth.data.codecs import read_fsd_disparity, read_rgb
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import TorchBackend
-from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX, Predictor
+from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX, Predictor, find_network_file, open_network
 from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.options.inference import InferenceOptions, NetworkSourceOptions
 from foundation_stereo_depth.options.training import ModelOptions
 
 INNER = np.s_[6:-6, 24:-8]
@@ -98,6 +101,40 @@ def test_pt_and_safetensors_predict_the_same(tiny_checkpoint: Path) -> None:
     )
     np.testing.assert_array_equal(first.disparity_px, second.disparity_px)
     np.testing.assert_array_equal(first.sigma_px, second.sigma_px)
+
+
+def test_open_network_takes_options_paths_and_names_of_files(tiny_checkpoint: Path) -> None:
+    cpu = InferenceOptions(device="cpu")
+    for source in (NetworkSourceOptions(checkpoint=tiny_checkpoint), tiny_checkpoint, str(tiny_checkpoint)):
+        predictor = open_network(source, cpu, height=96)
+        assert (predictor.height, predictor.width) == (96, 64)
+    for source in ("nowhere.pt", Path("nowhere")):  # a path is never taken for a run
+        with pytest.raises(CheckpointError, match=r"nowhere.*: cannot be read"):
+            open_network(source, cpu)
+
+
+@pytest.mark.parametrize(
+    "source", [None, "default", NetworkSourceOptions(), NetworkSourceOptions(checkpoint="default")]
+)
+def test_network_without_a_name_is_the_installed_one(source: NetworkSourceOptions | str | None) -> None:
+    assert find_network_file(source, Path("unused")) == DEFAULT_WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("0123abcd", "best.pt"),
+        (NetworkSourceOptions(run_id="0123abcd"), "best.pt"),
+        (NetworkSourceOptions(run_id="0123abcd", weights="last"), "last.pt"),
+    ],
+)
+def test_other_names_are_runs(monkeypatch: pytest.MonkeyPatch, source: NetworkSourceOptions | str, name: str) -> None:
+    def find(uri: str | None, run_id: str, download_to: Path, *, name: str, flag: str) -> Path:
+        assert (uri, run_id, flag) == (None, "0123abcd", "--run-id")
+        return download_to / name
+
+    monkeypatch.setattr(tracking, "checkpoint_of_run", find)
+    assert find_network_file(source, Path("fetched")) == Path("fetched") / name
 
 
 def test_network_size_is_the_checkpoints_unless_given(tiny_checkpoint: Path) -> None:
