@@ -1,7 +1,7 @@
 """Latency of one pair with every way of running a network, and with OpenCV's semi-global matcher: one JSON line.
 
 Images in memory to maps in memory, batch 1, at the network's own size: a real pair (scikit-image's motorcycle), and a
-synthetic one with a near object, for which the prior's search range is larger. Each way runs in a process of its own, as
+synthetic one with a near object, for which the prior searches a larger range. Each way runs in a process of its own, as
 in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV spin while they wait, and in one process slow each
 other down threefold. In each process the way and the matcher alternate, some calls at a time.
 

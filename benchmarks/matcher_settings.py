@@ -1,4 +1,4 @@
-"""Settings of OpenCV's matcher at 320x240: EPE and bad pixels, and their ratios to the recommended settings' (sgbm.match).
+"""Settings of OpenCV's matcher at 320x240: EPE and bad pixels, and ratios to the recommended settings' (sgbm.match).
 
 One JSON line per variant. The settings of the network's prior were chosen by this.
 

@@ -258,7 +258,8 @@ def quantize_to_int8(encoded: bytes, inputs: Iterable[dict[str, np.ndarray]]) ->
     CPUs with VNNI or similar instructions multiply 8-bit integers twice as fast as 16-bit numbers. Weights have one
     scale per channel; activations have one per layer, from the minimum and maximum over the given inputs
     (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, section 3). 8 bits cost the
-    most accuracy in the first convolution, whose planes have different ranges, and in the last (docs/experiments.md).
+    most accuracy in the first convolution, whose planes have different ranges, and in the last
+    (docs/experiments/accuracy.md).
 
     Args:
         encoded: an ONNX file of 32-bit numbers.

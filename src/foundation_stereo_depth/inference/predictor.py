@@ -26,7 +26,7 @@ from foundation_stereo_depth.uncertainty import probability_within
 RIG_SIGMA_PX = 0.15
 """Standard deviation, px of the network's size, that a network trained on perfect pairs cannot predict: real cameras
 are never rectified, focused and calibrated perfectly. Without it, 40 % of real errors instead of 68 % lie within one
-sigma in the most certain eighth of the installed network's pixels (docs/experiments.md)."""
+sigma in the most certain eighth of the installed network's pixels (docs/experiments/accuracy.md)."""
 
 _SMALLEST_PX = 32  # what every network takes
 _SUFFIXES = (".pt", ".safetensors", ".onnx")
