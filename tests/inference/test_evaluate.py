@@ -94,6 +94,9 @@ def test_constant_network_scores_its_distance_from_the_truth(tmp_path: Path) -> 
     assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
     assert figures["ause_epe_px"] == pytest.approx(figures["ause_epe_random_px"], abs=1e-6)
     assert figures["latency_ms"] > 0
+    curves = result["overall"]["network"]["curves"]
+    assert set(curves) == {"reliability", "sparsification_epe", "sparsification_bad_1"}
+    assert set(curves["sparsification_epe"]) == {"removed", "by_doubt", "by_oracle", "at_random"}
     assert result["settings"]["distribution"] == "laplace"
     assert {"torch", "torchvision", "opencv", "foundation_stereo_depth"} <= set(result["versions"])
     assert "float32" in result["device"]["network"]

@@ -266,7 +266,7 @@ def test_onnx_without_our_header_is_rejected(dynamic: Path, tmp_path: Path, back
         ({"backend": "torch"}, "--backend torch: needs a .pt or .safetensors file"),
         ({"compile": True}, "--compile: needs a .pt"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "export with --half instead"),
-        ({"backend": "onnxruntime", "device": "mps"}, "--device mps: this onnxruntime has only"),
+        ({"backend": "onnxruntime", "device": "mps"}, "--device mps: this onnxruntime only has"),
         ({"backend": "openvino", "device": "cuda"}, "--device cuda: OpenVINO runs on the CPU"),
     ],
 )

@@ -58,12 +58,16 @@ class Score(NamedTuple):
         return plain
 
 
+_SPARSIFICATION_KEYS = ("removed", "by_doubt", "by_oracle", "at_random")
+"""Of `SparsificationCurve`'s members in JSON; programs read them, so they stay as they were first named."""
+
+
 def curves(counts: UncertaintyCounts) -> Plain:
     """Return the reliability and sparsification curves that the figures summarise, as lists."""
     reliability = counts.reliability_curve()
     plain: Plain = {"reliability": {name: values.tolist() for name, values in reliability._asdict().items()}}
     for name, curve in _sparsifications(counts).items():
-        plain[name] = {key: np.asarray(value).tolist() for key, value in curve._asdict().items()}
+        plain[name] = {key: np.asarray(value).tolist() for key, value in zip(_SPARSIFICATION_KEYS, curve, strict=True)}
     return plain
 
 
@@ -163,9 +167,10 @@ def sparsification_figure(counts: Mapping[str, UncertaintyCounts], title: str) -
     names = {"sparsification_epe": "EPE, px", "sparsification_bad_1": "bad-1, %"}
     for method, each in counts.items():
         for axis, (kind, curve) in zip(axes, _sparsifications(each).items(), strict=True):
-            axis.plot(curve.removed, curve.by_doubt, label=f"{method} (AUSE {curve.ause:.3g})")
-            axis.plot(curve.removed, curve.by_oracle, linestyle=":", label="oracle")
-            axis.axhline(curve.at_random, color="grey", linestyle="--", label=f"random (AUSE {curve.ause_random:.3g})")
+            removed, by_uncertainty, by_oracle, at_random = curve
+            axis.plot(removed, by_uncertainty, label=f"{method} (AUSE {curve.ause:.3g})")
+            axis.plot(removed, by_oracle, linestyle=":", label="oracle")
+            axis.axhline(at_random, color="grey", linestyle="--", label=f"random (AUSE {curve.ause_random:.3g})")
             axis.set(xlabel="fraction of pixels removed", ylabel=names[kind] + " of the rest")
             axis.set(xlim=(0, 1), ylim=(0, None))
             axis.legend()
