@@ -1,9 +1,9 @@
-"""How long one pair takes by every way of running a network, beside OpenCV's semi-global matcher: one JSON line.
+"""Latency of one pair with every way of running a network, and with OpenCV's semi-global matcher: one JSON line.
 
-Pictures in memory to maps in memory, batch 1, at the network's own size: a real pair (scikit-image's motorcycle), and a
-made-up one with something near, for which a network that looks first has to look farther. Each way has a process of its
-own, as it has in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV wait for work by spinning, and slow
-one another down threefold in one process. In each the way and the matcher take turns, some calls at a time.
+Images in memory to maps in memory, batch 1, at the network's own size: a real pair (scikit-image's motorcycle), and a
+synthetic one with a near object, for which the prior searches a larger range. Each way runs in a process of its own, as
+in use: the thread pools of torch, onnxruntime, OpenVINO and OpenCV spin while they wait, and in one process slow each
+other down threefold. In each process the way and the matcher alternate, some calls at a time.
 
     uv run foundation-stereo-export --checkpoint best.pt -o best.onnx
     uv run python benchmarks/latency.py --checkpoint best.pt --onnx best.onnx
@@ -25,32 +25,32 @@ from training_loop import commit, device_name, summary
 
 from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
 from foundation_stereo_depth.inference.predictor import Predictor
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo import sgbm
 
-_CALLS = 10  # of one way before the other's turn; the first two do not count
+_CALLS = 10  # of one before the other; the first two are not counted
 _UNCOUNTED = 2
 _DEEP_SCENE = 0
 _WAYS = ("torch_fp32", "torch_bf16", "torch_bf16_compiled", "onnxruntime", "openvino")
 
 
 def predictor_of(way: str, checkpoint: Path, onnx: Path | None) -> Predictor:
-    """The network run in one of `_WAYS`."""
+    """Open the network in one of `_WAYS`."""
     if way in ("onnxruntime", "openvino"):
         assert onnx is not None
-        return Predictor.from_checkpoint(onnx, backend=way)
+        return Predictor.open(onnx, backend=way)
     precision = "fp32" if way == "torch_fp32" else "bf16"
-    return Predictor.from_checkpoint(checkpoint, precision=precision, compile=way.endswith("compiled"))
+    return Predictor.open(checkpoint, precision=precision, compile=way.endswith("compiled"))
 
 
 def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
-    """The figures of one way, and of the matcher beside it."""
+    """Return the figures of one way, and of the matcher measured alternately."""
     network = predictor_of(way, asked.checkpoint, asked.onnx)
     figures = {name: compared(network, *pair, asked.rounds) for name, pair in pairs_of(network).items()}
     return {"described": network.description, "size": f"{network.width}x{network.height}"} | figures
 
 
 def pairs_of(network: Predictor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Left and right RGB of each scene, at the network's size."""
+    """Return left and right RGB of each scene, at the network's size."""
     size = (network.width, network.height)
     real = [cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in skimage.data.stereo_motorcycle()[:2]]
     deep = scene_sample(_DEEP_SCENE, network.height, network.width)
@@ -58,10 +58,10 @@ def pairs_of(network: Predictor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def compared(network: Predictor, left: np.ndarray, right: np.ndarray, rounds: int) -> dict[str, object]:
-    """The figures of the network and of the matcher, taking turns on one pair."""
+    """Measure the network and the matcher alternately on one pair."""
     calls: dict[str, Callable[[], object]] = {
         "way": lambda: network(left, right),
-        "sgbm_3way": lambda: match_blocks(left, right),
+        "sgbm_3way": lambda: sgbm.match(left, right),
     }
     for call in calls.values():
         for _ in range(3):
@@ -97,8 +97,8 @@ def main() -> None:
     results = {}
     for way in ways:
         command = [sys.executable, __file__, *sys.argv[1:], "--way", way]
-        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        results[way] = json.loads(answer.stdout.splitlines()[-1])
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        results[way] = json.loads(done.stdout.splitlines()[-1])
     print(
         json.dumps(
             {

@@ -1,6 +1,6 @@
-"""What OpenCV's matcher loses by its advised settings at 320x240: EPE and bad pixels over those of match_blocks.
+"""Settings of OpenCV's matcher at 320x240: EPE and bad pixels, and ratios to the recommended settings' (sgbm.match).
 
-One JSON line per way. The network's prior is chosen by this.
+One JSON line per variant. The settings of the network's prior were chosen by this.
 
 uv run python benchmarks/matcher_settings.py --dataset-root <FSD folder>
 """
@@ -16,10 +16,10 @@ import numpy as np
 
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
-from foundation_stereo_depth.stereo.sgbm import filled_from_background, match_blocks, prior_planes
+from foundation_stereo_depth.stereo.sgbm import filled_from_background, match, prior_planes
 
 _HEIGHT, _WIDTH = 240, 320
-Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Variant = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def grey_matcher(
@@ -29,10 +29,10 @@ def grey_matcher(
     speckle_px: int = 100,
     disparities: int = 64,
     median: bool = True,
-) -> Way:
-    """OpenCV's matcher on luminance, 3x3 blocks, holes filled."""
+) -> Variant:
+    """Return OpenCV's matcher on luminance, with 3x3 blocks and filled holes."""
 
-    def answer(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    def match_grey(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         matcher = cv2.StereoSGBM.create(
             0, disparities, 3, *penalties, 1, 15, uniqueness, speckle_px, 2, cv2.STEREO_SGBM_MODE_SGBM_3WAY
         )
@@ -42,12 +42,12 @@ def grey_matcher(
         filled = np.nan_to_num(filled_from_background(steps.astype(np.float32) / 16, steps > 0))
         return cv2.medianBlur((filled * 16).astype(np.uint16), 5) / 16.0 if median else filled
 
-    return answer
+    return match_grey
 
 
-WAYS: dict[str, Way] = {
-    "advised settings, RGB (match_blocks)": lambda left, right: match_blocks(left, right).disparity_px,
-    "advised settings, grey": grey_matcher(penalties=(72, 288), median=False),
+VARIANTS: dict[str, Variant] = {
+    "recommended settings, RGB (sgbm.match)": lambda left, right: match(left, right).disparity_px,
+    "recommended settings, grey": grey_matcher(penalties=(72, 288), median=False),
     "+ 5x5 median": grey_matcher(penalties=(72, 288)),
     "P1 36, P2 288": grey_matcher(penalties=(36, 288)),
     "P1 72, P2 144": grey_matcher(penalties=(72, 144)),
@@ -57,17 +57,17 @@ WAYS: dict[str, Way] = {
     "P1 16, P2 48": grey_matcher(penalties=(16, 48)),
     "P1 36, P2 72, uniqueness 15, speckles 150": grey_matcher(penalties=(36, 72), uniqueness=15, speckle_px=150),
     "the same, 96 disparities": grey_matcher(penalties=(36, 72), uniqueness=15, speckle_px=150, disparities=96),
-    "the same, as many disparities as a small picture has (prior_planes)": lambda *pair: prior_planes(*pair)[0],
+    "the same, disparities found in a small image (prior_planes)": lambda *pair: prior_planes(*pair)[0],
 }
 
 
-def figures(samples: list[StereoSample], way: Way) -> np.ndarray:
-    """Mean over scenes of EPE px, bad-1, bad-2 and D1 %."""
+def figures(samples: list[StereoSample], variant: Variant) -> np.ndarray:
+    """Return the means over scenes of EPE px, bad-1, bad-2 and D1 %."""
     rows = []
     for sample in samples:
         true_px = np.asarray(sample.disparity_px, np.float32)
         known = np.isfinite(true_px) & (true_px > 0)
-        error_px = np.abs(way(sample.left, sample.right) - true_px)[known]
+        error_px = np.abs(variant(sample.left, sample.right) - true_px)[known]
         wrong = (error_px > 1, error_px > 2, (error_px > 3) & (error_px > 0.05 * true_px[known]))
         rows.append([error_px.mean(), *(100 * pixels.mean() for pixels in wrong)])
     return np.mean(rows, axis=0)
@@ -79,16 +79,16 @@ def main() -> None:
     index = find_samples(parser.parse_args().dataset_root)
     samples = [resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH) for i in range(len(index.names))]
     names = ("epe_px", "bad_1_percent", "bad_2_percent", "d1_percent")
-    advised = figures(samples, WAYS["advised settings, RGB (match_blocks)"])
-    for name, way in WAYS.items():
+    recommended = figures(samples, VARIANTS["recommended settings, RGB (sgbm.match)"])
+    for name, variant in VARIANTS.items():
         began_s = time.perf_counter()
-        found = figures(samples, way)
+        found = figures(samples, variant)
         ms = 1000 * (time.perf_counter() - began_s) / len(samples)
-        ratios = (found / advised).round(3).tolist()
+        ratios = (found / recommended).round(3).tolist()
         print(
             json.dumps(
                 {
-                    "way": name,
+                    "variant": name,
                     **dict(zip(names, found.round(3).tolist(), strict=True)),
                     "ratios": ratios,
                     "ms": round(ms, 1),

@@ -1,6 +1,6 @@
-"""A page of everything that foundation-stereo-predict writes, from the files it wrote.
+"""Draw one page of everything that foundation-stereo-predict writes, from its files.
 
-uv run foundation-stereo-predict left.png right.png -o out --write disparity,sigma,confidence,depth,picture,cloud \
+uv run foundation-stereo-predict left.png right.png -o out --write disparity,sigma,confidence,depth,figure,cloud \
     --calibration calib.txt
 uv run python benchmarks/outputs_page.py out/left -o docs/outputs.jpg
 """
@@ -20,31 +20,31 @@ _POINT = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 
 
 def coloured(stem: Path, what: str) -> np.ndarray:
-    """A map in colours, its range written into it."""
+    """Return a map in colours with its range as title."""
     stored = cv2.imread(f"{stem}_{what}.png", cv2.IMREAD_UNCHANGED)
     if stored is None:
-        raise SystemExit(f"{stem}_{what}.png: cannot be read; what was given to --write?")
+        raise SystemExit(f"{stem}_{what}.png: cannot be read; was it named in --write?")
     values = stored / _STEPS[what]
     largest = _LARGEST[what] or float(np.percentile(values[stored > 0], 98))
-    picture = cv2.applyColorMap(np.clip(values / largest * 255, 0, 255).astype(np.uint8), cv2.COLORMAP_TURBO)
+    image = cv2.applyColorMap(np.clip(values / largest * 255, 0, 255).astype(np.uint8), cv2.COLORMAP_TURBO)
     return titled(
-        np.where(stored[..., None] > 0, picture, 0).astype(np.uint8), f"{what}, 0 to {largest:.3g} {_UNITS[what]}"
+        np.where(stored[..., None] > 0, image, 0).astype(np.uint8), f"{what}, 0 to {largest:.3g} {_UNITS[what]}"
     )
 
 
 def cloud(stem: Path) -> np.ndarray:
-    """The point cloud seen from beside the left camera."""
+    """Return the point cloud, drawn from beside the left camera."""
     content = Path(f"{stem}_cloud.ply").read_bytes()
     header, body = content.split(b"end_header\n", 1)
     points = np.frombuffer(body, _POINT)
     if f"element vertex {len(points)}".encode() not in header:
-        raise SystemExit(f"{stem}_cloud.ply: is not as this reads it")
+        raise SystemExit(f"{stem}_cloud.ply: has another layout than this program writes")
     xyz = points["xyz"].astype(np.float64)
     centre = np.median(xyz, axis=0)
     sin, cos = np.sin(_TURN_RAD), np.cos(_TURN_RAD)
     turned = (xyz - centre) @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]]).T + centre
     height, width, focal_px = 360, _WIDTH_PX, 0.9 * _WIDTH_PX
-    picture, order = np.zeros((height, width, 3), np.uint8), np.argsort(-turned[:, 2])
+    image, order = np.zeros((height, width, 3), np.uint8), np.argsort(-turned[:, 2])
     x, y, z = turned[order].T
     column = (x / z * focal_px + width / 2).astype(int)
     row = (y / z * focal_px + height / 2).astype(int)
@@ -53,14 +53,14 @@ def cloud(stem: Path) -> np.ndarray:
         inside = (
             (z > 0) & (row + down >= 0) & (row + down < height) & (column + across >= 0) & (column + across < width)
         )
-        picture[row[inside] + down, column[inside] + across] = colours[inside]
-    return titled(picture, f"cloud, {len(points)} points, from the side")
+        image[row[inside] + down, column[inside] + across] = colours[inside]
+    return titled(image, f"cloud, {len(points)} points, from the side")
 
 
-def titled(picture: np.ndarray, title: str) -> np.ndarray:
-    """The picture at the page's width, its name above it."""
-    height = round(picture.shape[0] * _WIDTH_PX / picture.shape[1])
-    small = cv2.resize(picture, (_WIDTH_PX, height), interpolation=cv2.INTER_AREA)
+def titled(image: np.ndarray, title: str) -> np.ndarray:
+    """Return the image at the page's width, its title above it."""
+    height = round(image.shape[0] * _WIDTH_PX / image.shape[1])
+    small = cv2.resize(image, (_WIDTH_PX, height), interpolation=cv2.INTER_AREA)
     bar = np.full((28, _WIDTH_PX, 3), 255, np.uint8)
     cv2.putText(bar, title, (6, 20), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([bar, small])
@@ -76,8 +76,8 @@ def main() -> None:
     cells = [
         cell[: blank.shape[0]] if len(cell) >= len(blank) else np.vstack([cell, blank[len(cell) :]]) for cell in cells
     ]
-    picture = titled(cv2.imread(f"{asked.stem}_picture.png"), "picture")
-    cells.append(np.vstack([picture, blank[len(picture) :]]))
+    image = titled(cv2.imread(f"{asked.stem}_figure.png"), "figure")
+    cells.append(np.vstack([image, blank[len(image) :]]))
     page = np.vstack([np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)])
     cv2.imwrite(str(asked.output), page, [cv2.IMWRITE_JPEG_QUALITY, 88])
 

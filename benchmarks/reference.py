@@ -1,7 +1,7 @@
-"""The straightforward data path, one sample after the other: what the package's own is measured against.
+"""The straightforward data path, one sample after the other, as the reference for benchmarks of the package's own.
 
-Nothing here is tuned, and nothing is slowed down either: PIL decodes, PyTorch resizes floats, NumPy saves and loads,
-torchvision changes each eye.
+It is neither tuned nor slowed down: PIL decodes, PyTorch resizes floats, NumPy saves and loads, torchvision augments
+each view.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ KEYS = ("left", "right", "disparity")
 
 
 def fill(paths: SamplePaths, entry: Path, height: int, width: int) -> None:
-    """Reads three files, resizes them and writes an entry."""
-    left, right = (resized_picture(path, height, width) for path in (paths.left, paths.right))
+    """Read three files, resize them and write an entry."""
+    left, right = (resized_image(path, height, width) for path in (paths.left, paths.right))
     np.savez(entry, left=left, right=right, disparity=resized_disparity(paths.disparity, height, width))
 
 
-def resized_picture(path: Path, height: int, width: int) -> np.ndarray:
+def resized_image(path: Path, height: int, width: int) -> np.ndarray:
     floats = torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1).float() / 255
     resized = F.interpolate(floats[None], (height, width), mode="bilinear", align_corners=False)[0]
     return (resized * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
@@ -40,7 +40,7 @@ def resized_disparity(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def batch(entries: list[Path]) -> list[Tensor]:
-    """Left, right and disparity of several entries."""
+    """Return left, right and disparity of several entries."""
     samples = [load(entry) for entry in entries]
     return [torch.from_numpy(np.stack(arrays)) for arrays in zip(*samples, strict=True)]
 
@@ -50,9 +50,9 @@ def load(entry: Path) -> list[np.ndarray]:
         return [arrays[key] for key in KEYS]
 
 
-def augmented(eye: np.ndarray, options: AugmentOptions) -> Tensor:
-    """One eye, 0..1, its colours changed, sometimes blurred, with noise."""
-    floats = torch.from_numpy(eye).permute(2, 0, 1).float() / 255
+def augmented(view: np.ndarray, options: AugmentOptions) -> Tensor:
+    """Return one view, 0..1, with colour jitter, noise and sometimes blur."""
+    floats = torch.from_numpy(view).permute(2, 0, 1).float() / 255
     jitter = ColorJitter(
         options.brightness_jitter, options.contrast_jitter, options.saturation_jitter, options.hue_jitter
     )
@@ -64,7 +64,7 @@ def augmented(eye: np.ndarray, options: AugmentOptions) -> Tensor:
 
 
 def augmented_batch(entries: list[Path], options: AugmentOptions) -> list[Tensor]:
-    """Both eyes side by side in the channels, and the disparity, of several entries."""
+    """Return both views stacked in the channels, and the disparity, of several entries."""
     pairs, disparities = [], []
     for entry in entries:
         left, right, disparity = load(entry)

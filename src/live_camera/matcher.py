@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo import sgbm
 
 _LOOK_EVERY_S = 0.5
 
@@ -66,8 +66,8 @@ class BlockMatcher:
 
     def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Answer:
         """The answer for one rectified pair, RGB."""
-        found = match_blocks(left, right)
-        return Answer(disparity_px=found.disparity_px, doubtful=~found.matched)
+        found = sgbm.match(left, right)
+        return Answer(disparity_px=found.disparity_px, doubtful=~found.valid)
 
 
 @runtime_checkable
@@ -80,12 +80,12 @@ class Prediction(Protocol):
         ...
 
     @property
-    def sigma_px(self) -> Float32[np.ndarray, "H W"]:
+    def sigma_px(self) -> Float32[np.ndarray, "H W"] | None:
         """Its standard deviation."""
         ...
 
     @property
-    def confidence(self) -> Float32[np.ndarray, "H W"]:
+    def confidence(self) -> Float32[np.ndarray, "H W"] | None:
         """P(|error| < 1 px)."""
         ...
 

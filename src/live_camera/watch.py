@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo import sgbm
 from live_camera.options import SourceOptions
 from live_camera.rig import StereoFrame
 
@@ -106,4 +106,4 @@ def _share_of(pair: tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W 3"]
 
 def matched_share(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> float:
     """The share of pixels that a semi-global matcher answers, 0 to 1."""
-    return float(match_blocks(left, right).matched.mean())
+    return float(sgbm.match(left, right).valid.mean())

@@ -1,4 +1,5 @@
 import json
+import logging
 import math
 import os
 import weakref
@@ -12,12 +13,12 @@ from benchmark_trees import eth3d
 from conftest import write_fsd_sample
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
-from foundation_stereo_depth.cli import _checkpoint, evaluate_command, predict_command
+from foundation_stereo_depth.cli import evaluate_command, predict_command
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.torchvision_datasets import BenchmarkScene, FsdScenes
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.inference import evaluate as benchmark_module
-from foundation_stereo_depth.inference.evaluate import benchmark
+from foundation_stereo_depth.inference import evaluate as evaluate_module
+from foundation_stereo_depth.inference.evaluate import evaluate
 from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
@@ -37,13 +38,13 @@ def write_checkpoint(
     scale: float = 1.0,
     distribution: str = "laplace",
     data: dict | None = None,
-    learnt_from: str | None = None,
+    trained_on: str | None = None,
 ) -> Path:
-    """A network that says the same disparity everywhere: its last layer has no weights, only biases.
+    """Write a network that predicts one disparity everywhere: its last layer has biases but no weights.
 
     Args:
         data: options of its run about data.
-        learnt_from: the identity of its run's samples.
+        trained_on: the identity of its run's samples.
     """
     options = ModelOptions(base_channels=4, depth=1)
     weights = create_network(options).state_dict()
@@ -61,27 +62,23 @@ def write_checkpoint(
             run_id="",
             progress=Progress(),
             options=plain,
-            training={} if learnt_from is None else {"data": learnt_from},
+            training={} if trained_on is None else {"data": trained_on},
         ),
     )
     return path
 
 
 def constant_px(bias: float, width: int) -> float:
-    """What that network says at a width."""
+    """Return what that network predicts at a width."""
     return FRESH_SHARE * math.exp(2 * bias) * width
 
 
 def evaluated(**changes) -> dict:
-    settings = {"device": "cpu", "precision": "fp32", "json": True} | changes
-    options = command_line.build_options(EvaluateOptions, settings)
-    if options.network.checkpoint is None and options.network.run_id is None:
-        return json.loads(benchmark(None, options))
-    with _checkpoint(options.network) as network:
-        return json.loads(benchmark(network, options))
+    settings = {"device": "cpu", "precision": "fp32", "json": True, "checkpoint": "none"} | changes
+    return json.loads(evaluate(command_line.build_options(EvaluateOptions, settings)))
 
 
-def test_a_constant_network_scores_what_its_truth_says(tmp_path: Path) -> None:
+def test_constant_network_scores_its_distance_from_the_truth(tmp_path: Path) -> None:
     truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
     shift_px = float(np.nanmax(truth_px))
     result = evaluated(checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd")
@@ -92,17 +89,20 @@ def test_a_constant_network_scores_what_its_truth_says(tmp_path: Path) -> None:
     assert figures["epe_px"] == pytest.approx(error_px, abs=1e-4)
     assert figures["rmse_px"] == pytest.approx(error_px, abs=1e-4)
     assert figures["pixels"] == np.isfinite(truth_px).sum()
-    # log-variance is 2 log 4 where the last layer says nothing.
+    # log-variance is 2 log 4 where the last layer's biases are 0.
     b = math.hypot(4, RIG_SIGMA_PX) / math.sqrt(2)
     assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
     assert figures["ause_epe_px"] == pytest.approx(figures["ause_epe_random_px"], abs=1e-6)
     assert figures["latency_ms"] > 0
+    curves = result["overall"]["network"]["curves"]
+    assert set(curves) == {"reliability", "sparsification_epe", "sparsification_bad_1"}
+    assert set(curves["sparsification_epe"]) == {"removed", "by_doubt", "by_oracle", "at_random"}
     assert result["settings"]["distribution"] == "laplace"
     assert {"torch", "torchvision", "opencv", "foundation_stereo_depth"} <= set(result["versions"])
     assert "float32" in result["device"]["network"]
 
 
-def test_the_checkpoints_scale_widens_the_uncertainty(tmp_path: Path) -> None:
+def test_sigma_scale_of_the_checkpoint_widens_the_distribution(tmp_path: Path) -> None:
     write_fsd_sample(tmp_path / "fsd", "s", "0", H, W, seed=1)
     plain, wide, gaussian = (
         evaluated(checkpoint=write_checkpoint(tmp_path / f"{name}.pt", **settings), dataset_root=tmp_path / "fsd")[
@@ -120,7 +120,7 @@ def test_the_checkpoints_scale_widens_the_uncertainty(tmp_path: Path) -> None:
     )
 
 
-def test_native_size_scales_disparity_and_uncertainty_with_the_width_alone(tmp_path: Path) -> None:
+def test_native_size_scales_disparity_and_sigma_with_the_width_alone(tmp_path: Path) -> None:
     truth_px = write_fsd_sample(tmp_path / "fsd", "s", "0", 3 * H, 2 * W, seed=1)
     result = evaluated(
         checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset_root=tmp_path / "fsd", at_native_size=True
@@ -134,7 +134,7 @@ def test_native_size_scales_disparity_and_uncertainty_with_the_width_alone(tmp_p
     assert figures["nll_nat"] == pytest.approx(error_px / b + math.log(2 * b), abs=1e-4)
 
 
-def test_the_baseline_stands_alone_or_beside_a_network(fsd_tree: Path, tmp_path: Path) -> None:
+def test_baseline_is_scored_alone_or_beside_a_network(fsd_tree: Path, tmp_path: Path) -> None:
     alone = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W)
     assert set(alone["overall"]) == {"sgbm"}
     assert len(alone["scenes"]) == 6
@@ -146,7 +146,7 @@ def test_the_baseline_stands_alone_or_beside_a_network(fsd_tree: Path, tmp_path:
     assert both["overall"]["sgbm"]["epe_px"] == figures["epe_px"]
 
 
-def test_the_whole_is_the_mean_over_pixels_not_over_scenes(fsd_tree: Path) -> None:
+def test_overall_figures_are_means_over_pixels_not_over_scenes(fsd_tree: Path) -> None:
     result = evaluated(baseline="sgbm", dataset_root=fsd_tree, at_native_size=True)
     scenes = [scene["results"]["sgbm"] for scene in result["scenes"]]
     pixels = sum(scene["pixels"] for scene in scenes)
@@ -155,7 +155,7 @@ def test_the_whole_is_the_mean_over_pixels_not_over_scenes(fsd_tree: Path) -> No
     assert result["overall"]["sgbm"]["epe_px"] == pytest.approx(expected)
 
 
-def test_occluded_pixels_are_told_apart_where_the_benchmark_does(tmp_path: Path) -> None:
+def test_occluded_pixels_are_scored_apart_where_masks_exist(tmp_path: Path) -> None:
     eth3d(tmp_path)
     result = evaluated(
         checkpoint=write_checkpoint(tmp_path / "x.pt"), dataset="eth3d", dataset_root=tmp_path, at_native_size=True
@@ -168,23 +168,23 @@ def test_occluded_pixels_are_told_apart_where_the_benchmark_does(tmp_path: Path)
     assert figures["epe_px"] == pytest.approx(expected)
 
 
-def test_at_most_so_many_scenes_are_evenly_spread(fsd_tree: Path) -> None:
+def test_max_samples_takes_evenly_spread_scenes(fsd_tree: Path) -> None:
     result = evaluated(baseline="sgbm", dataset_root=fsd_tree, height=H, width=W, max_samples=2)
     assert [scene["name"] for scene in result["scenes"]] == ["scene_0/0001", "scene_2/0000"]
 
 
-def test_scenes_are_let_go_while_others_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_scenes_are_freed_while_others_are_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for frame in range(5):
         write_fsd_sample(tmp_path / "fsd", "s", str(frame), H, W, seed=frame)
-    pictures, counts = list[weakref.ref](), list[weakref.ref]()
-    read, count = FsdScenes.read, benchmark_module.uncertainty_counts
+    images, counts = list[weakref.ref](), list[weakref.ref]()
+    read, count = FsdScenes.read, evaluate_module.uncertainty_counts
 
     def watched_read(self: FsdScenes, i: int) -> BenchmarkScene:
         # The scene before this one is still the loop's; of its counts, so are those it added to the sum.
-        assert sum(picture() is not None for picture in pictures) <= 1
+        assert sum(image() is not None for image in images) <= 1
         assert sum(each() is not None for each in counts) <= 2
         scene = read(self, i)
-        pictures.append(weakref.ref(scene.sample.left))
+        images.append(weakref.ref(scene.sample.left))
         return scene
 
     def watched_count(*given) -> UncertaintyCounts:
@@ -193,12 +193,12 @@ def test_scenes_are_let_go_while_others_are_read(monkeypatch: pytest.MonkeyPatch
         return counted
 
     monkeypatch.setattr(FsdScenes, "read", watched_read)
-    monkeypatch.setattr(benchmark_module, "uncertainty_counts", watched_count)
+    monkeypatch.setattr(evaluate_module, "uncertainty_counts", watched_count)
     network = write_checkpoint(tmp_path / "x.pt")
     for at_native_size in (True, False):
         result = evaluated(checkpoint=network, dataset_root=tmp_path / "fsd", at_native_size=at_native_size)
         assert len(result["scenes"]) == 5
-    assert len(pictures) == len(counts) == 10
+    assert len(images) == len(counts) == 10
 
 
 @pytest.fixture
@@ -209,70 +209,82 @@ def many_scenes(tmp_path: Path) -> Path:
     return tmp_path / "fsd"
 
 
-def divided(root: Path, val_fraction: float) -> tuple[list[str], str]:
-    """What a run validates on, and the identity of its samples, as training itself says."""
+def split_by_training(root: Path, val_fraction: float) -> tuple[list[str], str]:
+    """Return what a run validates on, and the identity of its samples, as training itself computes them."""
     files = open_files(DataOptions(val_fraction=val_fraction, num_workers=0), root, pin_memory=False)
     names = [files.validation.name(i) for i in range(len(files.validation))]
     return names, str(files.facts["dataset_fingerprint"])
 
 
-def test_only_the_scenes_that_its_run_kept_apart(many_scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    kept, identity = divided(many_scenes, 0.3)
-    network = write_checkpoint(Path("x.pt"), data={"val_fraction": 0.3}, learnt_from=identity)
+def test_split_validation_scores_the_validation_scenes_of_the_run(
+    many_scenes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    kept, identity = split_by_training(many_scenes, 0.3)
+    network = write_checkpoint(Path("x.pt"), data={"val_fraction": 0.3}, trained_on=identity)
     result = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation")
     assert [scene["name"] for scene in result["scenes"]] == kept
     assert len(kept) == 3
-    assert capsys.readouterr().err.splitlines()[0] == "validation scenes only, split by scene: 3 of 10 scenes validate"
+    assert caplog.messages[0] == "validation scenes only, split by scene: 3 of 10 scenes validate"
     one = evaluated(checkpoint=network, dataset_root=many_scenes, split="validation", max_samples=1)
     assert [scene["name"] for scene in one["scenes"]] == kept[1:2]
 
 
 def test_scenes_that_the_network_was_trained_on_are_warned_of(
-    many_scenes: Path, capsys: pytest.CaptureFixture[str]
+    many_scenes: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told(**settings) -> str:
+    def warning(**settings) -> str:
+        caplog.clear()
         network = write_checkpoint(Path("x.pt"), **settings)
         evaluated(checkpoint=network, dataset_root=many_scenes, max_samples=5)
-        return "".join(line for line in capsys.readouterr().err.splitlines(keepends=True) if "warning" in line)
+        return "\n".join(record.message for record in caplog.records if record.levelno == logging.WARNING)
 
-    kept, identity = divided(many_scenes, 0.3)
+    kept, identity = split_by_training(many_scenes, 0.3)
     known = 5 - sum(name in kept for name in [f"scene_{i}/0000" for i in (1, 3, 5, 7, 9)])
     here = {"dataset_root": os.path.relpath(many_scenes), "val_fraction": 0.3}
     expected = (
-        f"warning: the network was trained on {known} of the 5 scenes that it is scored on; --split validation leaves "
-        "them out\n"
+        f"the network was trained on {known} of the 5 scenes that it is scored on; --split validation leaves them out"
     )
-    assert told(data=here, learnt_from=identity) == expected
-    assert told(data={"val_fraction": 0.3}, learnt_from=identity) == expected  # a copy elsewhere
-    assert told(data=here) == expected  # of before runs knew what they learnt from
-    assert "which holds other samples by now: it may know some" in told(data=here, learnt_from="others")
-    assert told(data=here | {"val_fraction": 0.0}, learnt_from=identity).endswith(
-        "on 5 of the 5 scenes that it is scored on\n"
+    assert warning(data=here, trained_on=identity) == expected
+    assert warning(data={"val_fraction": 0.3}, trained_on=identity) == expected  # a copy elsewhere
+    assert warning(data=here) == expected  # of runs that did not record their samples
+    assert "which contains other samples now: it may have been trained on some" in warning(
+        data=here, trained_on="others"
     )
-    assert told(learnt_from="others") == ""
+    assert warning(data=here | {"val_fraction": 0.0}, trained_on=identity).endswith(
+        "on 5 of the 5 scenes that it is scored on"
+    )
+    assert warning(trained_on="others") == ""
 
 
 @pytest.mark.parametrize(
-    ("file", "settings", "changes", "said"),
+    ("file", "settings", "changes", "message"),
     [
-        ("x.pt", {"learnt_from": "others"}, {}, "the network's run learnt from other samples than .*fsd holds now"),
-        ("x.pt", {"data": {"val_fraction": 0.0, "dataset_root": "fsd"}}, {}, "kept no scene apart"),
-        ("x.safetensors", {}, {}, "this network's file does not keep its run's options"),
-        (None, {}, {"baseline": "sgbm"}, "--checkpoint none names none"),
+        (
+            "x.pt",
+            {"trained_on": "others"},
+            {},
+            "the network's run was trained on other samples than .*fsd contains now",
+        ),
+        ("x.pt", {"data": {"val_fraction": 0.0, "dataset_root": "fsd"}}, {}, "had no validation scenes"),
+        ("x.safetensors", {}, {}, "this network's file does not contain its run's options"),
+        (None, {}, {"baseline": "sgbm"}, "needs a network, .* --checkpoint is none"),
         ("x.pt", {}, {"dataset": "eth3d"}, "needs --dataset fsd"),
     ],
 )
-def test_scenes_kept_apart_have_to_be_known(
-    fsd_tree: Path, file: str | None, settings: dict, changes: dict, said: str
+def test_split_validation_needs_a_known_split(
+    fsd_tree: Path, file: str | None, settings: dict, changes: dict, message: str
 ) -> None:
     write_checkpoint(Path("x.pt"), **settings)
     eth3d(Path())
     root = Path() if "dataset" in changes else fsd_tree
-    with pytest.raises(UserError, match=f"--split validation: .*{said}"):
-        evaluated(checkpoint=file and Path(file), dataset_root=root, split="validation", **changes)
+    with pytest.raises(UserError, match=f"--split validation: .*{message}"):
+        evaluated(checkpoint=Path(file) if file else "none", dataset_root=root, split="validation", **changes)
 
 
-def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_a_line_per_scene_and_method(
+    fsd_tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_checkpoint(tmp_path / "x.pt")
     flags = ["--baseline", "sgbm", "--checkpoint", str(path), "--dataset-root", str(fsd_tree), "--device", "cpu"]
     assert evaluate_command(flags) == 0
@@ -286,7 +298,7 @@ def test_the_table_is_for_people(fsd_tree: Path, tmp_path: Path, capsys: pytest.
     assert max(len(line) for line in out.splitlines()) < 250
 
 
-def test_json_is_one_object_and_nothing_else(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_the_only_output(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "--baseline",
         "sgbm",
@@ -304,12 +316,17 @@ def test_json_is_one_object_and_nothing_else(fsd_tree: Path, capsys: pytest.Capt
     assert set(json.loads(capsys.readouterr().out)) == {"settings", "versions", "device", "scenes", "overall"}
 
 
-def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path) -> None:
+def test_results_are_added_to_the_run(tiny_options, tracking_uri: str, fsd_tree: Path) -> None:
     train(tiny_options(epochs=1))
     run_id = load_checkpoint(Path("out/best.pt")).run_id
     for weights in ("best", "last"):
         evaluated(
-            run_id=run_id, weights=weights, mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree, baseline="sgbm"
+            run_id=run_id,
+            checkpoint=None,
+            weights=weights,
+            mlflow_tracking_uri=tracking_uri,
+            dataset_root=fsd_tree,
+            baseline="sgbm",
         )
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(run_id)
@@ -320,20 +337,20 @@ def test_a_run_gets_its_results(tiny_options, tracking_uri: str, fsd_tree: Path)
     files = {Path(found.path).name for found in client.list_artifacts(run_id, "evaluate/fsd")}
     assert files == {"results.json", "table.txt", "reliability.png", "sparsification.png"}
     scene = fsd_tree / min(path.name for path in fsd_tree.iterdir()) / "dataset/data"
-    views = [str(next((scene / eye / "rgb").iterdir())) for eye in ("left", "right")]
+    views = [str(next((scene / view / "rgb").iterdir())) for view in ("left", "right")]
     assert predict_command([*views, "-o", "predicted", "--run-id", run_id, "--mlflow-tracking-uri", tracking_uri]) == 0
     assert any(Path("predicted").iterdir())
 
 
-def test_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
+def test_unknown_distribution_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has errors of distribution cauchy"):
         evaluated(checkpoint=write_checkpoint(tmp_path / "y.pt", distribution="cauchy"), dataset_root=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        ({}, "leaves nothing to evaluate"),
+        ({}, "--checkpoint none: leaves nothing to evaluate"),
         ({"run_id": "a", "checkpoint": Path("b")}, "both name a network; give one of them"),
         ({"baseline": "sgbm"}, "--dataset fsd: needs --dataset-root or \\$FOUNDATION_STEREO_ROOT"),
         ({"baseline": "sgbm", "dataset": "sintel"}, "--dataset sintel: needs --dataset-root, the folder"),
@@ -341,17 +358,17 @@ def test_an_unknown_distribution_is_refused(tmp_path: Path) -> None:
         ({"checkpoint": Path("none.pt"), "dataset_root": Path()}, "none.pt: cannot be read"),
     ],
 )
-def test_mistakes_are_told(options: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_user_errors_name_the_flag(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         evaluated(**options)
 
 
-def test_an_unknown_run_is_told(tracking_uri: str, fsd_tree: Path) -> None:
+def test_unknown_run_is_named(tracking_uri: str, fsd_tree: Path) -> None:
     with pytest.raises(UserError, match="--run-id 0123: neither"):
-        evaluated(run_id="0123", mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree)
+        evaluated(run_id="0123", checkpoint=None, mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree)
 
 
-def test_a_real_baseline_is_as_good_as_measured(shared_data: Path) -> None:
+def test_baseline_on_real_pairs_scores_as_measured(shared_data: Path) -> None:
     figures = evaluated(baseline="sgbm", dataset_root=shared_data / "fsd-sample")["overall"]["sgbm"]
     assert figures["epe_px"] == pytest.approx(1.12, abs=0.03)
     assert figures["bad_1_percent"] == pytest.approx(15.2, abs=0.3)

@@ -8,40 +8,44 @@ import pytest
 import torch
 from conftest import shifted_pair
 
-from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, inference_header, load_checkpoint, read_trained
+from foundation_stereo_depth.checkpoint import (
+    SAFETENSORS_KEY,
+    NetworkFacts,
+    TrainedNetwork,
+    inference_header,
+    load_checkpoint,
+    read_trained,
+)
 from foundation_stereo_depth.cli import export_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import export
-from foundation_stereo_depth.inference.backends import OnnxRuntimeBackend, RawPrediction
+from foundation_stereo_depth.inference.backends import NetworkOutput, OnnxRuntimeBackend, TorchBackend
 from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
-from foundation_stereo_depth.options.inference import ExportOptions
+from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
 
 
 def exported(checkpoint: Path, name: str = "net.onnx", **flags: object) -> Path:
-    return export.export_network(checkpoint, command_line.build_options(ExportOptions, {"output": Path(name)} | flags))
+    asked = {"checkpoint": checkpoint, "output": Path(name)} | flags
+    return export.export_network(command_line.build_options(ExportOptions, asked))
 
 
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported network of any size, made once."""
-    from foundation_stereo_depth.checkpoint import TrainedNetwork
-    from foundation_stereo_depth.model import create_network
-
+    """An exported network of any size, made once; its weights are beside it."""
     path = tmp_path_factory.mktemp("exported") / "net.onnx"
     torch.manual_seed(0)
     facts = facts_of_tiny()
     trained = TrainedNetwork(facts=facts, weights=create_network(facts.model).state_dict())
     torch.save(trained.weights, path.with_suffix(".weights"))
-    options = ExportOptions().file
-    encoded = export._onnx(trained.network(), facts.header, 48, 64, options)
+    options = ExportFileOptions()
+    encoded = export._onnx(export._exported(trained, options), facts.header, 48, 64, options)
     export.write_checked(path, encoded, trained, (48, 64), options)
     return path
 
 
-def facts_of_tiny():
-    from foundation_stereo_depth.checkpoint import NetworkFacts
-
+def facts_of_tiny() -> NetworkFacts:
     header = {
         "kind": "foundation-stereo-depth checkpoint",
         "format_version": 1,
@@ -53,19 +57,27 @@ def facts_of_tiny():
     return NetworkFacts.from_header(header, Path("tiny"))
 
 
-def torch_predictor(dynamic: Path) -> Predictor:
-    from foundation_stereo_depth.checkpoint import TrainedNetwork
-    from foundation_stereo_depth.inference.backends import TorchBackend
-
+def trained_network(dynamic: Path) -> TrainedNetwork:
+    """The network that was exported."""
     weights = torch.load(dynamic.with_suffix(".weights"), weights_only=True)
-    network = TrainedNetwork(facts=facts_of_tiny(), weights=weights).network()
+    return TrainedNetwork(facts=facts_of_tiny(), weights=weights)
+
+
+def write_checked(dynamic: Path, **flags: object) -> None:
+    """Verify the exported bytes once more, with other options, and write net.onnx."""
+    options = command_line.build_options(ExportOptions, flags).file
+    export.write_checked(Path("net.onnx"), dynamic.read_bytes(), trained_network(dynamic), (48, 64), options)
+
+
+def torch_predictor(dynamic: Path) -> Predictor:
+    network = trained_network(dynamic).network()
     return Predictor(TorchBackend(network, device="cpu", precision="fp32", compile=False), facts_of_tiny())
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> None:
+def test_exported_network_predicts_what_torch_does(dynamic: Path, backend) -> None:
     pairs = [shifted_pair(37, 61, 3), shifted_pair(70, 90, 5)]
-    predictor = Predictor.from_checkpoint(dynamic, backend=backend, device="cpu", precision="fp32")
+    predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32")
     assert predictor.facts == facts_of_tiny()
     for ours, theirs in zip(torch_predictor(dynamic).batch(pairs), predictor.batch(pairs), strict=True):
         np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=2e-3)
@@ -74,17 +86,15 @@ def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> N
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 61), (33, 200)])
-def test_an_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
+def test_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
     pair = shifted_pair(height, width, 3)
-    predictor = Predictor.from_checkpoint(
-        dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width
-    )
+    predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width)
     ours = torch_predictor(dynamic)
     ours.height, ours.width = height, width
     np.testing.assert_allclose(predictor(*pair).disparity_px, ours(*pair).disparity_px, atol=2e-3)
 
 
-def test_the_file_explains_itself(dynamic: Path) -> None:
+def test_onnx_names_inputs_outputs_and_has_the_header(dynamic: Path) -> None:
     model = onnx.load(dynamic)
     onnx.checker.check_model(model)
     assert [value.name for value in model.graph.output] == ["disparity_px", "log_variance"]
@@ -95,87 +105,85 @@ def test_the_file_explains_itself(dynamic: Path) -> None:
     assert model.opset_import[0].version == 20
 
 
-def test_a_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
+def test_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
     path = exported(tiny_checkpoint, dynamic_size=False, height=40, width=72)
-    predictor = Predictor.from_checkpoint(path, backend="onnxruntime")
+    predictor = Predictor.open(path, backend="onnxruntime")
     assert (predictor.height, predictor.width) == (40, 72)
     assert predictor(*shifted_pair(50, 70, 2)).disparity_px.shape == (50, 70)
-    openvino = Predictor.from_checkpoint(path, backend="openvino", precision="fp32")
+    openvino = Predictor.open(path, backend="openvino", precision="fp32")
     assert (openvino.height, openvino.width) == (40, 72)
     with pytest.raises(UserError, match="was exported for 72x40 alone"):
-        Predictor.from_checkpoint(path, width=64)
+        Predictor.open(path, width=64)
 
 
-def test_half_has_weights_of_16_bits_and_is_close(tiny_checkpoint: Path) -> None:
+def test_half_stores_16_bit_weights_and_predicts_closely(tiny_checkpoint: Path) -> None:
     path = exported(tiny_checkpoint, half=True)
     stored = {tensor.data_type for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 4}
     assert stored == {onnx.TensorProto.FLOAT16}
     pair = shifted_pair(48, 64, 3)
-    half, whole = (
-        Predictor.from_checkpoint(file, device="cpu", precision=precision)(*pair)
+    half, full = (
+        Predictor.open(file, device="cpu", precision=precision)(*pair)
         for file, precision in ((path, "auto"), (tiny_checkpoint, "fp32"))
     )
-    np.testing.assert_allclose(half.disparity_px, whole.disparity_px, atol=0.1)
+    np.testing.assert_allclose(half.disparity_px, full.disparity_px, atol=0.1)
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
+def test_exported_safetensors_predict_the_same(tiny_checkpoint: Path, half: bool) -> None:
     path = exported(tiny_checkpoint, "new/net.safetensors", half=half)
     again = read_trained(path)
     assert again.facts.header == inference_header(load_checkpoint(tiny_checkpoint))
     first, second = (
-        Predictor.from_checkpoint(file, device="cpu", precision="fp32")(*shifted_pair(48, 64, 3))
+        Predictor.open(file, device="cpu", precision="fp32")(*shifted_pair(48, 64, 3))
         for file in (tiny_checkpoint, path)
     )
     np.testing.assert_allclose(first.disparity_px, second.disparity_px, atol=0.1 if half else 0)
 
 
-def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) -> None:
-    sizes = {
-        path: path.stat().st_size
-        for path in (exported(tiny_checkpoint), exported(tiny_checkpoint, "8.onnx", int8=True))
-    }
-    assert sizes[Path("8.onnx")] < sizes[Path("net.onnx")]
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer synthetic scenes: enough to tell right from wrong."""
+    monkeypatch.setattr(export, "_SCORED_PAIRS", 4)
+    monkeypatch.setattr(export, "_CALIBRATION_PAIRS", range(4, 12))
+
+
+@pytest.mark.usefixtures("few_pairs")
+def test_int8_is_smaller_and_about_as_accurate(tiny_checkpoint: Path, dynamic: Path, capsys) -> None:
+    path = exported(tiny_checkpoint, "8.onnx", int8=True)
+    assert path.stat().st_size < dynamic.stat().st_size  # of a network of the same shape
     assert re.search(
-        r"64x48: EPE .* px on 16 made-up scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
+        r"64x48: EPE .* px on 4 synthetic scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
     )
-    kinds = [node.op_type for node in onnx.load("8.onnx").graph.node]
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
     convolutions = kinds.count("Conv")
     assert kinds.count("QuantizeLinear") >= convolutions - 2 > 0
-    pairs = [shifted_pair(48, 64, 3)]
+    pair = shifted_pair(48, 64, 3)
+    full_px = Predictor.open(tiny_checkpoint, device="cpu", precision="fp32")(*pair).disparity_px
     for backend in ("onnxruntime", "openvino"):
-        ours, theirs = (
-            Predictor.from_checkpoint(path, backend=backend, device="cpu").batch(pairs)[0].disparity_px
-            for path in sizes
-        )
-        assert 0 < np.abs(ours - theirs).mean() < 0.5
+        quantized_px = Predictor.open(path, backend=backend, device="cpu")(*pair).disparity_px
+        assert 0 < np.abs(quantized_px - full_px).mean() < 0.5
 
 
-def test_8_bits_that_cost_too_much_are_not_written(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "in_int8", lambda encoded, inputs: encoded)  # noqa: ARG005
+@pytest.mark.usefixtures("few_pairs")
+def test_int8_that_costs_too_much_accuracy_is_not_written(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = OnnxRuntimeBackend.__call__
 
-    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px - 2 * answer.disparity_px.mean(), answer.log_variance)
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px - 2 * disparity_px.mean(), log_variance
 
-    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
-    with pytest.raises(
-        UserError, match=r"net\.onnx: not written, since 8 bits cost too much: 64x48: EPE .*; leave --int8"
-    ):
-        exported(tiny_checkpoint, int8=True)
+    def without_uncertainty(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px, log_variance * np.float32("nan")
 
-    def doubtless(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px, answer.log_variance * np.float32("nan"))
-
-    monkeypatch.setattr(OnnxRuntimeBackend, "__call__", doubtless)
-    with pytest.raises(UserError, match=r"not written, since 8 bits cost too much: .* log-variances nan apart"):
-        exported(tiny_checkpoint, int8=True)
+    for wrong, message in ((off, "64x48: EPE .*; leave --int8"), (without_uncertainty, ".* log-variances nan apart")):
+        monkeypatch.setattr(OnnxRuntimeBackend, "__call__", wrong)
+        with pytest.raises(UserError, match=r"net\.onnx: not written, since 8 bits cost too much: " + message):
+            write_checked(dynamic, int8=True)
     assert not list(Path().glob("*.onnx"))
 
 
-def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
+def test_int8_excludes_safetensors_and_half(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"--int8: is for \.onnx files"):
         exported(tiny_checkpoint, "net.safetensors", int8=True)
     with pytest.raises(UserError, match="--half --int8: weights have either 16 bits or 8"):
@@ -183,7 +191,7 @@ def test_8_bits_are_for_onnx_and_exclude_16(tiny_checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("shape", [["B", "C", 32, 32], [7]])
-def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> None:
+def test_foreign_onnx_of_any_shape_is_rejected(tmp_path: Path, shape: list) -> None:
     from onnx import TensorProto, helper
 
     value_in, value_out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
@@ -192,10 +200,10 @@ def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
-            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+            Predictor.open(path, backend=backend, device="cpu")
 
 
-def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:
+def test_export_with_another_prior_is_rejected(tmp_path: Path) -> None:
     from onnx import TensorProto, helper
 
     shapes = {"pair": 6, "prior": 9, "disparity_px": 6, "log_variance": 9}
@@ -213,70 +221,70 @@ def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) ->
     onnx.save(model, path)
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(
-            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint anew"
+            CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint again"
         ):
-            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+            Predictor.open(path, backend=backend, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
-def test_a_network_that_answers_differently_is_not_written(
-    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
+def test_export_that_predicts_something_else_is_not_written(
+    dynamic: Path, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
     right = OnnxRuntimeBackend.__call__
 
-    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> RawPrediction:
-        answer = right(self, pairs)
-        return RawPrediction(answer.disparity_px + np.float32(wrong), answer.log_variance)
+    def off(self: OnnxRuntimeBackend, pairs: np.ndarray) -> NetworkOutput:
+        disparity_px, log_variance = right(self, pairs)
+        return disparity_px + np.float32(wrong), log_variance
 
     monkeypatch.setattr(OnnxRuntimeBackend, "__call__", off)
     with pytest.raises(UserError, match=r"net\.onnx: not written, since the exported network is not .* px"):
-        exported(tiny_checkpoint, dynamic_size=False)
+        write_checked(dynamic, dynamic_size=False)
     assert not list(Path().glob("*.onnx"))
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_onnx_is_refused(dynamic: Path, tmp_path: Path, backend, kept: float) -> None:
-    whole = dynamic.read_bytes()
-    (tmp_path / "torn.onnx").write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(CheckpointError, match=r"torn\.onnx: (is not a whole ONNX|was not written by)"):
-        Predictor.from_checkpoint(tmp_path / "torn.onnx", backend=backend)
+def test_truncated_onnx_is_rejected(dynamic: Path, tmp_path: Path, backend, kept: float) -> None:
+    complete = dynamic.read_bytes()
+    (tmp_path / "truncated.onnx").write_bytes(complete[: int(len(complete) * kept)])
+    with pytest.raises(CheckpointError, match=r"truncated\.onnx: (is not a complete ONNX|was not written by)"):
+        Predictor.open(tmp_path / "truncated.onnx", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> None:
+def test_onnx_without_our_header_is_rejected(dynamic: Path, tmp_path: Path, backend) -> None:
     model = onnx.load(dynamic)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
-        Predictor.from_checkpoint(tmp_path / "foreign.onnx", backend=backend)
+        Predictor.open(tmp_path / "foreign.onnx", backend=backend)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"backend": "torch"}, "--backend torch: needs a .pt or .safetensors file"),
         ({"compile": True}, "--compile: needs a .pt"),
         ({"backend": "onnxruntime", "precision": "bf16"}, "export with --half instead"),
-        ({"backend": "onnxruntime", "device": "mps"}, "--device mps: this onnxruntime has only"),
+        ({"backend": "onnxruntime", "device": "mps"}, "--device mps: this onnxruntime only has"),
         ({"backend": "openvino", "device": "cuda"}, "--device cuda: OpenVINO runs on the CPU"),
     ],
 )
-def test_what_a_backend_lacks_is_said(dynamic: Path, flags: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        Predictor.from_checkpoint(dynamic, **flags)
+def test_what_a_backend_lacks_is_named(dynamic: Path, flags: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Predictor.open(dynamic, **flags)
 
 
-def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="onnxruntime is not installed; `uv sync --extra onnx` adds it"):
-        Predictor.from_checkpoint(dynamic, backend="onnxruntime")
+        Predictor.open(dynamic, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--checkpoint", "x.pt"], "needs --output"),
         (["--checkpoint", "x.pt", "-o", "net.tflite"], "ends in .onnx or .safetensors"),
@@ -284,16 +292,16 @@ def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPat
         (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
     ],
 )
-def test_a_mistake_gets_one_line(argv: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_user_error_gets_one_line(argv: list[str], message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert export_command(argv) == 2
     error = capfd.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_command_overwrites_only_where_asked(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_command_overwrites_only_with_the_flag(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", str(tiny_checkpoint), "-o", "net.safetensors"]
     assert export_command(flags) == 0
     assert export_command(flags) == 2
-    assert "net.safetensors: is there already; --overwrite" in capfd.readouterr().err
+    assert "net.safetensors: exists; --overwrite" in capfd.readouterr().err
     assert export_command([*flags, "--overwrite"]) == 0

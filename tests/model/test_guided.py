@@ -26,7 +26,7 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match_blocks, prior_planes
+from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match, prior_planes
 from foundation_stereo_depth.training.loss import heteroscedastic_loss, training_loss
 from foundation_stereo_depth.training.state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
@@ -45,7 +45,7 @@ def inputs_of(B: int, H: int, W: int, disparity_px: float = 7.0) -> tuple[torch.
 
 
 def prior_of(disparity_px: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
-    """The planes of a matcher that answered so everywhere, by which the views differ so."""
+    """Return the planes of a matcher with this disparity and this photometric difference of the views."""
     least_px = -F.max_pool2d(-disparity_px, 9, stride=1, padding=4)
     most_px = F.max_pool2d(disparity_px, 9, stride=1, padding=4)
     grey = unlike.mean(dim=1, keepdim=True)
@@ -58,7 +58,7 @@ def prior_of(disparity_px: torch.Tensor, unlike: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("B", "H", "W"), [(1, 32, 32), (2, 37, 61), (1, 240, 320), (1, 33, 200)])
-def test_any_size_in_same_size_out(network: GuidedNetwork, B: int, H: int, W: int) -> None:
+def test_prediction_has_the_size_of_the_pair(network: GuidedNetwork, B: int, H: int, W: int) -> None:
     answer = network(*inputs_of(B, H, W))
     assert isinstance(answer, StereoPrediction)
     assert answer.disparity_px.shape == answer.log_variance.shape == (B, 1, H, W)
@@ -66,9 +66,9 @@ def test_any_size_in_same_size_out(network: GuidedNetwork, B: int, H: int, W: in
 
 
 @pytest.mark.parametrize("disparity_px", [0.0, 7.0, 90.0])
-def test_a_fresh_network_says_about_what_the_matcher_said(network: GuidedNetwork, disparity_px: float) -> None:
-    said_px = network(*inputs_of(2, 64, 96, disparity_px)).disparity_px
-    assert (said_px - disparity_px).abs().mean() < 0.5 + 0.1 * disparity_px
+def test_fresh_network_predicts_about_the_prior(network: GuidedNetwork, disparity_px: float) -> None:
+    predicted_px = network(*inputs_of(2, 64, 96, disparity_px)).disparity_px
+    assert (predicted_px - disparity_px).abs().mean() < 0.5 + 0.1 * disparity_px
 
 
 def test_bf16_does_not_round_large_disparities(network: GuidedNetwork) -> None:
@@ -93,7 +93,7 @@ def test_every_weight_gets_a_gradient(network: GuidedNetwork) -> None:
         assert weights.grad.abs().sum() > 0, name
 
 
-def test_one_value_per_channel_is_too_few_to_train_on(network: GuidedNetwork) -> None:
+def test_training_rejects_one_value_per_channel(network: GuidedNetwork) -> None:
     network.train()
     with pytest.raises(UserError, match="one pair of 32x32 a process leaves one value per channel"):
         network(*inputs_of(1, 32, 32))
@@ -106,7 +106,7 @@ def test_one_value_per_channel_is_too_few_to_train_on(network: GuidedNetwork) ->
         command_line.build_options(TrainOptions, smallest | change)
 
 
-def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network: GuidedNetwork) -> None:
+def test_disparity_lies_between_the_candidates_up_to_a_fine_correction(network: GuidedNetwork) -> None:
     network.train()
     pair, prior = inputs_of(1, 48, 64)
     prior[:, 1] -= 5
@@ -118,7 +118,7 @@ def test_the_answer_lies_among_the_candidates_but_for_a_fine_correction(network:
     assert (answer.disparity_px < candidates_px.amax(dim=1, keepdim=True) + 0.5).all()
 
 
-def test_a_fine_correction_stays_fine_whatever_is_learnt(network: GuidedNetwork) -> None:
+def test_fine_correction_is_bounded(network: GuidedNetwork) -> None:
     pair, prior = inputs_of(1, 48, 64, disparity_px=20.0)
     last = network.head[1]
     with torch.no_grad():
@@ -128,7 +128,7 @@ def test_a_fine_correction_stays_fine_whatever_is_learnt(network: GuidedNetwork)
     torch.testing.assert_close(apart_px, torch.ones_like(apart_px), rtol=0, atol=1e-3)
 
 
-def test_regions_count_in_the_loss_where_truth_is_known(network: GuidedNetwork) -> None:
+def test_region_loss_counts_only_known_truth(network: GuidedNetwork) -> None:
     network.train()
     answer = network(*inputs_of(1, 35, 45))
     truth = torch.full((1, 1, 35, 45), 9.0)
@@ -141,7 +141,7 @@ def test_regions_count_in_the_loss_where_truth_is_known(network: GuidedNetwork) 
     assert guided.valid == plain.valid
 
 
-def test_folded_norms_change_no_answer(network: GuidedNetwork) -> None:
+def test_fused_batch_norms_do_not_change_the_prediction(network: GuidedNetwork) -> None:
     network.train()
     for seed in range(3):  # statistics that are not those of a fresh network
         torch.manual_seed(seed)
@@ -157,7 +157,7 @@ def test_folded_norms_change_no_answer(network: GuidedNetwork) -> None:
 
 
 @pytest.mark.parametrize("shift_px", [4, 30, 70, 110])
-def test_it_looks_for_the_disparities_that_are_there(shift_px: int) -> None:
+def test_prior_searches_the_disparities_that_occur(shift_px: int) -> None:
     rng = np.random.default_rng(shift_px)
     wide = cv2.resize(rng.integers(0, 256, (60, 110, 3), dtype=np.uint8), (440, 240), interpolation=cv2.INTER_CUBIC)
     left, right = np.ascontiguousarray(wide[:, :320]), np.ascontiguousarray(wide[:, shift_px : shift_px + 320])
@@ -166,7 +166,7 @@ def test_it_looks_for_the_disparities_that_are_there(shift_px: int) -> None:
     assert (np.abs(found_px - shift_px) < 1).mean() > 0.98
 
 
-def test_only_a_network_that_wants_a_prior_gets_one() -> None:
+def test_prior_is_computed_only_for_networks_that_take_one() -> None:
     pair = torch.rand(2, 6, 40, 96)
     unet, guided = (create_network(ModelOptions(model=name, base_channels=8, depth=2)) for name in ("unet", "guided"))
     assert not wants_prior(unet)
@@ -179,7 +179,7 @@ def test_only_a_network_that_wants_a_prior_gets_one() -> None:
     np.testing.assert_array_equal(priors_of(pairs[1:]), priors_of(pairs)[1:])
 
 
-def test_the_prior_is_an_answer_what_lies_around_it_and_the_right_view_warped_by_them() -> None:
+def test_planes_of_the_prior_are_as_documented() -> None:
     rng = np.random.default_rng(0)
     wide = rng.integers(0, 256, (60, 140, 3), dtype=np.uint8)
     left, right = np.ascontiguousarray(wide[:, :128]), np.ascontiguousarray(wide[:, 6:134])
@@ -211,15 +211,15 @@ def test_the_prior_is_an_answer_what_lies_around_it_and_the_right_view_warped_by
     np.testing.assert_allclose(planes[7][behind] * 255, expected, atol=1)
 
 
-def test_a_picture_in_which_nothing_matches_begins_far_away() -> None:
+def test_prior_of_an_unmatched_image_is_finite() -> None:
     blank = np.zeros((40, 64, 3), np.uint8)
     planes = prior_planes(blank, blank)
     assert np.isfinite(planes).all()
     assert (planes[0] >= 0).all()
 
 
-def test_it_learns_to_mend_what_the_matcher_missed() -> None:
-    """Overfit: the prior is wrong in a square by 12 px; the pictures tell."""
+def test_network_overfits_one_pair_with_a_wrong_prior() -> None:
+    """The prior is wrong by 12 px in a square, where only the images show the disparity."""
     torch.manual_seed(0)
     network = GuidedNetwork(base_channels=16).train()
     right = F.interpolate(torch.rand(1, 3, 16, 24), size=(64, 96), mode="bicubic").clamp(0, 1)
@@ -242,7 +242,7 @@ def test_it_learns_to_mend_what_the_matcher_missed() -> None:
     assert error_px.mean() < 0.3
 
 
-def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
+def test_exported_network_takes_the_prior_and_predicts_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     options = ModelOptions(model="guided", base_channels=8)
     header = {
@@ -255,40 +255,36 @@ def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
     }
     path, onnx = tmp_path / "guided.safetensors", tmp_path / "guided.onnx"
     save_safetensors(path, create_network(options).state_dict(), header)
-    export_network(
-        path, command_line.build_options(ExportOptions, {"checkpoint": path, "output": onnx})
-    )  # checks itself
+    export_network(command_line.build_options(ExportOptions, {"checkpoint": path, "output": onnx}))
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
-    ours = Predictor.from_checkpoint(path, precision="fp32")(left, right)
+    ours = Predictor.open(path, precision="fp32")(left, right)
     for backend in ("onnxruntime", "openvino"):
         precision = "auto" if backend == "onnxruntime" else "fp32"
-        theirs = Predictor.from_checkpoint(onnx, backend=backend, precision=precision)(left, right)
+        theirs = Predictor.open(onnx, backend=backend, precision=precision)(left, right)
         np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=0.01)
         np.testing.assert_allclose(theirs.sigma_px, ours.sigma_px, rtol=0.02)
 
 
-def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pairs(shared_data: Path) -> None:
+def test_installed_network_is_small_and_better_than_sgbm_on_real_pairs(shared_data: Path) -> None:
     assert DEFAULT_WEIGHTS.stat().st_size < 16e6
-    predictor = Predictor.from_checkpoint("default", device="cpu")
+    predictor = Predictor.open(device="cpu")
     index = find_samples(shared_data / "fsd-sample")
     ours_px, matchers_px, within = [], [], []
     for i in range(len(index.names)):
         sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
         known = np.isfinite(sample.disparity_px) & (sample.disparity_px > 0)
-        answer = predictor(sample.left, sample.right)
-        error_px = np.abs(answer.disparity_px - sample.disparity_px)[known]
+        found = predictor(sample.left, sample.right)
+        error_px = np.abs(found.disparity_px - sample.disparity_px)[known]
         ours_px.append(error_px.mean())
-        matchers_px.append(
-            np.abs(match_blocks(sample.left, sample.right).disparity_px - sample.disparity_px)[known].mean()
-        )
-        interval_px = DISTRIBUTIONS["laplace"].interval(0.68) * answer.sigma_px[known]
+        matchers_px.append(np.abs(match(sample.left, sample.right).disparity_px - sample.disparity_px)[known].mean())
+        interval_px = DISTRIBUTIONS["laplace"].interval(0.68) * found.sigma_px[known]
         within.append((error_px <= interval_px).mean())
     assert np.mean(ours_px) < 0.85 * np.mean(matchers_px)
     assert 0.60 < np.mean(within) < 0.76
 
 
-def test_the_average_of_the_weights_has_an_average_of_the_statistics() -> None:
+def test_averaged_weights_have_averaged_statistics() -> None:
     torch.manual_seed(0)
     network = GuidedNetwork(base_channels=8).train()
     state = TrainingState.fresh(network, OptimizerOptions(ema_decay=0.9), "scenes")

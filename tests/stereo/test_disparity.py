@@ -35,7 +35,7 @@ def test_nearest_indices_agree_with_torch_nearest_exact(source: int, target: int
 
 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (100, 1280), (720, 77), (37, 61)])
-def test_resizing_keeps_depth_whatever_it_does_to_the_height(height: int, width: int) -> None:
+def test_resize_keeps_depth_at_any_height(height: int, width: int) -> None:
     # Depth is f B / d; the focal length follows the width, so d / width is what has to stay.
     disparity_px = np.linspace(1, 100, 720 * 1280, dtype=np.float32).reshape(720, 1280)
     resized = resize_disparity(disparity_px, height, width)
@@ -44,11 +44,11 @@ def test_resizing_keeps_depth_whatever_it_does_to_the_height(height: int, width:
     np.testing.assert_allclose(resized / width, disparity_px[np.ix_(rows, columns)] / 1280, rtol=1e-6)
 
 
-def test_resizing_invents_no_surface_between_two() -> None:
+def test_resize_does_not_interpolate_between_surfaces() -> None:
     steps = np.where(np.arange(64) < 31, 10.0, 50.0).astype(np.float32) * np.ones((48, 1), np.float32)
     assert set(np.unique(resize_disparity(steps, 20, 32))) == {5.0, 25.0}
 
 
-def test_unknown_stays_unknown() -> None:
+def test_resize_keeps_unknown_disparity_unknown() -> None:
     disparity_px = np.full((4, 4), np.nan, np.float32)
     assert np.isnan(resize_disparity(disparity_px, 2, 2)).all()

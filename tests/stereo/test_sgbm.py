@@ -9,7 +9,7 @@ from foundation_stereo_depth.data.sample import resize_sample
 from foundation_stereo_depth.stereo.sgbm import (
     disparities_for,
     filled_from_background,
-    match_blocks,
+    match,
     prior_planes,
 )
 
@@ -25,15 +25,15 @@ def test_holes_take_the_farther_neighbour_of_their_row() -> None:
     assert filled([[NAN, 9, NAN, NAN, 4, NAN], [5, NAN, 7, 7, NAN, 6]]) == [[9, 9, 4, 4, 4, 4], [5, 5, 7, 7, 6, 6]]
 
 
-def test_a_row_without_any_match_takes_the_nearest_row_with_one() -> None:
+def test_row_without_matches_takes_the_nearest_row_with_one() -> None:
     assert filled([[NAN, NAN], [3, NAN], [NAN, NAN], [NAN, NAN], [NAN, 8]]) == [[3, 3], [3, 3], [3, 3], [8, 8], [8, 8]]
 
 
-def test_a_map_without_any_match_stays_unknown() -> None:
+def test_map_without_matches_stays_unknown() -> None:
     assert np.isnan(filled([[NAN, NAN]] * 2)).all()
 
 
-def test_whole_numbers_are_filled_as_real_ones_are() -> None:
+def test_integers_are_filled_like_floats() -> None:
     random = np.random.default_rng(0)
     steps, known = random.integers(0, 2000, (37, 53), dtype=np.int16), random.random((37, 53)) > 0.6
     known[[3, 4, 20]] = False
@@ -48,34 +48,34 @@ def test_a_fifth_of_the_width_is_searched(width: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("shift_px", [1, 7, 30])
-def test_a_shifted_picture_has_its_shift_as_disparity(shift_px: int) -> None:
+def test_shifted_image_has_its_shift_as_disparity(shift_px: int) -> None:
     left = np.random.default_rng(0).integers(0, 256, (61, 203, 3), dtype=np.uint8)
     right = np.roll(left, -shift_px, axis=1)
-    found = match_blocks(left, right)
-    assert found.disparity_px.shape == found.matched.shape == (61, 203)
+    found = match(left, right)
+    assert found.disparity_px.shape == found.valid.shape == (61, 203)
     assert np.abs(found.disparity_px[:, shift_px:] - shift_px).mean() < 0.1
-    assert found.matched[:, shift_px:].mean() > 0.95
-    # Left and right exchanged there is nothing to find at the right place.
-    assert np.abs(match_blocks(right, left).disparity_px - shift_px).mean() > 2
+    assert found.valid[:, shift_px:].mean() > 0.95
+    # With swapped views there is no match at the true disparity.
+    assert np.abs(match(right, left).disparity_px - shift_px).mean() > 2
 
 
-def test_a_picture_without_texture_is_answered_without_inventing_matches() -> None:
+def test_image_without_texture_has_no_matches() -> None:
     blank = np.full((48, 64, 3), 128, np.uint8)
-    found = match_blocks(blank, blank)
-    assert not found.matched.any()
+    found = match(blank, blank)
+    assert not found.valid.any()
     assert np.isnan(found.disparity_px).all()
 
 
 @pytest.mark.parametrize("far_px", [-0.25, 0.0, 0.25, 0.5, 1.0])
-def test_what_is_nearly_infinitely_far_is_not_taken_for_what_is_near(far_px: float) -> None:
-    # OpenCV knows no fractions of the least disparity that it looks for: from 0 on, all this would be a hole.
+def test_prior_of_very_distant_surfaces_is_not_near(far_px: float) -> None:
+    # OpenCV finds no fractions of the smallest disparity searched: if that were 0, all this would be a hole.
     wall, thing = textured(160, 240), textured(160, 240, seed=1)
     x, y = np.meshgrid(np.arange(160, dtype=np.float32), np.arange(120, dtype=np.float32))
     inside = (abs(x - 80) < 20) & (abs(y - 60) < 30)
     inside_right = (abs(x + 20 - 80) < 20) & (abs(y - 60) < 30)
 
-    def seen(picture: np.ndarray, shift_px: float) -> np.ndarray:
-        return cv2.remap(picture, x + 40 + shift_px, y + 20, cv2.INTER_LINEAR)
+    def seen(image: np.ndarray, shift_px: float) -> np.ndarray:
+        return cv2.remap(image, x + 40 + shift_px, y + 20, cv2.INTER_LINEAR)
 
     left = np.where(inside[..., None], seen(thing, 0), seen(wall, 0))
     right = np.where(inside_right[..., None], seen(thing, 20), seen(wall, far_px))
@@ -92,7 +92,7 @@ def textured(height: int = 120, width: int = 160, *, seed: int = 0) -> np.ndarra
 
 
 @pytest.mark.parametrize("gain", [(0.6, 0.6, 0.6), (1.1, 1.0, 0.8)])
-def test_a_right_eye_exposed_otherwise_is_evened_out(gain: tuple[float, float, float]) -> None:
+def test_prior_equalises_a_differently_exposed_right_view(gain: tuple[float, float, float]) -> None:
     left = textured()
     right = np.roll(left, -8, axis=1)
     planes = prior_planes(left, (right * np.array(gain)).astype(np.uint8))
@@ -100,7 +100,7 @@ def test_a_right_eye_exposed_otherwise_is_evened_out(gain: tuple[float, float, f
     assert np.abs(planes[4:7, 16:-16, 16:-16]).mean() < 0.005  # a level of 256 and a little
 
 
-def test_eyes_exposed_alike_are_left_as_they_are() -> None:
+def test_prior_keeps_equally_exposed_views() -> None:
     left = textured()
     right = np.roll(left, -8, axis=1)
     right[:, :, 1] += 2  # less than chance makes of it
@@ -113,10 +113,10 @@ MEASURED_EPE_PX = {
 }  # fmt: skip
 
 
-def test_real_scenes_are_matched_as_well_as_measured(shared_data: Path) -> None:
+def test_real_scenes_score_as_measured(shared_data: Path) -> None:
     index = find_samples(shared_data / "fsd-sample")
     for i in range(len(index)):
         sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
-        found = match_blocks(sample.left, sample.right)
+        found = match(sample.left, sample.right)
         epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
         assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)
