@@ -25,7 +25,7 @@ from training_loop import commit, device_name, summary
 
 from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
 from foundation_stereo_depth.inference.predictor import Predictor
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo import sgbm
 
 _CALLS = 10  # of one way before the other's turn; the first two do not count
 _UNCOUNTED = 2
@@ -37,9 +37,9 @@ def predictor_of(way: str, checkpoint: Path, onnx: Path | None) -> Predictor:
     """The network run in one of `_WAYS`."""
     if way in ("onnxruntime", "openvino"):
         assert onnx is not None
-        return Predictor.from_checkpoint(onnx, backend=way)
+        return Predictor.open(onnx, backend=way)
     precision = "fp32" if way == "torch_fp32" else "bf16"
-    return Predictor.from_checkpoint(checkpoint, precision=precision, compile=way.endswith("compiled"))
+    return Predictor.open(checkpoint, precision=precision, compile=way.endswith("compiled"))
 
 
 def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
@@ -61,7 +61,7 @@ def compared(network: Predictor, left: np.ndarray, right: np.ndarray, rounds: in
     """The figures of the network and of the matcher, taking turns on one pair."""
     calls: dict[str, Callable[[], object]] = {
         "way": lambda: network(left, right),
-        "sgbm_3way": lambda: match_blocks(left, right),
+        "sgbm_3way": lambda: sgbm.match(left, right),
     }
     for call in calls.values():
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What OpenCV's matcher loses by its advised settings at 320x240: EPE and bad pixels over those of match_blocks.
+"""What OpenCV's matcher loses by its advised settings at 320x240: EPE and bad pixels over those of match.
 
 One JSON line per way. The network's prior is chosen by this.
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
-from foundation_stereo_depth.stereo.sgbm import filled_from_background, match_blocks, prior_planes
+from foundation_stereo_depth.stereo.sgbm import filled_from_background, match, prior_planes
 
 _HEIGHT, _WIDTH = 240, 320
 Way = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -46,7 +46,7 @@ def grey_matcher(
 
 
 WAYS: dict[str, Way] = {
-    "advised settings, RGB (match_blocks)": lambda left, right: match_blocks(left, right).disparity_px,
+    "advised settings, RGB (match)": lambda left, right: match(left, right).disparity_px,
     "advised settings, grey": grey_matcher(penalties=(72, 288), median=False),
     "+ 5x5 median": grey_matcher(penalties=(72, 288)),
     "P1 36, P2 288": grey_matcher(penalties=(36, 288)),
@@ -79,7 +79,7 @@ def main() -> None:
     index = find_samples(parser.parse_args().dataset_root)
     samples = [resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH) for i in range(len(index.names))]
     names = ("epe_px", "bad_1_percent", "bad_2_percent", "d1_percent")
-    advised = figures(samples, WAYS["advised settings, RGB (match_blocks)"])
+    advised = figures(samples, WAYS["advised settings, RGB (match)"])
     for name, way in WAYS.items():
         began_s = time.perf_counter()
         found = figures(samples, way)

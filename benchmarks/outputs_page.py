@@ -1,6 +1,6 @@
 """A page of everything that foundation-stereo-predict writes, from the files it wrote.
 
-uv run foundation-stereo-predict left.png right.png -o out --write disparity,sigma,confidence,depth,picture,cloud \
+uv run foundation-stereo-predict left.png right.png -o out --write disparity,sigma,confidence,depth,figure,cloud \
     --calibration calib.txt
 uv run python benchmarks/outputs_page.py out/left -o docs/outputs.jpg
 """
@@ -76,7 +76,7 @@ def main() -> None:
     cells = [
         cell[: blank.shape[0]] if len(cell) >= len(blank) else np.vstack([cell, blank[len(cell) :]]) for cell in cells
     ]
-    picture = titled(cv2.imread(f"{asked.stem}_picture.png"), "picture")
+    picture = titled(cv2.imread(f"{asked.stem}_figure.png"), "picture")
     cells.append(np.vstack([picture, blank[len(picture) :]]))
     page = np.vstack([np.hstack(cells[i : i + 2]) for i in range(0, len(cells), 2)])
     cv2.imwrite(str(asked.output), page, [cv2.IMWRITE_JPEG_QUALITY, 88])

@@ -19,8 +19,8 @@ import numpy as np
 from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import read_rgb
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import depth_from_disparity
-from foundation_stereo_depth.stereo.sgbm import match_blocks
 from live_camera.rectify import Rectifier, rectification_maps
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -106,7 +106,7 @@ def depths(rig: RigCalibration) -> None:
         print(f"\nblock matching at {width}x{height}    median disparity px   median depth error %   bias %")
         for depth_m in DEPTHS_M:
             wall = plane_at(texture, 2 * depth_m / 1200, (0, 0, depth_m), (0.0, 0.2, 0.0))
-            match = match_blocks(*rectifier(*camera.pair(wall)))
+            match = sgbm.match(*rectifier(*camera.pair(wall)))
             normal = np.cross(wall.right_m, wall.down_m)
             truth_m = (wall.origin_m @ normal) / (rays @ normal)
             found_m = depth_from_disparity(match.disparity_px, eye)

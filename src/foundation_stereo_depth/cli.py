@@ -1,19 +1,11 @@
 """The commands. Each parses first and imports what is heavy afterwards, so that `--help` answers at once."""
 
 import sys
-import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
-from foundation_stereo_depth.options.inference import (
-    EvaluateOptions,
-    ExportOptions,
-    NetworkSourceOptions,
-    PredictOptions,
-)
+from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions
 from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 
 
@@ -75,39 +67,35 @@ def cache_command(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-evaluate`: the exit status of an evaluation."""
+    """Run `foundation-stereo-evaluate`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-evaluate",
         EvaluateOptions,
-        "Measure a network, a classical matcher, or both on a benchmark: accuracy, honesty of the uncertainty, "
-        "latency. Errors are in px of the size that is scored at.",
+        "Evaluate a network, a classical matcher, or both on a stereo benchmark: accuracy, calibration of the "
+        "uncertainty, latency. Errors are in px of the size that is scored at.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
         options = command_line.build_options(EvaluateOptions, explicit)
-        from foundation_stereo_depth.inference.evaluate import benchmark
+        from foundation_stereo_depth.inference.evaluate import evaluate
 
-        if options.network.checkpoint == Path("none"):
-            print(benchmark(None, options))
-        else:
-            with _checkpoint(options.network) as checkpoint:
-                print(benchmark(checkpoint, options))
+        print(evaluate(options))
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
 def predict_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-predict`: the exit status of predicting files."""
+    """Run `foundation-stereo-predict`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-predict",
         PredictOptions,
-        "Disparity, depth and their doubt for rectified pairs of pictures or videos, of any size, 8 or 16 bit, grey or "
-        "colour.",
+        "Predict disparity, depth and their uncertainty for rectified stereo pairs: images or videos of any size, 8 or "
+        "16 bit, grey or colour.",
         inputs={
-            "left": "picture, folder, video, or glob in quotes, of the left eye; of both side by side without RIGHT",
-            "right": "the same for the right eye",
+            "left": "image, folder, video, or glob in quotes, of the left view; without RIGHT, of both side by side",
+            "right": "the same for the right view",
         },
     )
     explicit = command_line.parse_explicit(parser, argv)
@@ -116,19 +104,19 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
         options = command_line.build_options(PredictOptions, explicit)
         from foundation_stereo_depth.inference.predict import predict_files
 
-        with _checkpoint(options.network) as checkpoint:
-            predict_files(explicit["left"], explicit.get("right"), checkpoint, options)
+        predict_files(explicit["left"], explicit.get("right"), options)
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
 def export_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-export`: the exit status of exporting a network."""
+    """Run `foundation-stereo-export`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-export",
         ExportOptions,
-        "Write a trained network as ONNX, checked against PyTorch, or as safetensors. ONNX: `uv sync --extra onnx`.",
+        "Export a trained network to ONNX, verified against PyTorch, or to safetensors. ONNX needs "
+        "`uv sync --extra onnx`.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -136,23 +124,7 @@ def export_command(argv: Sequence[str] | None = None) -> int:
         options = command_line.build_options(ExportOptions, explicit)
         from foundation_stereo_depth.inference.export import export_network
 
-        with _checkpoint(options.network) as checkpoint:
-            export_network(checkpoint, options)
+        export_network(options)
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
-
-
-@contextmanager
-def _checkpoint(source: NetworkSourceOptions) -> Generator[Path]:
-    """The network's file: the one that was named, or the best of a run, which may have to be fetched first."""
-    if source.run_id is None:
-        yield source.checkpoint or Path("default")
-        return
-    from foundation_stereo_depth.tracking import checkpoint_of_run
-
-    with tempfile.TemporaryDirectory() as folder:
-        uri = source.mlflow_tracking_uri
-        yield checkpoint_of_run(
-            uri, source.run_id, Path(folder), name=f"{source.weights or 'best'}.pt", flag="--run-id"
-        )

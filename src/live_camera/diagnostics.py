@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo import sgbm
 from live_camera.matcher import Matcher, WatchedMatcher
 from live_camera.options import SourceOptions
 from live_camera.rig import Rig, StereoFrame
@@ -126,7 +126,7 @@ def check_arrangement(frame: StereoFrame, rectify: Rectify, source: SourceOption
 
 def matched_fraction(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> float:
     """Return the fraction of pixels that semi-global matching matches, 0 to 1."""
-    return float(match_blocks(left, right).matched.mean())
+    return float(sgbm.match(left, right).valid.mean())
 
 
 def _matched_after(rectify: Rectify, left: Rgb, right: Rgb) -> float:

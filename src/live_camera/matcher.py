@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
-from foundation_stereo_depth.stereo.sgbm import match_blocks
 from live_camera.rig import StereoFrame
 
 _CHECK_EVERY_S = 0.5
@@ -37,13 +37,8 @@ class Matcher:
 
 
 def sgbm_matcher(*, height: int, width: int) -> Matcher:
-    """Return OpenCV's semi-global matcher; filled holes are not valid."""
-    return Matcher(match=_match_sgbm, description="OpenCV SGBM", height=height, width=width)
-
-
-def _match_sgbm(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
-    found = match_blocks(left, right)
-    return StereoMatch(disparity_px=found.disparity_px.astype(np.float32), valid=found.matched)
+    """Return OpenCV's semi-global matcher; where a match is not valid, its disparity was filled in."""
+    return Matcher(match=sgbm.match, description="OpenCV SGBM", height=height, width=width)
 
 
 class WatchedMatcher:

@@ -104,8 +104,8 @@ class RigOptions(CalibrationFileOptions):
 class MatcherOptions(NetworkSourceOptions):
     """network: a file, a run, or the classical matcher"""
 
-    weights: Literal["auto", "best", "last"] | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
-        None, "which checkpoint of the run; auto or none: the last with --watch-checkpoint, else the best"
+    weights: Literal["auto", "best", "last"] = option(
+        "auto", "which checkpoint of the run; auto takes the last with --watch-checkpoint, else the best"
     )
     method: Literal["network", "sgbm"] = option("network", "sgbm: OpenCV's semi-global matcher, which needs no network")
     watch_checkpoint: bool = option(False, "load the file again whenever training replaces it")
@@ -117,8 +117,6 @@ class MatcherOptions(NetworkSourceOptions):
     )
 
     def __post_init__(self) -> None:
-        if self.weights == "auto":
-            object.__setattr__(self, "weights", None)
         super().__post_init__()
         given = [flag for flag, value in (("--checkpoint", self.checkpoint), ("--run-id", self.run_id)) if value]
         if self.method == "sgbm" and (given or self.watch_checkpoint):

@@ -65,7 +65,7 @@ def torch_predictor(dynamic: Path) -> Predictor:
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> None:
     pairs = [shifted_pair(37, 61, 3), shifted_pair(70, 90, 5)]
-    predictor = Predictor.from_checkpoint(dynamic, backend=backend, device="cpu", precision="fp32")
+    predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32")
     assert predictor.facts == facts_of_tiny()
     for ours, theirs in zip(torch_predictor(dynamic).batch(pairs), predictor.batch(pairs), strict=True):
         np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=2e-3)
@@ -76,9 +76,7 @@ def test_an_exported_network_predicts_as_torch_does(dynamic: Path, backend) -> N
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (37, 61), (33, 200)])
 def test_an_exported_network_takes_any_size(dynamic: Path, backend, height: int, width: int) -> None:
     pair = shifted_pair(height, width, 3)
-    predictor = Predictor.from_checkpoint(
-        dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width
-    )
+    predictor = Predictor.open(dynamic, backend=backend, device="cpu", precision="fp32", height=height, width=width)
     ours = torch_predictor(dynamic)
     ours.height, ours.width = height, width
     np.testing.assert_allclose(predictor(*pair).disparity_px, ours(*pair).disparity_px, atol=2e-3)
@@ -97,13 +95,13 @@ def test_the_file_explains_itself(dynamic: Path) -> None:
 
 def test_a_fixed_size_is_kept(tiny_checkpoint: Path) -> None:
     path = exported(tiny_checkpoint, dynamic_size=False, height=40, width=72)
-    predictor = Predictor.from_checkpoint(path, backend="onnxruntime")
+    predictor = Predictor.open(path, backend="onnxruntime")
     assert (predictor.height, predictor.width) == (40, 72)
     assert predictor(*shifted_pair(50, 70, 2)).disparity_px.shape == (50, 70)
-    openvino = Predictor.from_checkpoint(path, backend="openvino", precision="fp32")
+    openvino = Predictor.open(path, backend="openvino", precision="fp32")
     assert (openvino.height, openvino.width) == (40, 72)
     with pytest.raises(UserError, match="was exported for 72x40 alone"):
-        Predictor.from_checkpoint(path, width=64)
+        Predictor.open(path, width=64)
 
 
 def test_half_has_weights_of_16_bits_and_is_close(tiny_checkpoint: Path) -> None:
@@ -112,7 +110,7 @@ def test_half_has_weights_of_16_bits_and_is_close(tiny_checkpoint: Path) -> None
     assert stored == {onnx.TensorProto.FLOAT16}
     pair = shifted_pair(48, 64, 3)
     half, whole = (
-        Predictor.from_checkpoint(file, device="cpu", precision=precision)(*pair)
+        Predictor.open(file, device="cpu", precision=precision)(*pair)
         for file, precision in ((path, "auto"), (tiny_checkpoint, "fp32"))
     )
     np.testing.assert_allclose(half.disparity_px, whole.disparity_px, atol=0.1)
@@ -124,7 +122,7 @@ def test_safetensors_come_back(tiny_checkpoint: Path, half: bool) -> None:
     again = read_trained(path)
     assert again.facts.header == inference_header(load_checkpoint(tiny_checkpoint))
     first, second = (
-        Predictor.from_checkpoint(file, device="cpu", precision="fp32")(*shifted_pair(48, 64, 3))
+        Predictor.open(file, device="cpu", precision="fp32")(*shifted_pair(48, 64, 3))
         for file in (tiny_checkpoint, path)
     )
     np.testing.assert_allclose(first.disparity_px, second.disparity_px, atol=0.1 if half else 0)
@@ -145,8 +143,7 @@ def test_8_bits_are_smaller_and_about_as_right(tiny_checkpoint: Path, capsys) ->
     pairs = [shifted_pair(48, 64, 3)]
     for backend in ("onnxruntime", "openvino"):
         ours, theirs = (
-            Predictor.from_checkpoint(path, backend=backend, device="cpu").batch(pairs)[0].disparity_px
-            for path in sizes
+            Predictor.open(path, backend=backend, device="cpu").batch(pairs)[0].disparity_px for path in sizes
         )
         assert 0 < np.abs(ours - theirs).mean() < 0.5
 
@@ -192,7 +189,7 @@ def test_a_foreign_onnx_of_any_shape_is_refused(tmp_path: Path, shape: list) -> 
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     for backend in ("onnxruntime", "openvino"):
         with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
-            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+            Predictor.open(path, backend=backend, device="cpu")
 
 
 def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) -> None:
@@ -215,7 +212,7 @@ def test_an_export_of_a_version_with_another_prior_is_refused(tmp_path: Path) ->
         with pytest.raises(
             CheckpointError, match=r"old\.onnx: was exported by another version .* export its checkpoint anew"
         ):
-            Predictor.from_checkpoint(path, backend=backend, device="cpu")
+            Predictor.open(path, backend=backend, device="cpu")
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
@@ -240,7 +237,7 @@ def test_a_truncated_onnx_is_refused(dynamic: Path, tmp_path: Path, backend, kep
     whole = dynamic.read_bytes()
     (tmp_path / "torn.onnx").write_bytes(whole[: int(len(whole) * kept)])
     with pytest.raises(CheckpointError, match=r"torn\.onnx: (is not a whole ONNX|was not written by)"):
-        Predictor.from_checkpoint(tmp_path / "torn.onnx", backend=backend)
+        Predictor.open(tmp_path / "torn.onnx", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
@@ -249,7 +246,7 @@ def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> No
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(CheckpointError, match=r"foreign\.onnx: was not written by foundation-stereo-export"):
-        Predictor.from_checkpoint(tmp_path / "foreign.onnx", backend=backend)
+        Predictor.open(tmp_path / "foreign.onnx", backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +261,7 @@ def test_a_foreign_onnx_is_refused(dynamic: Path, tmp_path: Path, backend) -> No
 )
 def test_what_a_backend_lacks_is_said(dynamic: Path, flags: dict, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        Predictor.from_checkpoint(dynamic, **flags)
+        Predictor.open(dynamic, **flags)
 
 
 def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +269,7 @@ def test_a_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError, match="onnxruntime is not installed; `uv sync --extra onnx` adds it"):
-        Predictor.from_checkpoint(dynamic, backend="onnxruntime")
+        Predictor.open(dynamic, backend="onnxruntime")
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,18 @@ from conftest import shifted_pair
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import predict_command
-from foundation_stereo_depth.data.codecs import decode_whole_steps, read_png16, write_rgb
-from foundation_stereo_depth.inference import predict as predict_files
-from foundation_stereo_depth.inference.predictor import Prediction, Predictor
+from foundation_stereo_depth.data.codecs import decode_whole_steps, read_png16, read_rgb, write_rgb
+from foundation_stereo_depth.inference import predict
+from foundation_stereo_depth.inference.predict import photometric_residual, seem_swapped
+from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.stereo.match import StereoMatch
 
 
 @pytest.fixture
 def folders() -> None:
     """Five pairs, left/NNNN.png and right/NNNN.png, each of another size and shift."""
-    for eye in ("left", "right"):
-        Path(eye).mkdir()
+    for view in ("left", "right"):
+        Path(view).mkdir()
     for number in range(5):
         left, right = shifted_pair(40 + number, 80 + 2 * number, 2 + 2 * number, seed=number)
         write_rgb(Path(f"left/{number:04d}.png"), left)
@@ -28,8 +30,8 @@ def folders() -> None:
 
 @pytest.fixture
 def matching(monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor]) -> None:
-    """The command opens the network that matches, whatever checkpoint is named."""
-    monkeypatch.setattr(predict_files, "open_predictor", lambda *_: matching_predictor(44, 88))
+    """The command opens the matching network, whatever checkpoint is named."""
+    monkeypatch.setattr(predict, "open_network", lambda *_, **__: matching_predictor(44, 88))
 
 
 def disparity_of(path: str) -> float:
@@ -43,62 +45,63 @@ def test_folders_are_predicted_pair_by_pair(batch_size: str, capfd: pytest.Captu
     assert predict_command(["left", "right", *flags]) == 0
     for number in range(5):
         assert disparity_of(f"out/{number:04d}_disparity.png") == pytest.approx(2 + 2 * number, abs=0.6)
-        assert Path(f"out/{number:04d}_picture.png").exists()
-    told = capfd.readouterr()
-    assert "out: 5 pairs written" in told.out
-    assert "exchanged" not in told.err
+        assert Path(f"out/{number:04d}_figure.png").exists()
+    printed = capfd.readouterr()
+    assert printed.out == "out: 5 pairs written\n"
+    assert "ms per pair" in printed.err
+    assert "swapped" not in printed.err
     assert predict_command(["left", "right", *flags]) == 2
-    assert "0000_disparity.png: is there already" in capfd.readouterr().err
+    assert "0000_disparity.png: exists" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("folders", "matching")
-def test_what_can_be_read_is_written_and_the_rest_follows_later(capfd: pytest.CaptureFixture[str]) -> None:
-    whole = Path("left/0003.png").read_bytes()
+def test_readable_pairs_are_written_and_the_rest_later(capfd: pytest.CaptureFixture[str]) -> None:
+    complete = Path("left/0003.png").read_bytes()
     Path("left/0003.png").write_bytes(b"?")
     flags = ["left", "right", "-o", "out", "--checkpoint", "any.pt", "--batch-size", "4", "--write", "disparity"]
     assert predict_command(flags) == 2
-    told = capfd.readouterr()
-    assert "out: 3 pairs written" in told.out
-    assert "0003.png" in told.err
-    Path("left/0003.png").write_bytes(whole)
+    printed = capfd.readouterr()
+    assert "out: 3 pairs written" in printed.out
+    assert "0003.png" in printed.err
+    Path("left/0003.png").write_bytes(complete)
     before = Path("out/0000_disparity.png").stat()
     assert predict_command([*flags, "--skip-existing"]) == 0
-    out = capfd.readouterr().out
-    assert "out: 3 of 5 pairs are there already" in out
-    assert "out: 2 pairs written" in out
+    printed = capfd.readouterr()
+    assert "out: 3 of 5 pairs exist already" in printed.err
+    assert "out: 2 pairs written" in printed.out
     assert Path("out/0000_disparity.png").stat() == before
     assert disparity_of("out/0004_disparity.png") == pytest.approx(10, abs=0.6)
     assert predict_command([*flags, "--skip-existing"]) == 0
-    assert "5 of 5 pairs are there already" in capfd.readouterr().out
+    assert "5 of 5 pairs exist already" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("matching")
-def test_names_are_neither_mathematics_nor_always_text() -> None:
+def test_figure_titles_are_not_mathtext_and_may_be_undecodable() -> None:
     names = [b"cost_$5_$x^.png", b"\xff.png"]
     left, right = shifted_pair(48, 96, 4)
-    for eye, picture in (("left", left), ("right", right)):
-        Path(eye).mkdir()
-        write_rgb(Path("one.png"), picture)
+    for view, image in (("left", left), ("right", right)):
+        Path(view).mkdir()
+        write_rgb(Path("one.png"), image)
         for name in names:
-            (Path(eye) / os.fsdecode(name)).write_bytes(Path("one.png").read_bytes())
+            (Path(view) / os.fsdecode(name)).write_bytes(Path("one.png").read_bytes())
     assert predict_command(["left", "right", "-o", "out", "--checkpoint", "any.pt"]) == 0
-    assert len(list(Path("out").glob("*_picture.png"))) == 2
+    assert len(list(Path("out").glob("*_figure.png"))) == 2
 
 
 @pytest.mark.usefixtures("folders")
-def test_one_disparity_beyond_16_bits_stops_no_batch(
+def test_disparity_beyond_16_bits_does_not_stop_the_batch(
     monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor], capfd: pytest.CaptureFixture[str]
 ) -> None:
     predictor = matching_predictor(44, 88)
     plain = predictor.batch
 
-    def with_one_too_large(pairs: list) -> list[Prediction]:
-        predictions = plain(pairs)
-        predictions[0].disparity_px[1, 2] = 305.902
-        return predictions
+    def with_one_too_large(pairs: list) -> list[StereoMatch]:
+        matches = plain(pairs)
+        matches[0].disparity_px[1, 2] = 305.902
+        return matches
 
     monkeypatch.setattr(predictor, "batch", with_one_too_large)
-    monkeypatch.setattr(predict_files, "open_predictor", lambda *_: predictor)
+    monkeypatch.setattr(predict, "open_network", lambda *_, **__: predictor)
     assert predict_command(["left", "right", "-o", "out", "--write", "disparity"]) == 0
     error = capfd.readouterr().err
     assert error.count("warning:") == len(list(Path("out").iterdir())) == 5
@@ -107,13 +110,13 @@ def test_one_disparity_beyond_16_bits_stops_no_batch(
 
 
 @pytest.mark.usefixtures("folders", "matching")
-def test_exchanged_eyes_are_told_and_mended(capfd: pytest.CaptureFixture[str]) -> None:
+def test_swapped_views_are_warned_of_and_swapped_back(capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", "any.pt", "--write", "disparity"]
     assert predict_command(["right/0001.png", "left/0001.png", "-o", "wrong", *flags]) == 0
-    assert "left and right seem to be exchanged" in (error := capfd.readouterr().err)
-    assert "--swap exchanges them" in error
+    assert "left and right views seem to be swapped" in (error := capfd.readouterr().err)
+    assert "--swap swaps them back" in error
     assert predict_command(["right/0001.png", "left/0001.png", "-o", "out", "--swap", *flags]) == 0
-    assert "exchanged" not in capfd.readouterr().err
+    assert "seem to be swapped" not in capfd.readouterr().err
     assert disparity_of("out/0001_disparity.png") == pytest.approx(4, abs=0.6)
     assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 0
     assert "leave --swap out" in capfd.readouterr().err
@@ -121,9 +124,9 @@ def test_exchanged_eyes_are_told_and_mended(capfd: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("kind", ["grey", "16-bit grey", "16-bit colour"])
 @pytest.mark.usefixtures("matching")
-def test_grey_and_16_bit_pictures_are_predicted(kind: str) -> None:
-    for name, eye in zip(("a.png", "b.png"), shifted_pair(44, 88, 6), strict=True):
-        stored = cv2.cvtColor(eye, cv2.COLOR_RGB2GRAY) if "grey" in kind else eye
+def test_grey_and_16_bit_images_are_predicted(kind: str) -> None:
+    for name, view in zip(("a.png", "b.png"), shifted_pair(44, 88, 6), strict=True):
+        stored = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) if "grey" in kind else view
         stored = stored.astype(np.uint16) * 257 if "16-bit" in kind else stored
         cv2.imwrite(name, stored)
     assert predict_command(["a.png", "b.png", "-o", "out", "--checkpoint", "any.pt", "--write", "disparity"]) == 0
@@ -131,7 +134,7 @@ def test_grey_and_16_bit_pictures_are_predicted(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("matching")
-def test_a_video_of_both_eyes_is_predicted_frame_by_frame() -> None:
+def test_side_by_side_video_is_predicted_frame_by_frame() -> None:
     frame = np.concatenate(shifted_pair(48, 88, 5), axis=1)
     writer = cv2.VideoWriter("both.avi", cv2.VideoWriter.fourcc(*"MJPG"), 10, (176, 48))
     for _ in range(3):
@@ -144,11 +147,11 @@ def test_a_video_of_both_eyes_is_predicted_frame_by_frame() -> None:
 
 
 @pytest.mark.usefixtures("folders")
-def test_a_real_checkpoint_from_end_to_end(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_checkpoint_is_predicted_with_in_every_format(tiny_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--write", "disparity,sigma,confidence,cloud", "--focal-px", "80", "--baseline-m", "0.1"]
     assert predict_command(["left", "right", "-o", "out", "--checkpoint", str(tiny_checkpoint), *flags]) == 0
     assert len(list(Path("out").iterdir())) == 20
-    assert "unet at 64x48, torch" in capfd.readouterr().out
+    assert "unet at 64x48, torch" in capfd.readouterr().err
 
 
 @pytest.mark.usefixtures("folders")
@@ -160,7 +163,7 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["left", "right", "--checkpoint", "x.pt"], "needs --output (-o)"),
         (["left", "right", "-o", "out", "--checkpoint", "x.pt"], "x.pt: cannot be read (No such file"),
@@ -179,18 +182,51 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
     ],
 )
 @pytest.mark.usefixtures("folders")
-def test_a_mistake_gets_one_line_and_status_2(
-    argv: list[str], said: str, tracking_uri: str, capfd: pytest.CaptureFixture[str]
+def test_user_error_gets_one_line_and_status_2(
+    argv: list[str], message: str, tracking_uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--mlflow-tracking-uri", tracking_uri] if "--run-id" in argv else []
     assert predict_command([*argv, *where]) == 2
     error = capfd.readouterr().err
     assert error.startswith("foundation-stereo-predict: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_missing_left_gets_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_missing_left_argument_gets_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict_command(["-o", "out"])
     assert "the following arguments are required: LEFT" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("shift_px", [3, 7, 12])
+def test_swapped_views_are_detected_and_others_are_not(
+    matching_predictor: Callable[..., Predictor], shift_px: int
+) -> None:
+    left, right = shifted_pair(60, 120, shift_px)
+    predictor = matching_predictor(60, 120)
+    assert not seem_swapped(predictor, left, right)
+    assert seem_swapped(predictor, right, left)
+
+
+def test_distant_scene_is_not_taken_for_swapped(matching_predictor: Callable[..., Predictor]) -> None:
+    left, _ = shifted_pair(60, 120, 1)
+    assert not seem_swapped(matching_predictor(60, 120), left, left)
+
+
+def test_photometric_residual_is_least_at_the_true_disparity() -> None:
+    left, right = shifted_pair(60, 120, 5)
+    true_px = np.full((60, 120), 5, np.float32)
+    darker = (right * 0.99).astype(np.uint8)
+    assert photometric_residual(left, right, true_px) < 0.2 * photometric_residual(left, right, true_px * 0)
+    assert photometric_residual(left, darker, true_px) < 1.5
+    assert photometric_residual(left, right, true_px + 1000) == float("inf")
+
+
+def test_swapped_real_pairs_are_detected(shared_data: Path, matching_predictor: Callable[..., Predictor]) -> None:
+    # At this width most disparities come within the 15 px that the matching network searches.
+    predictor = matching_predictor(93, 112)
+    for scene in sorted((shared_data / "fsd-sample").iterdir()):
+        left, right = (read_rgb(scene / f"dataset/data/{view}/rgb/0000.jpg") for view in ("left", "right"))
+        assert not seem_swapped(predictor, left, right), scene.name
+        assert seem_swapped(predictor, right, left), scene.name

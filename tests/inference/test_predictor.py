@@ -17,26 +17,26 @@ INNER = np.s_[6:-6, 24:-8]
 
 
 @pytest.mark.parametrize(("height", "width"), [(48, 96), (37, 61), (33, 200), (32, 32), (100, 7)])
-def test_any_size_in_same_size_out(tiny_checkpoint: Path, height: int, width: int) -> None:
-    prediction = Predictor.from_checkpoint(tiny_checkpoint, device="cpu")(*shifted_pair(height, width, 2))
+def test_match_has_the_size_of_the_images(tiny_checkpoint: Path, height: int, width: int) -> None:
+    prediction = Predictor.open(tiny_checkpoint, device="cpu")(*shifted_pair(height, width, 2))
     for values in (prediction.disparity_px, prediction.sigma_px, prediction.confidence):
         assert (values.shape, values.dtype) == ((height, width), np.float32)
         assert np.isfinite(values).all()
 
 
-def test_disparity_follows_the_width_and_not_the_height(matching_predictor: Callable[..., Predictor]) -> None:
+def test_disparity_scales_with_the_width_and_not_the_height(matching_predictor: Callable[..., Predictor]) -> None:
     left, right = shifted_pair(60, 120, 8)
     for height, width in [(60, 120), (40, 60), (120, 120), (60, 60), (40, 240)]:
         predictor = matching_predictor(height, width)
         disparity_px = predictor(left, right).disparity_px
-        known = width <= 120  # at 240 the shift is 16 px, more than this network looks for
+        known = width <= 120  # at 240 the shift is 16 px, more than this network searches
         assert (np.median(disparity_px[INNER]) == 8) == known, (height, width)
 
 
-def test_sigma_follows_the_width_and_the_fitted_scale_and_has_a_floor(
+def test_sigma_scales_with_the_width_and_the_fitted_scale_and_has_a_minimum(
     matching_predictor: Callable[..., Predictor],
 ) -> None:
-    # The network says a variance of 1 px^2 at its own size, a third of the pictures' width.
+    # The network predicts a variance of 1 px^2 at its own size, a third of the images' width.
     prediction = matching_predictor(40, 40, sigma_scale=1.5)(*shifted_pair(50, 120, 3))
     np.testing.assert_allclose(prediction.sigma_px, 3 * np.hypot(1.5, RIG_SIGMA_PX), rtol=1e-6)
     sure = matching_predictor(40, 40, sigma_scale=1e-6)(*shifted_pair(50, 120, 3))
@@ -57,7 +57,7 @@ def test_confidence_is_the_probability_of_an_error_below_one_pixel(
         np.testing.assert_allclose(prediction.confidence, observed, atol=4e-3)
 
 
-def test_a_picture_upside_down_has_its_disparity_upside_down(matching_predictor: Callable[..., Predictor]) -> None:
+def test_flipped_images_have_flipped_disparity(matching_predictor: Callable[..., Predictor]) -> None:
     left, right = shifted_pair(47, 90, 6)
     predictor = matching_predictor(47, 90)
     upright = predictor(left, right).disparity_px
@@ -65,13 +65,13 @@ def test_a_picture_upside_down_has_its_disparity_upside_down(matching_predictor:
     np.testing.assert_array_equal(flipped[::-1], upright)
 
 
-def test_mirrored_and_exchanged_eyes_keep_the_disparity(matching_predictor: Callable[..., Predictor]) -> None:
+def test_mirrored_and_swapped_views_keep_the_disparity(matching_predictor: Callable[..., Predictor]) -> None:
     left, right = shifted_pair(47, 90, 6)
     mirrored = matching_predictor(47, 90)(right[:, ::-1], left[:, ::-1]).disparity_px
     assert np.median(mirrored[INNER]) == 6
 
 
-def test_padding_to_a_multiple_changes_nothing_else() -> None:
+def test_padding_to_a_multiple_does_not_change_the_prediction() -> None:
     torch.manual_seed(0)
     network = create_network(ModelOptions(base_channels=8, depth=2)).eval()
     backend = TorchBackend(network, device="cpu", precision="fp32", compile=False)
@@ -81,8 +81,8 @@ def test_padding_to_a_multiple_changes_nothing_else() -> None:
         np.testing.assert_allclose(alone, cropped[:, :37, :61], atol=1e-4)
 
 
-def test_a_batch_of_unequal_sizes_answers_as_one_by_one(tiny_checkpoint: Path) -> None:
-    predictor = Predictor.from_checkpoint(tiny_checkpoint, device="cpu", precision="fp32")
+def test_batch_of_unequal_sizes_equals_single_predictions(tiny_checkpoint: Path) -> None:
+    predictor = Predictor.open(tiny_checkpoint, device="cpu", precision="fp32")
     pairs = [shifted_pair(37, 61, 2, seed=1), shifted_pair(70, 90, 5, seed=2)]
     for together, pair in zip(predictor.batch(pairs), pairs, strict=True):
         alone = predictor(*pair)
@@ -90,38 +90,38 @@ def test_a_batch_of_unequal_sizes_answers_as_one_by_one(tiny_checkpoint: Path) -
         np.testing.assert_allclose(together.sigma_px, alone.sigma_px, rtol=1e-3)
 
 
-def test_weights_of_both_kinds_of_file_answer_alike(tiny_checkpoint: Path) -> None:
+def test_pt_and_safetensors_predict_the_same(tiny_checkpoint: Path) -> None:
     pair = shifted_pair(37, 61, 2)
     first, second = (
-        Predictor.from_checkpoint(str(path), device="cpu", precision="fp32")(*pair)
+        Predictor.open(str(path), device="cpu", precision="fp32")(*pair)
         for path in (tiny_checkpoint, tiny_checkpoint.with_suffix(".safetensors"))
     )
     np.testing.assert_array_equal(first.disparity_px, second.disparity_px)
     np.testing.assert_array_equal(first.sigma_px, second.sigma_px)
 
 
-def test_the_size_is_the_checkpoints_unless_another_is_asked_for(tiny_checkpoint: Path) -> None:
-    assert Predictor.from_checkpoint(tiny_checkpoint).description.startswith("unet at 64x48, torch")
-    asked = Predictor.from_checkpoint(tiny_checkpoint, height=96)
+def test_network_size_is_the_checkpoints_unless_given(tiny_checkpoint: Path) -> None:
+    assert Predictor.open(tiny_checkpoint).description.startswith("unet at 64x48, torch")
+    asked = Predictor.open(tiny_checkpoint, height=96)
     assert (asked.height, asked.width) == (96, 64)
     with pytest.raises(UserError, match="at least 32 px"):
-        Predictor.from_checkpoint(tiny_checkpoint, width=31)
+        Predictor.open(tiny_checkpoint, width=31)
 
 
-def test_unequal_eyes_are_refused(tiny_checkpoint: Path) -> None:
+def test_views_of_unequal_size_are_rejected(tiny_checkpoint: Path) -> None:
     left, right = shifted_pair(40, 60, 2)
-    with pytest.raises(UserError, match="the left picture is 60x40, the right one 60x39"):
-        Predictor.from_checkpoint(tiny_checkpoint).batch([(left, right[:39])])
+    with pytest.raises(UserError, match="the left image is 60x40, the right one 60x39"):
+        Predictor.open(tiny_checkpoint).batch([(left, right[:39])])
 
 
 @pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 TB")],
 )
-def test_lack_of_memory_names_the_knob(
+def test_out_of_memory_names_the_flag(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
 ) -> None:
-    predictor = Predictor.from_checkpoint(tiny_checkpoint)
+    predictor = Predictor.open(tiny_checkpoint)
 
     def run_out(_: torch.Tensor) -> None:
         raise error
@@ -131,30 +131,25 @@ def test_lack_of_memory_names_the_knob(
         predictor(*shifted_pair(40, 60, 2))
 
 
-def test_other_runtime_errors_keep_their_traceback(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    predictor = Predictor.from_checkpoint(tiny_checkpoint)
+def test_other_runtime_errors_keep_their_type(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = Predictor.open(tiny_checkpoint)
     monkeypatch.setattr(predictor._backend, "_network", lambda _: torch.zeros(2) + torch.zeros(3))
     with pytest.raises(RuntimeError, match="size of tensor"):
         predictor(*shifted_pair(40, 60, 2))
 
 
-def test_a_network_is_compiled_where_that_is_asked_for(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What torch.compile itself answers is its own business, and takes half a minute.
+def test_network_is_compiled_only_with_the_option(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.compile itself would take half a minute.
     compiled: list[torch.nn.Module] = []
 
-    def take_note(network: torch.nn.Module) -> None:
-        compiled.append(network)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", take_note)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(network))
     for asked in (False, True):
-        Predictor.from_checkpoint(tiny_checkpoint, device="cpu", compile=asked)
+        Predictor.open(tiny_checkpoint, device="cpu", compile=asked)
         assert len(compiled) == asked
 
 
-def test_a_real_pair_of_another_size_is_matched(
-    shared_data: Path, matching_predictor: Callable[..., Predictor]
-) -> None:
-    # Cones at a quarter of its width: its disparities, up to 55 px, come within the 15 px that this network looks for.
+def test_real_pair_of_another_size_is_matched(shared_data: Path, matching_predictor: Callable[..., Predictor]) -> None:
+    # Cones at a quarter of its width: its disparities, up to 55 px, come within the 15 px that this network searches.
     data = shared_data / "fsd-sample/middlebury_cones/dataset/data"
     truth_px = read_fsd_disparity(data / "left/disparity/0000.png")
     predictor = matching_predictor(93, 112)

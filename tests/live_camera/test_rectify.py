@@ -9,8 +9,8 @@ from rendered_rig import RenderedRig, chessboard, noise_texture, plane_at
 from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.rig import Rectification, RigCalibration
 from foundation_stereo_depth.errors import CalibrationError
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import depth_from_disparity
-from foundation_stereo_depth.stereo.sgbm import match_blocks
 from live_camera.rectify import Rectifier, rectification_maps
 
 GOLDEN = Path(__file__).parents[1] / "golden/calibration"
@@ -62,7 +62,7 @@ def test_block_matching_finds_the_depth_of_a_rendered_plane(real: RigCalibration
     camera, rectifier = RenderedRig(real), Rectifier(real, height=480, width=640)
     for depth_m in (0.5, 1.0, 3.0):
         wall = plane_at(noise_texture(900, 1200), 2 * depth_m / 1200, (0, 0, depth_m), (0.0, 0.2, 0.0))
-        match = match_blocks(*rectifier(*camera.pair(wall)))
+        match = sgbm.match(*rectifier(*camera.pair(wall)))
         found_m = depth_from_disparity(match.disparity_px, rectifier.stereo_calibration)
         error = np.abs(found_m / plane_depth_m(wall, real, 480, 640) - 1)
         # A quarter of a pixel: 34.9 px m of focal length and baseline make 0.7 % of each metre of it.

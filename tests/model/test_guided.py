@@ -26,7 +26,7 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match_blocks, prior_planes
+from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match, prior_planes
 from foundation_stereo_depth.training.loss import heteroscedastic_loss, training_loss
 from foundation_stereo_depth.training.state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
@@ -260,17 +260,17 @@ def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
     )  # checks itself
     rng = np.random.default_rng(0)
     left, right = rng.integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
-    ours = Predictor.from_checkpoint(path, precision="fp32")(left, right)
+    ours = Predictor.open(path, precision="fp32")(left, right)
     for backend in ("onnxruntime", "openvino"):
         precision = "auto" if backend == "onnxruntime" else "fp32"
-        theirs = Predictor.from_checkpoint(onnx, backend=backend, precision=precision)(left, right)
+        theirs = Predictor.open(onnx, backend=backend, precision=precision)(left, right)
         np.testing.assert_allclose(theirs.disparity_px, ours.disparity_px, atol=0.01)
         np.testing.assert_allclose(theirs.sigma_px, ours.sigma_px, rtol=0.02)
 
 
 def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pairs(shared_data: Path) -> None:
     assert DEFAULT_WEIGHTS.stat().st_size < 16e6
-    predictor = Predictor.from_checkpoint("default", device="cpu")
+    predictor = Predictor.open(device="cpu")
     index = find_samples(shared_data / "fsd-sample")
     ours_px, matchers_px, within = [], [], []
     for i in range(len(index.names)):
@@ -279,9 +279,7 @@ def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pair
         answer = predictor(sample.left, sample.right)
         error_px = np.abs(answer.disparity_px - sample.disparity_px)[known]
         ours_px.append(error_px.mean())
-        matchers_px.append(
-            np.abs(match_blocks(sample.left, sample.right).disparity_px - sample.disparity_px)[known].mean()
-        )
+        matchers_px.append(np.abs(match(sample.left, sample.right).disparity_px - sample.disparity_px)[known].mean())
         interval_px = DISTRIBUTIONS["laplace"].interval(0.68) * answer.sigma_px[known]
         within.append((error_px <= interval_px).mean())
     assert np.mean(ours_px) < 0.85 * np.mean(matchers_px)

@@ -9,7 +9,7 @@ from foundation_stereo_depth.data.sample import resize_sample
 from foundation_stereo_depth.stereo.sgbm import (
     disparities_for,
     filled_from_background,
-    match_blocks,
+    match,
     prior_planes,
 )
 
@@ -51,18 +51,18 @@ def test_a_fifth_of_the_width_is_searched(width: int, expected: int) -> None:
 def test_a_shifted_picture_has_its_shift_as_disparity(shift_px: int) -> None:
     left = np.random.default_rng(0).integers(0, 256, (61, 203, 3), dtype=np.uint8)
     right = np.roll(left, -shift_px, axis=1)
-    found = match_blocks(left, right)
-    assert found.disparity_px.shape == found.matched.shape == (61, 203)
+    found = match(left, right)
+    assert found.disparity_px.shape == found.valid.shape == (61, 203)
     assert np.abs(found.disparity_px[:, shift_px:] - shift_px).mean() < 0.1
-    assert found.matched[:, shift_px:].mean() > 0.95
+    assert found.valid[:, shift_px:].mean() > 0.95
     # Left and right exchanged there is nothing to find at the right place.
-    assert np.abs(match_blocks(right, left).disparity_px - shift_px).mean() > 2
+    assert np.abs(match(right, left).disparity_px - shift_px).mean() > 2
 
 
 def test_a_picture_without_texture_is_answered_without_inventing_matches() -> None:
     blank = np.full((48, 64, 3), 128, np.uint8)
-    found = match_blocks(blank, blank)
-    assert not found.matched.any()
+    found = match(blank, blank)
+    assert not found.valid.any()
     assert np.isnan(found.disparity_px).all()
 
 
@@ -117,6 +117,6 @@ def test_real_scenes_are_matched_as_well_as_measured(shared_data: Path) -> None:
     index = find_samples(shared_data / "fsd-sample")
     for i in range(len(index)):
         sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
-        found = match_blocks(sample.left, sample.right)
+        found = match(sample.left, sample.right)
         epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
         assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)

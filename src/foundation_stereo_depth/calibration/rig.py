@@ -171,7 +171,7 @@ class RigCalibration:
         """
         if abs(width / height * self.height / self.width - 1) > _ASPECT_TOLERANCE:
             raise CalibrationError(
-                f"pictures of {width}x{height} do not fit a calibration made at {self.width}x{self.height}: the "
+                f"images of {width}x{height} do not fit a calibration made at {self.width}x{self.height}: the "
                 "aspect differs, so one cannot be scaled to the other; use the calibrated size, or calibrate at this"
             )
 

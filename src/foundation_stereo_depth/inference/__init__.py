@@ -1,1 +1,1 @@
-"""Using a trained network: backends, prediction, export and evaluation."""
+"""Use a trained network: backends, prediction, export and evaluation."""

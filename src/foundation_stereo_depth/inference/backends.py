@@ -1,11 +1,11 @@
-"""What runs a network: torch, onnxruntime or OpenVINO, all behind one call on batches at the network's size."""
+"""Backends that run a network, torch, onnxruntime or OpenVINO, behind one call on batches at the network's size."""
 
 import importlib
 import importlib.util
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -17,23 +17,17 @@ from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, re
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import fuse_batch_norms, priors_of, wants_prior
+from foundation_stereo_depth.options.inference import DeviceName, InferenceOptions, PrecisionName
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
-
-BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-PrecisionName = Literal["auto", "fp32", "bf16"]
 
 ONNX_INPUT = "pair"
 ONNX_PRIOR = "prior"
-"""The second input, of networks that want one."""
+"""The second input, of networks that take a prior."""
 ONNX_OUTPUTS = ("disparity_px", "log_variance")
 
 
-class RawPrediction(NamedTuple):
-    """What a network says, at its own size: px of that size, and the natural logarithm of px^2."""
-
-    disparity_px: Float32[np.ndarray, "B H W"]
-    log_variance: Float32[np.ndarray, "B H W"]
+NetworkOutput = tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]
+"""Disparity at the network's size, in px of that size, and log-variance, the natural logarithm of px^2."""
 
 
 @runtime_checkable
@@ -41,38 +35,38 @@ class Backend(Protocol):
     """Runs one network.
 
     Attributes:
-        description: what runs where, for people.
+        description: backend, precision and device, for messages.
         fixed_size: the only height and width it takes, px; None where it takes any.
     """
 
     description: str
     fixed_size: tuple[int, int] | None
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
-        """The prediction for left and right RGB bytes."""
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes."""
         ...
 
 
-def open_backend(
-    path: Path, *, backend: BackendName, device: DeviceName, precision: PrecisionName, compile: bool
-) -> tuple[Backend, NetworkFacts]:
-    """What runs the network in a `.pt`, `.safetensors` or `.onnx` file, and what the file says about it.
+def open_backend(path: Path, options: InferenceOptions) -> tuple[Backend, NetworkFacts]:
+    """Return a backend for the network in a `.pt`, `.safetensors` or `.onnx` file, and the facts in the file.
 
     Raises:
         CheckpointError: the file cannot be used.
         UserError: the backend does not run such a file, is not installed, or lacks the device or precision.
     """
+    backend, device, precision = options.backend, options.device, options.precision
     if path.suffix != ".onnx":
         if backend not in ("auto", "torch"):
             raise UserError(
-                f"--backend {backend}: runs .onnx files, not {path}; foundation-stereo-export makes one of it"
+                f"--backend {backend}: runs .onnx files, not {path}; foundation-stereo-export converts it to one"
             )
         trained = read_trained(path)
-        return TorchBackend(trained.network(), device=device, precision=precision, compile=compile), trained.facts
-    if backend == "torch" or compile:
-        asked = "--compile" if compile else "--backend torch"
+        network = trained.network()
+        return TorchBackend(network, device=device, precision=precision, compile=options.compile), trained.facts
+    if backend == "torch" or options.compile:
+        asked = "--compile" if options.compile else "--backend torch"
         raise UserError(f"{asked}: needs a .pt or .safetensors file, not {path}")
-    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _suits_openvino()):
+    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _prefers_openvino()):
         return _with_facts(OpenVinoBackend(path, device=device, precision=precision), path)
     return _with_facts(OnnxRuntimeBackend(path, device=device, precision=precision), path)
 
@@ -103,14 +97,17 @@ class TorchBackend:
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
 
     @torch.inference_mode()
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
-        """The prediction for left and right RGB bytes."""
-        # Bytes travel to the device, and are sorted by colour there before they become four times as large.
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes."""
+        # Bytes are copied to the device, and reordered there before they become floats, four times as large.
         pair = torch.from_numpy(pairs).to(self.device).permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) / 255
         inputs = (pair, torch.from_numpy(priors_of(pairs)).to(self.device)) if self._wants_prior else (pair,)
         with autocast(self.device, self._precision):
-            disparity_px, log_variance = self._network(*inputs)
-        return RawPrediction(disparity_px[:, 0].float().cpu().numpy(), log_variance[:, 0].float().cpu().numpy())
+            prediction = self._network(*inputs)
+        disparity_px, log_variance = (
+            values[:, 0].float().cpu().numpy() for values in (prediction.disparity_px, prediction.log_variance)
+        )
+        return disparity_px, log_variance
 
 
 class OnnxRuntimeBackend:
@@ -119,14 +116,16 @@ class OnnxRuntimeBackend:
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
         runtime = _optional("onnxruntime", "onnx")
         if precision == "bf16":
-            raise UserError("--precision bf16: onnxruntime computes in what was exported; export with --half instead")
+            raise UserError(
+                "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
+            )
         has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
         if device == "mps" or (device == "cuda" and not has_cuda):
-            raise UserError(f"--device {device}: this onnxruntime has only {runtime.get_available_providers()}")
+            raise UserError(f"--device {device}: this onnxruntime only has {runtime.get_available_providers()}")
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
-        # Its threads would wait for the next pair by spinning, on the cores that the matcher and the camera want.
+        # Its idle threads would spin, on the cores that the matcher and the camera need.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         encoded = _read(path)
         try:
@@ -138,17 +137,17 @@ class OnnxRuntimeBackend:
         except Exception as error:
             # Its exceptions have no common base that can be imported.
             if type(error).__module__.startswith("onnxruntime"):
-                raise CheckpointError(f"{path}: is not a whole ONNX file that onnxruntime runs ({error})") from error
+                raise CheckpointError(f"{path}: is not a complete ONNX file that onnxruntime runs ({error})") from error
             raise
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
-        """The prediction for left and right RGB bytes."""
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes."""
         disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs_of(pairs, list(self.planes)))
-        return RawPrediction(disparity_px[:, 0], log_variance[:, 0])
+        return disparity_px[:, 0], log_variance[:, 0]
 
 
 class OpenVinoBackend:
@@ -169,7 +168,7 @@ class OpenVinoBackend:
             self._compile = partial(core.compile_model, device_name="CPU", config=config)
             compiled: Any = self._compile(self._model)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: is not a whole ONNX file that OpenVINO runs ({error})") from error
+            raise CheckpointError(f"{path}: is not a complete ONNX file that OpenVINO runs ({error})") from error
         partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
         shapes = {
             name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
@@ -180,17 +179,17 @@ class OpenVinoBackend:
         computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> RawPrediction:
-        """The prediction for left and right RGB bytes."""
+    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes."""
         inputs = inputs_of(pairs, list(self.planes))
         if pairs.shape not in self._by_shape:
-            # Compiled for this very shape it takes half the time that it takes for any.
+            # Compiled for this shape it takes half the time of a model for any shape.
             model = self._model.clone()
             model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
             self._by_shape[pairs.shape] = self._compile(model)
-        answer = self._by_shape[pairs.shape](inputs, share_inputs=True)
-        disparity_px, log_variance = (np.array(answer[name][:, 0]) for name in ONNX_OUTPUTS)
-        return RawPrediction(disparity_px, log_variance)
+        outputs = self._by_shape[pairs.shape](inputs, share_inputs=True)
+        disparity_px, log_variance = (np.array(outputs[name][:, 0]) for name in ONNX_OUTPUTS)
+        return disparity_px, log_variance
 
 
 def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tuple[Backend, NetworkFacts]:
@@ -198,7 +197,7 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
     if text is None:
         raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
     if backend.planes.get(ONNX_PRIOR) not in (None, PRIOR_PLANES):
-        raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint anew")
+        raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint again")
     try:
         return backend, NetworkFacts.from_header(json.loads(text), path)
     except json.JSONDecodeError as error:
@@ -206,7 +205,7 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
 
 
 def _metadata(model: Any) -> dict[str, str]:
-    """The metadata of an ONNX file, which OpenVINO keeps among its runtime information."""
+    """Return the metadata of an ONNX file, which OpenVINO stores in its runtime information."""
     info = model.get_rt_info()
     if "framework" not in info:
         return {}
@@ -215,30 +214,30 @@ def _metadata(model: Any) -> dict[str, str]:
 
 
 def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[str, np.ndarray]:
-    """What an exported network with inputs of these names takes."""
+    """Return the inputs, by name, of an exported network with inputs of these names."""
     B, _, H, W, _ = pairs.shape
     planes = np.empty((B, 6, H, W), np.float32)
     for view, colours in zip(pairs.reshape(-1, H, W, 3), planes.reshape(-1, 3, H, W), strict=True):
-        # A fourth of the time that NumPy takes to read colour by colour what lies pixel by pixel.
+        # A quarter of the time that NumPy's strided conversion takes.
         for colour, plane in zip(cv2.split(view), colours, strict=True):
             np.multiply(colour, np.float32(1 / 255), out=plane)
     return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
 
 
 def _fixed(shapes: dict[str, list[Any]]) -> tuple[int, int] | None:
-    """Height and width of the pair, [B 6 H W], where they are numbers."""
+    """Return height and width of the pair, [B 6 H W], where they are numbers."""
     shape = shapes.get(ONNX_INPUT, [])
     height, width = shape[2:] if len(shape) == 4 else (None, None)
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
-    """Of each input, where that is a number; the file may be anybody's."""
+    """Return the number of planes of each input, None where it is not a number: the file may be of any origin."""
     return {name: shape[1] if len(shape) > 1 and isinstance(shape[1], int) else None for name, shape in shapes.items()}
 
 
-def _suits_openvino() -> bool:
-    """True where OpenVINO is installed and the CPU is one of Intel's, which it is made for."""
+def _prefers_openvino() -> bool:
+    """Return True where OpenVINO is installed and the CPU is one of Intel's, for which it is optimised."""
     if importlib.util.find_spec("openvino") is None:
         return False
     name: str = importlib.import_module("openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
@@ -246,10 +245,10 @@ def _suits_openvino() -> bool:
 
 
 def _optional(module: str, extra: str) -> Any:
-    """A module that not everybody has installed.
+    """Return an optional module.
 
     Raises:
-        UserError: it is not; the message says how to install it.
+        UserError: it is not installed.
     """
     try:
         return importlib.import_module(module)

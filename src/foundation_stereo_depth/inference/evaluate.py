@@ -1,21 +1,19 @@
-"""`foundation-stereo-evaluate`: contenders on the scenes of a benchmark, scored by the same rules."""
+"""`foundation-stereo-evaluate`: score stereo methods on the scenes of a benchmark, all by the same rules."""
 
 import dataclasses
 import json
+import logging
 import math
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 import torchvision
-from jaxtyping import Bool, Float
+from jaxtyping import UInt8
 from tqdm import tqdm
 
 from foundation_stereo_depth import __version__
@@ -29,90 +27,71 @@ from foundation_stereo_depth.data.fsd import (
     take_spread,
 )
 from foundation_stereo_depth.data.loader import read_ahead
-from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.data.sample import resize_sample
 from foundation_stereo_depth.data.torchvision_datasets import Benchmark, BenchmarkScene, FsdScenes, open_benchmark
 from foundation_stereo_depth.device import Processes, pick_device
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference import report
-from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.inference.predictor import open_network
 from foundation_stereo_depth.inference.report import Plain, Score
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.options.command_line import group_from_dict
-from foundation_stereo_depth.options.inference import BenchmarkOptions, EvaluateOptions
+from foundation_stereo_depth.options.inference import BenchmarkOptions, EvaluatedNetworkOptions, EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.disparity import nearest_indices
-from foundation_stereo_depth.stereo.sgbm import match_blocks
+from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
 from foundation_stereo_depth.tracking import add_to_run
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
 
-
-class Answer(NamedTuple):
-    """What a contender says of a pair, at the pair's own size.
-
-    Attributes:
-        disparity_px: dense.
-        log_variance: of its error, natural logarithm of px^2; None where the contender predicts none.
-        matched: where the answer is its own; None where it answers everywhere.
-    """
-
-    disparity_px: Float[np.ndarray, "H W"]
-    log_variance: Float[np.ndarray, "H W"] | None = None
-    matched: Bool[np.ndarray, "H W"] | None = None
+logger = logging.getLogger(__name__)
 
 
-Contender = Callable[[StereoSample], Answer]
-"""Answers for a pair; it does not look at the truth."""
+def evaluate(options: EvaluateOptions) -> str:
+    """Evaluate as the options say; return the results as a table, or as JSON with `--json`.
 
-
-def benchmark(network: Path | None, options: EvaluateOptions) -> str:
-    """Evaluates as the options say; the results as a table, or as JSON where that is asked for.
-
-    With a run named, the results, the table and the plots are added to it in MLflow.
-
-    Args:
-        network: the file that holds it; None evaluates the baseline alone.
-        options: all options.
+    With `--run-id`, the results, the table and the plots are also added to that run in MLflow.
 
     Raises:
         UserError: the options, the network's file, the data or the tracking store do not allow it.
     """
-    asked = options.evaluation
-    if network is None and asked.baseline == "none":
+    asked, network = options.evaluation, options.network
+    if network.checkpoint == "none" and asked.baseline == "none":
         raise UserError("--checkpoint none: leaves nothing to evaluate; add --baseline sgbm")
     root = find_dataset_root(asked.dataset_root) if asked.dataset == "fsd" else asked.dataset_root
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""
         raise UserError(f"--dataset {asked.dataset}: needs --dataset-root{variable}, the folder where it is")
-    predictor = None if network is None else _predictor(network, options)
+    predictor = None
+    if network.checkpoint != "none":
+        predictor = open_network(network, options.inference, height=network.height, width=network.width)
     distribution = "laplace" if predictor is None else predictor.facts.distribution
     # Without a network the baseline is scored at the size that networks are trained at.
     size = DataOptions() if predictor is None else predictor
-    height, width = options.network.height or size.height, options.network.width or size.width
+    height, width = network.height or size.height, network.width or size.width
     device = pick_device(options.inference.device, Processes.single())
     scenes = open_benchmark(asked.dataset, root, download=asked.download)
 
-    contenders: dict[str, Contender] = {}
+    methods: dict[str, StereoMatcher] = {}
     if predictor is not None:
-        contenders["network"] = _network_contender(predictor)
+        methods["network"] = predictor
     if asked.baseline == "sgbm":
-        contenders["sgbm"] = _sgbm_contender
+        methods["sgbm"] = _match_everywhere
 
-    # Figures and sums alone: thousands of scenes do not fit into memory.
+    # Only figures and sums are kept: thousands of scenes do not fit into memory.
     lines: list[Plain] = []
     totals: dict[str, Score] = {}
     # On a CPU, reading ahead would take the cores that are being timed.
     workers = 0 if device.type == "cpu" else 2
     positions = _asked_positions(scenes, root, None if predictor is None else predictor.facts, asked)
     warm = False
-    for native in tqdm(
-        read_ahead(positions, scenes.read, workers), total=len(positions), unit="scene", leave=False, file=sys.stderr
-    ):
+    for native in tqdm(read_ahead(positions, scenes.read, workers), total=len(positions), unit="scene", leave=False):
         scene = native if asked.at_native_size else _resized(native, height, width)
-        if not warm:  # the first call of each pays for what later ones find done
-            for contender in contenders.values():
-                contender(scene.sample)
+        if not warm:  # the first call of each method includes set-up work
+            for method in methods.values():
+                method(scene.sample.left, scene.sample.right)
             warm = True
-        scores = {name: _score(c, scene, distribution, device) for name, c in contenders.items()}
+        scores = {name: _score(method, scene, distribution, device) for name, method in methods.items()}
         lines.append(_scene_plain(scene, scores))
         totals = {name: totals[name].plus(score) if totals else score for name, score in scores.items()}
 
@@ -120,8 +99,8 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
         "settings": {
             **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items() if k != "json"},
             "dataset_root": str(root),
-            "checkpoint": None if network is None else str(network),
-            "run_id": options.network.run_id,
+            "checkpoint": None if predictor is None else _name_of(network),
+            "run_id": network.run_id,
             "height": height,
             "width": width,
             "distribution": None if predictor is None else distribution,
@@ -136,45 +115,27 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
         "scenes": lines,
         "overall": {name: _with_curves(score) for name, score in totals.items()},
     }
-    if options.network.run_id is not None:
-        _record(options, options.network.run_id, result, totals)
+    if network.run_id is not None:
+        _record(options, network.run_id, result, totals)
     return json.dumps(result, indent=2) if asked.json else report.table(result)
 
 
-def _predictor(network: Path, options: EvaluateOptions) -> Predictor:
-    """What users get from this file: what is evaluated is what is shipped."""
-    asked = options.inference
-    return Predictor.from_checkpoint(
-        network,
-        device=asked.device,
-        precision=asked.precision,
-        backend=asked.backend,
-        compile=asked.compile,
-        height=options.network.height,
-        width=options.network.width,
-    )
+def _name_of(network: EvaluatedNetworkOptions) -> str:
+    if network.run_id is not None:
+        return "last.pt" if network.weights == "last" else "best.pt"
+    return str(network.checkpoint or "default")
 
 
-def _network_contender(predictor: Predictor) -> Contender:
-    """The network at its own size; the predictor stretches what it says to the pair's size."""
-
-    def answer(sample: StereoSample) -> Answer:
-        prediction = predictor(sample.left, sample.right)
-        return Answer(prediction.disparity_px, 2 * np.log(prediction.sigma_px))
-
-    return answer
+def _match_everywhere(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
+    """Return the match of OpenCV's matcher; disparity 0, infinitely far, where nothing at all could be matched."""
+    match = sgbm.match(left, right)
+    return dataclasses.replace(match, disparity_px=np.nan_to_num(match.disparity_px, nan=0.0))
 
 
-def _sgbm_contender(sample: StereoSample) -> Answer:
-    found = match_blocks(sample.left, sample.right)
-    # Where nothing in the whole picture could be matched there is no surface to fill from: the answer is "far away".
-    return Answer(np.nan_to_num(found.disparity_px, nan=0.0), matched=found.matched)
-
-
-def _score(contender: Contender, scene: BenchmarkScene, distribution: str, device: torch.device) -> Score:
-    """One scene's sums: errors everywhere, where both eyes see, where one does, and where the contender matched."""
+def _score(method: StereoMatcher, scene: BenchmarkScene, distribution: str, device: torch.device) -> Score:
+    """Return the sums of one scene: errors on all, on non-occluded, on occluded, and on matched pixels."""
     began_s = time.perf_counter()
-    answer = contender(scene.sample)  # ends with maps in main memory, so that nothing is left waiting on the device
+    match = method(scene.sample.left, scene.sample.right)  # returns arrays, so nothing is pending on the device
     elapsed_ms = 1000 * (time.perf_counter() - began_s)
     if device.type == "mps":
         device = torch.device("cpu")  # it has no float64
@@ -182,7 +143,7 @@ def _score(contender: Contender, scene: BenchmarkScene, distribution: str, devic
     def on_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
 
-    disparity_px, truth_px = on_device(answer.disparity_px), on_device(scene.sample.disparity_px)
+    disparity_px, truth_px = on_device(match.disparity_px), on_device(scene.sample.disparity_px)
 
     def errors_where(mask: np.ndarray | None) -> DisparityErrors:
         if mask is None:
@@ -190,13 +151,14 @@ def _score(contender: Contender, scene: BenchmarkScene, distribution: str, devic
         return disparity_errors(disparity_px, torch.where(on_device(mask), truth_px, math.nan))
 
     uncertainty: UncertaintyCounts | None = None
-    if answer.log_variance is not None:
-        uncertainty = uncertainty_counts(disparity_px, on_device(answer.log_variance), truth_px, distribution)
+    if match.sigma_px is not None:
+        log_variance = on_device(2 * np.log(match.sigma_px))
+        uncertainty = uncertainty_counts(disparity_px, log_variance, truth_px, distribution)
     return Score(
         errors=disparity_errors(disparity_px, truth_px),
         visible=errors_where(scene.non_occluded),
         occluded=errors_where(None if scene.non_occluded is None else ~scene.non_occluded),
-        matched=errors_where(answer.matched),
+        matched=errors_where(match.valid if match.sigma_px is None else None),
         uncertainty=uncertainty,
         latencies_ms=(elapsed_ms,),
     )
@@ -211,7 +173,7 @@ def _resized(scene: BenchmarkScene, height: int, width: int) -> BenchmarkScene:
 
 
 def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions) -> list[int]:
-    """Positions of the scenes to score. Standard error hears how many of them the network was trained on.
+    """Return the positions of the scenes to score; log a warning if the network was trained on some of them.
 
     Raises:
         UserError: only validation scenes are asked for, and which those are cannot be known.
@@ -221,43 +183,41 @@ def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, 
         if isinstance(split, str):
             raise UserError(f"--split validation: {split}")
         if not _keeps_apart(split):
-            raise UserError("--split validation: the network's run kept no scene apart (its --val-fraction is 0)")
-        print(f"validation scenes only, split by {split.by}", file=sys.stderr)
+            raise UserError("--split validation: the network's run had no validation scenes (its --val-fraction is 0)")
+        logger.info("validation scenes only, split by %s", split.by)
         return [int(split.validation[i]) for i in _spread(len(split.validation), asked.max_samples)]
     positions = _spread(len(scenes), asked.max_samples)
     if not isinstance(split, str):
         if known := int(np.isin(positions, split.train).sum()):
             remedy = "; --split validation leaves them out" if _keeps_apart(split) else ""
-            print(
-                f"warning: the network was trained on {known} of the {len(positions)} scenes that it is scored on"
-                f"{remedy}",
-                file=sys.stderr,
+            logger.warning(
+                "the network was trained on %d of the %d scenes that it is scored on%s", known, len(positions), remedy
             )
     elif facts is not None and asked.dataset == "fsd" and _is_root_of_run(facts, root):
-        print(
-            f"warning: the network was trained on {root}, which holds other samples by now: it may know some of those "
-            "that it is scored on",
-            file=sys.stderr,
+        logger.warning(
+            "the network was trained on %s, which contains other samples now: it may have been trained on some of the "
+            "scenes that it is scored on",
+            root,
         )
     return positions
 
 
 def _split_of_run(scenes: Benchmark, root: Path, facts: NetworkFacts | None) -> Split | str:
-    """How the network's run divided these scenes; or, in words, why that is not known."""
+    """Return how the network's run divided these scenes; or, as text, why that is not known."""
     if not isinstance(scenes, FsdScenes):
-        return "needs --dataset fsd, whose scenes training divides"
+        return "needs --dataset fsd, which training divides into scenes for training and validation"
     if facts is None:
-        return "needs the network whose run kept scenes apart, and --checkpoint none names none"
+        return "needs a network, whose run divided the scenes, but --checkpoint is none"
     if not facts.data_options:
-        return "this network's file does not keep its run's options; a run's own best.pt and last.pt do"
-    # Other options of data may be those of another version.
+        return "this network's file does not contain its run's options; a run's own best.pt and last.pt do"
+    # The other options may be those of another version.
     kept = {k: v for k, v in facts.data_options.items() if k in ("max_samples", "val_fraction")}
     data = group_from_dict(DataOptions, kept)
     taken = take_spread(scenes.names, data.max_samples)
-    # A run says what it learnt from by names, wherever they lay; old ones do not.
+    # Runs record the names of their samples, wherever the folder is; the oldest ones do not.
     identity = facts.data_identity
     if not (_is_root_of_run(facts, root) if identity is None else fingerprint(scenes.names.some(taken)) == identity):
-        return f"the network's run learnt from other samples than {root} holds now, so it kept none of them apart"
+        return f"the network's run was trained on other samples than {root} contains now"
     return split_samples(scenes.names, taken, data.val_fraction)
 
 
@@ -271,7 +231,7 @@ def _is_root_of_run(facts: NetworkFacts, root: Path) -> bool:
 
 
 def _spread(length: int, at_most: int | None) -> list[int]:
-    """Positions of at most so many scenes, evenly spread."""
+    """Return the positions of at most so many scenes, evenly spread."""
     if at_most is None or at_most >= length:
         return list(range(length))
     return [(2 * i + 1) * length // (2 * at_most) for i in range(at_most)]
@@ -306,16 +266,16 @@ def _versions() -> Plain:
 
 
 def _record(options: EvaluateOptions, run_id: str, result: Plain, totals: dict[str, Score]) -> None:
-    """Adds the results to the run: figures as metrics; JSON, table and plots as files."""
+    """Add the results to the run: figures as metrics; JSON, table and plots as files."""
     asked = options.evaluation
     name = asked.dataset + ("-validation" if asked.split == "validation" else "")
     name += "-native" if asked.at_native_size else ""
-    doubting = {k: s.uncertainty for k, s in totals.items() if s.uncertainty is not None and s.errors.valid}
+    predicted = {k: s.uncertainty for k, s in totals.items() if s.uncertainty is not None and s.errors.valid}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "results.json").write_text(json.dumps(result, indent=2) + "\n")
         Path(folder, "table.txt").write_text(report.table(result) + "\n")
-        if doubting:
-            report.reliability_figure(doubting, name).savefig(Path(folder, "reliability.png"), dpi=80)
-            report.sparsification_figure(doubting, name).savefig(Path(folder, "sparsification.png"), dpi=80)
+        if predicted:
+            report.reliability_figure(predicted, name).savefig(Path(folder, "reliability.png"), dpi=80)
+            report.sparsification_figure(predicted, name).savefig(Path(folder, "sparsification.png"), dpi=80)
         metrics = report.flat_metrics(result["overall"], f"evaluate/{name}")
         add_to_run(options.network.mlflow_tracking_uri, run_id, metrics, Path(folder), f"evaluate/{name}")

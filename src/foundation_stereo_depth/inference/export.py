@@ -1,11 +1,14 @@
-"""Networks for other programs: ONNX that has been checked against PyTorch, or plain safetensors."""
+"""`foundation-stereo-export`: networks for other programs, as ONNX verified against PyTorch or as safetensors."""
 
+import importlib
 import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,44 +26,46 @@ from foundation_stereo_depth.inference.backends import (
     ONNX_OUTPUTS,
     ONNX_PRIOR,
     Backend,
+    NetworkOutput,
     OnnxRuntimeBackend,
-    RawPrediction,
     TorchBackend,
     inputs_of,
 )
-from foundation_stereo_depth.inference.quantize import in_int8
-from foundation_stereo_depth.model import StereoPrediction, fuse_batch_norms, wants_prior
+from foundation_stereo_depth.inference.predictor import find_network_file
+from foundation_stereo_depth.model import fuse_batch_norms, wants_prior
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
 
 TOLERANCE_OF_WIDTH = 1e-4
-"""Largest difference of disparity from PyTorch's in float32, as a share of the width: 0.03 px at 320."""
+"""Largest difference of disparity from PyTorch's in float32, as a fraction of the width: 0.03 px at 320."""
 TOLERANCE_LOG_VARIANCE = 0.01
 HALF_TOLERANCE_FACTOR = 30
-"""Sixteen bits carry three digits: both tolerances grow by this much under `--half` (assumption)."""
+"""Sixteen bits have three digits: both tolerances are multiplied by this under `--half` (assumption)."""
 
 EPE_FACTOR_INT8, LOG_VARIANCE_INT8 = 1.03, 0.3
-"""Under `--int8` single pixels may differ by much, all together not: the largest EPE on made-up scenes over PyTorch's,
-and the largest mean difference of log-variance."""
+"""Under `--int8` single pixels may differ by much, but not their mean: the largest ratio of the EPE on synthetic scenes
+to PyTorch's, and the largest mean difference of log-variance."""
 
 _CHECKED_PAIRS = 2
 _SCORED_PAIRS = 16
-_RANGED_PAIRS = range(_SCORED_PAIRS, 48)  # of which the ranges of 8 bits come
-_ODD_SIZE = (61, 87)  # the second size at which a network of any size is checked, px
+_CALIBRATION_PAIRS = range(_SCORED_PAIRS, 48)  # from which the ranges of 8 bits are measured
+_ODD_SIZE = (61, 87)  # the second size at which a network of any size is verified, px
 
 
-def export_network(checkpoint: Path, options: ExportOptions) -> Path:
-    """Writes the network in a checkpoint as the suffix of `--output` says; returns the file.
+def export_network(options: ExportOptions) -> Path:
+    """Write the network in the format that the suffix of `--output` names; return the file.
 
     Raises:
-        UserError: the output or the checkpoint cannot be used, or the exported network answers differently.
+        UserError: the output or the checkpoint cannot be used, or the exported network predicts something else.
     """
     output = options.file.output
     if output is None or output.suffix not in (".onnx", ".safetensors"):
         raise UserError("needs --output (-o), a file that ends in .onnx or .safetensors")
     if output.exists() and not options.file.overwrite:
-        raise UserError(f"{output}: is there already; --overwrite replaces it")
-    trained = read_trained(checkpoint)
+        raise UserError(f"{output}: exists; --overwrite replaces it")
+    with TemporaryDirectory(prefix="foundation-stereo-") as folder:
+        checkpoint = find_network_file(options.network, Path(folder))
+        trained = read_trained(checkpoint)
     height = options.network.height or trained.facts.height
     width = options.network.width or trained.facts.width
     header = trained.facts.header | {"height": height, "width": width}
@@ -78,8 +83,8 @@ def export_network(checkpoint: Path, options: ExportOptions) -> Path:
     encoded = _onnx(_exported(trained, options.file), header, height, width, options.file)
     if options.file.int8:
         if not all(weights.isfinite().all() for weights in trained.weights.values()):
-            raise UserError(f"{checkpoint}: holds weights that are not finite")
-        encoded = in_int8(encoded, _typical_inputs(trained, height, width))
+            raise UserError(f"{checkpoint}: contains weights that are not finite")
+        encoded = quantize_to_int8(encoded, _calibration_inputs(trained, height, width))
     found = write_checked(output, encoded, trained, (height, width), options.file)
     print(f"{output}: {_size(output)}, opset {options.file.opset}; {found}")
     return output
@@ -88,12 +93,12 @@ def export_network(checkpoint: Path, options: ExportOptions) -> Path:
 def write_checked(
     output: Path, encoded: bytes, trained: TrainedNetwork, size: tuple[int, int], options: ExportFileOptions
 ) -> str:
-    """Writes the bytes of an ONNX file if they answer as PyTorch does at (height, width); returns how well they do.
+    """Write the bytes of an ONNX file if they predict what PyTorch does at (height, width); return the differences.
 
-    The pairs are made-up scenes, through onnxruntime and through PyTorch in float32.
+    The pairs are synthetic scenes, run by onnxruntime and by PyTorch in float32.
 
     Raises:
-        UserError: the answers differ by more than the tolerance; nothing is written then.
+        UserError: the predictions differ by more than the tolerance; nothing is written then.
     """
     reference = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
     trial = output.with_name(f".checking-{output.name}")
@@ -102,7 +107,7 @@ def write_checked(
         exported = OnnxRuntimeBackend(trial, device="cpu")
     finally:
         trial.unlink(missing_ok=True)
-    check = _scored if options.int8 else _compared
+    check = _check_scores if options.int8 else _check_differences
     lines = [
         check(output, reference, exported, (rows, columns), options)
         for rows, columns in [size, *([_ODD_SIZE] if options.dynamic_size else [])]
@@ -111,57 +116,59 @@ def write_checked(
     return "; ".join(lines)
 
 
-def _compared(
+def _check_differences(
     output: Path, reference: Backend, exported: Backend, size: tuple[int, int], options: ExportFileOptions
 ) -> str:
-    """How far single pixels of few pairs are apart.
+    """Compare all pixels of a few pairs; return the largest differences as text.
 
     Raises:
-        UserError: too far.
+        UserError: they exceed the tolerance.
     """
     height, width = size
-    pairs = pairs_of(made_up(range(_CHECKED_PAIRS), height, width))
+    pairs = pairs_of(synthetic_scenes(range(_CHECKED_PAIRS), height, width))
     apart_px, apart_log = largest_differences(reference(pairs), exported(pairs))
     factor = HALF_TOLERANCE_FACTOR if options.half else 1
     allowed_px, allowed_log = factor * TOLERANCE_OF_WIDTH * width, factor * TOLERANCE_LOG_VARIANCE
-    said = (
+    found = (
         f"{width}x{height}: within {apart_px:.2g} px and {apart_log:.2g} of log-variance of PyTorch (allowed "
         f"{allowed_px:.2g} px, {allowed_log:.2g})"
     )
     # Written so that NaN fails.
     if not (apart_px <= allowed_px and apart_log <= allowed_log):
         remedy = "leave --half out" if options.half else "try another --opset"
-        raise UserError(f"{output}: not written, since the exported network is not {said}; {remedy}")
-    return said
+        raise UserError(f"{output}: not written, since the exported network is not {found}; {remedy}")
+    return found
 
 
-def _scored(output: Path, reference: Backend, exported: Backend, size: tuple[int, int], _: ExportFileOptions) -> str:
-    """How far both are from the truth.
+def _check_scores(
+    output: Path, reference: Backend, exported: Backend, size: tuple[int, int], _: ExportFileOptions
+) -> str:
+    """Compare both networks with the ground truth; return their errors as text.
 
     Raises:
-        UserError: the exported network is farther by too much.
+        UserError: the exported network's error is larger by too much.
     """
     height, width = size
     epes_px, apart_log = [], []
     for i in range(_SCORED_PAIRS):
-        scene = made_up(range(i, i + 1), height, width)
+        scene = synthetic_scenes(range(i, i + 1), height, width)
         truth_px = scene.disparity_px[:, 0].numpy()
-        answers = [backend(pairs_of(scene)) for backend in (reference, exported)]
-        epes_px.append([np.abs(answer.disparity_px - truth_px).mean() for answer in answers])
-        apart_log.append(np.abs(answers[0].log_variance - answers[1].log_variance).mean())
-    ours_px, theirs_px = np.mean(epes_px, axis=0)
-    said = (
-        f"{width}x{height}: EPE {theirs_px:.3g} px on {_SCORED_PAIRS} made-up scenes, PyTorch's {ours_px:.3g} px, and "
-        f"log-variances {np.mean(apart_log):.2g} apart"
+        (ours_px, ours_log), (theirs_px, theirs_log) = (backend(pairs_of(scene)) for backend in (reference, exported))
+        epes_px.append([np.abs(each_px - truth_px).mean() for each_px in (ours_px, theirs_px)])
+        apart_log.append(np.abs(ours_log - theirs_log).mean())
+    our_epe_px, their_epe_px = np.mean(epes_px, axis=0)
+    found = (
+        f"{width}x{height}: EPE {their_epe_px:.3g} px on {_SCORED_PAIRS} synthetic scenes, PyTorch's {our_epe_px:.3g} "
+        f"px, and log-variances {np.mean(apart_log):.2g} apart"
     )
     # Written so that NaN fails.
-    if not (theirs_px <= EPE_FACTOR_INT8 * ours_px and np.mean(apart_log) <= LOG_VARIANCE_INT8):
-        raise UserError(f"{output}: not written, since 8 bits cost too much: {said}; leave --int8 out")
-    return said
+    if not (their_epe_px <= EPE_FACTOR_INT8 * our_epe_px and np.mean(apart_log) <= LOG_VARIANCE_INT8):
+        raise UserError(f"{output}: not written, since 8 bits cost too much: {found}; leave --int8 out")
+    return found
 
 
-def made_up(numbers: range, height: int, width: int) -> StereoBatch:
-    """The made-up scenes of these numbers, the same every time."""
+def synthetic_scenes(numbers: range, height: int, width: int) -> StereoBatch:
+    """Return the synthetic scenes of these numbers, the same ones every time."""
     scenes = ProceduralSource(
         length=numbers.stop,
         seed=ProceduralSource.VALIDATION_SEED,
@@ -174,53 +181,53 @@ def made_up(numbers: range, height: int, width: int) -> StereoBatch:
 
 
 def pairs_of(scenes: StereoBatch) -> UInt8[np.ndarray, "B 2 H W 3"]:
-    """Left and right of each scene."""
+    """Return the left and right view of each scene."""
     return torch.stack([scenes.left, scenes.right], dim=1).permute(0, 1, 3, 4, 2).contiguous().numpy()
 
 
-def _typical_inputs(trained: TrainedNetwork, height: int, width: int) -> Iterator[dict[str, np.ndarray]]:
-    """What the network is called with for some pairs, one after another."""
+def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the network's inputs for the pairs from which the ranges of 8 bits are measured."""
     names = [ONNX_INPUT, ONNX_PRIOR] if wants_prior(trained.network()) else [ONNX_INPUT]
-    for pair in pairs_of(made_up(_RANGED_PAIRS, height, width)):
+    for pair in pairs_of(synthetic_scenes(_CALIBRATION_PAIRS, height, width)):
         yield inputs_of(pair[None], names)
 
 
-def largest_differences(first: RawPrediction, second: RawPrediction) -> tuple[float, float]:
-    """The largest absolute difference of disparity, px, and of log-variance."""
+def largest_differences(first: NetworkOutput, second: NetworkOutput) -> tuple[float, float]:
+    """Return the largest absolute difference of disparity, px, and of log-variance."""
     apart_px, apart_log = (np.abs(a - b).max() for a, b in zip(first, second, strict=True))
     return float(apart_px), float(apart_log)
 
 
-class _Half(nn.Module):
-    """A network of 16-bit weights that takes and gives 32 bits."""
+class _ExportedNetwork(nn.Module):
+    """A network with the inputs and outputs of the ONNX file: 32 bits each, and no auxiliary outputs."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, *, half: bool) -> None:
         super().__init__()
-        self.network = network.half()
+        self.network = network.half() if half else network
+        self.input_type = torch.float16 if half else torch.float32
         self.wants_prior = wants_prior(network)
 
-    def forward(self, pair: Tensor, prior: Tensor | None = None) -> StereoPrediction:
-        inputs = (pair.half(),) if prior is None else (pair.half(), prior.half())
-        disparity_px, log_variance = self.network(*inputs)
-        return StereoPrediction(disparity_px.float(), log_variance.float())
+    def forward(self, pair: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        inputs = (pair,) if prior is None else (pair, prior)
+        prediction = self.network(*(each.to(self.input_type) for each in inputs))
+        return prediction.disparity_px.float(), prediction.log_variance.float()
 
 
 def _exported(trained: TrainedNetwork, options: ExportFileOptions) -> nn.Module:
-    network = fuse_batch_norms(trained.network())
-    return _Half(network).eval() if options.half else network
+    return _ExportedNetwork(fuse_batch_norms(trained.network()), half=options.half).eval()
 
 
 def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, options: ExportFileOptions) -> bytes:
-    """The bytes of the ONNX file."""
+    """Return the bytes of the ONNX file."""
     free = torch.export.Dim.DYNAMIC
-    # The example is of another size than the check's; and no side of it is 1 or a multiple that could be taken as law.
+    # The example has another size than the check, and no side that the exporter could specialise on (1, multiples).
     example = (height + 3, width + 5) if options.dynamic_size else (height, width)
     sizes = {0: free} | ({2: free, 3: free} if options.dynamic_size else {})
     inputs = [torch.rand(2, 6, *example)]
     if wants_prior(network):
         inputs.append(torch.rand(2, PRIOR_PLANES, *example))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"):  # of the exporter's own use of its libraries
+    with warnings.catch_warnings(action="ignore"):  # from the exporter's own use of its libraries
         program: Any = torch.onnx.export(
             network,
             tuple(inputs),
@@ -238,11 +245,72 @@ def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, o
 
 
 def _name_sizes(model: Any, dynamic_size: bool) -> None:
-    """Calls the sizes that may vary by their names in the field, where the exporter numbers them."""
+    """Name the sizes that may vary B, H and W, where the exporter numbers them."""
     names = {0: "B"} | ({2: "H", 3: "W"} if dynamic_size else {})
     for value in [*model.graph.inputs, *model.graph.outputs]:
         for axis, name in names.items():
             value.shape[axis] = name
+
+
+def quantize_to_int8(encoded: bytes, inputs: Iterable[dict[str, np.ndarray]]) -> bytes:
+    """Return the network with its convolutions computed in 8 bits, except the first and the last.
+
+    CPUs with VNNI or similar instructions multiply 8-bit integers twice as fast as 16-bit numbers. Weights have one
+    scale per channel; activations have one per layer, from the minimum and maximum over the given inputs
+    (Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference", 2018, section 3). 8 bits cost the
+    most accuracy in the first convolution, whose planes have different ranges, and in the last (docs/experiments.md).
+
+    Args:
+        encoded: an ONNX file of 32-bit numbers.
+        inputs: by name, of some typical pairs.
+
+    Raises:
+        UserError: its temporary files cannot be written.
+    """
+    # Optional dependencies.
+    onnx: Any = importlib.import_module("onnx")
+    quantization: Any = importlib.import_module("onnxruntime.quantization")
+    network = onnx.load_from_string(encoded)
+    convolutions = [node.name for node in network.graph.node if node.op_type == "Conv"]
+    try:
+        with TemporaryDirectory() as folder, _without_logging():
+            output = Path(folder) / "network.onnx"
+            quantization.quantize_static(
+                network,
+                output,
+                _CalibrationReader(inputs),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_exclude=[convolutions[0], convolutions[-1]],
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+                extra_options={"QuantizeBias": False},
+            )
+            return output.read_bytes()
+    except OSError as error:
+        raise UserError(f"--int8: its temporary files cannot be written ({error.strerror or error})") from error
+
+
+class _CalibrationReader:
+    """Returns the inputs one by one, as onnxruntime asks for them."""
+
+    def __init__(self, inputs: Iterable[dict[str, np.ndarray]]) -> None:
+        self._remaining = iter(inputs)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self._remaining, None)
+
+
+@contextmanager
+def _without_logging() -> Generator[None]:
+    """Silence onnxruntime's advice to optimise the file first, which it does itself when it loads one."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _size(path: Path) -> str:

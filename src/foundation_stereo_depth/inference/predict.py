@@ -1,30 +1,37 @@
-"""From files to files: pairs are read, predicted in batches, and written as asked."""
+"""`foundation-stereo-predict`: read pairs, predict them in batches, and write the outputs that are asked for."""
 
-import sys
+import logging
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth.checkpoint import UnknownScaleWarning
 from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
 from foundation_stereo_depth.errors import DataError, UserError
-from foundation_stereo_depth.inference.outputs import Writer
-from foundation_stereo_depth.inference.predictor import Predictor
-from foundation_stereo_depth.inference.swapped_views import seem_swapped
+from foundation_stereo_depth.inference.predictor import Predictor, open_network
 from foundation_stereo_depth.options.inference import PredictOptions
+from foundation_stereo_depth.outputs import OutputWriter
+
+SUSPICIOUS_RATIO = 0.85
+"""Swapped views are suspected where swapping them leaves less than this fraction of the photometric residual.
+
+On eleven real pairs in the right order, swapping leaves 2.1 to 3.4 times the residual for a matcher that finds the best
+shift per pixel, 1.03 to 1.95 times for a network of one epoch. Swapped pairs give the inverse.
+"""
+
+logger = logging.getLogger(__name__)
 
 
-def predict_files(left: str, right: str | None, checkpoint: Path, options: PredictOptions) -> int:
-    """Predicts every pair that the arguments name and writes the results; returns how many pairs.
+def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
+    """Predict every pair that the arguments name and write the results; return how many pairs.
 
     Args:
-        left: a picture, a folder, a glob or a video; with both eyes side by side where `right` is None.
-        right: the same for the right eye.
-        checkpoint: the network's file.
+        left: an image, a folder, a glob or a video; with both views side by side where `right` is None.
+        right: the same for the right view.
         options: all options.
 
     Raises:
@@ -33,79 +40,46 @@ def predict_files(left: str, right: str | None, checkpoint: Path, options: Predi
     if options.output.output is None:
         raise UserError("needs --output (-o), the folder to write to")
     pairs = find_pairs(left, right)
-    writer = Writer(options.output)
-    there = [name for name in pairs.files if writer.is_done(name)]
-    if there:
-        print(f"{options.output.output}: {len(there)} of {len(pairs.files)} pairs are there already")
-        if len(there) == len(pairs.files):
+    writer = OutputWriter(options.output)
+    done = [name for name in pairs.files if writer.is_done(name)]
+    if done:
+        logger.info("%s: %d of %d pairs exist already", options.output.output, len(done), len(pairs.files))
+        if len(done) == len(pairs.files):
             return 0
-        pairs = pairs.without(there)
-    for name in pairs.files:  # rather now than in the middle of a long run
+        pairs = pairs.without(done)
+    for name in pairs.files:  # before a long run, not in the middle of it
         writer.check_free(name)
-    predictor = open_predictor(checkpoint, options)
-    print(f"{predictor.description}; {'frames' if pairs.count is None else f'{pairs.count} pairs'} of {left}")
-    missing = (pair for pair in _swapped(pairs, options.output.swap) if not writer.is_done(pair.name))
-    done, predicting_s = 0, 0.0
+    network = options.network
+    predictor = open_network(network, options.inference, height=network.height, width=network.width)
+    many = "frames" if pairs.count is None else f"{pairs.count} pairs"
+    logger.info("%s; %s of %s", predictor.description, many, left)
+    missing = (pair for pair in _swap(pairs, options.output.swap) if not writer.is_done(pair.name))
+    written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
-            for batch in _batches(_watched(missing, predictor, options), options):
+            for batch in _batches(_check_order(missing, predictor, options), options):
                 for pair in batch:
                     writer.check_free(pair.name)
                 began_s = time.perf_counter()
-                predictions = predictor.batch([(pair.left, pair.right) for pair in batch])
+                matches = predictor.batch([(pair.left, pair.right) for pair in batch])
                 predicting_s += time.perf_counter() - began_s
-                for pair, prediction in zip(batch, predictions, strict=True):
-                    writer.write(pair.name, pair.left, prediction)
-                    done += 1
+                for pair, match in zip(batch, matches, strict=True):
+                    writer.write(pair.name, pair.left, match)
+                    written += 1
                     bar.update()
     finally:
-        print(
-            f"{options.output.output}: {done} pairs written; {1000 * predicting_s / max(done, 1):.1f} ms a pair to "
-            "predict"
-        )
-    return done
+        print(f"{options.output.output}: {written} pairs written")
+        logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
+    return written
 
 
-def open_predictor(checkpoint: Path, options: PredictOptions) -> Predictor:
-    """The predictor that the options ask for; what the user should know of its weights goes to standard error."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UnknownScaleWarning)
-        predictor = Predictor.from_checkpoint(
-            checkpoint,
-            device=options.inference.device,
-            precision=options.inference.precision,
-            backend=options.inference.backend,
-            compile=options.inference.compile,
-            height=options.network.height,
-            width=options.network.width,
-        )
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
-    return predictor
-
-
-def _swapped(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:
+def _swap(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:
     for pair in pairs:
         yield NamedPair(name=pair.name, left=pair.right, right=pair.left) if swap else pair
 
 
-def _watched(pairs: Iterator[NamedPair], predictor: Predictor, options: PredictOptions) -> Iterator[NamedPair]:
-    """The same pairs; the first is looked at for exchanged eyes."""
-    first = next(pairs, None)
-    if first is None:
-        return
-    if seem_swapped(predictor, first.left, first.right):
-        remedy = "leave --swap out" if options.output.swap else "--swap exchanges them"
-        tqdm.write(
-            f"warning: {first.name}: left and right seem to be exchanged, the pictures fit better the other way round; "
-            f"{remedy}",
-            file=sys.stderr,
-        )
-    yield from chain([first], pairs)
-
-
 def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[list[NamedPair]]:
-    """As many pairs at a time as are predicted together; before one that cannot be read, those that could be."""
+    """Yield the pairs in batches; the readable pairs before an unreadable one are yielded before its error."""
     batch: list[NamedPair] = []
     try:
         for pair in pairs:
@@ -119,3 +93,55 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
         raise
     if batch:
         yield batch
+
+
+def _check_order(pairs: Iterator[NamedPair], predictor: Predictor, options: PredictOptions) -> Iterator[NamedPair]:
+    """Yield the pairs; log a warning if the views of the first one seem to be swapped."""
+    first = next(pairs, None)
+    if first is None:
+        return
+    if seem_swapped(predictor, first.left, first.right):
+        remedy = "leave --swap out" if options.output.swap else "--swap swaps them back"
+        logger.warning(
+            "%s: the left and right views seem to be swapped, the images match better the other way round; %s",
+            first.name,
+            remedy,
+        )
+    yield from chain([first], pairs)
+
+
+def seem_swapped(predictor: Predictor, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> bool:
+    """Return True where the swapped pair has a clearly lower photometric residual than the pair as given.
+
+    In either order the disparity is predicted, the second view is warped by it onto the first, and the residuals are
+    compared. A disparity predicted for swapped views has the wrong direction, so its residual is large.
+    """
+    size = (predictor.width, predictor.height)
+    left, right = (
+        np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA), dtype=np.uint8) for view in (left, right)
+    )
+    given, swapped = predictor.batch([(left, right), (right, left)])
+    return photometric_residual(right, left, swapped.disparity_px) < SUSPICIOUS_RATIO * photometric_residual(
+        left, right, given.disparity_px
+    )
+
+
+def photometric_residual(
+    first: UInt8[np.ndarray, "H W 3"], second: UInt8[np.ndarray, "H W 3"], disparity_px: Float[np.ndarray, "H W"]
+) -> float:
+    """Return the mean absolute difference of the first view and the second warped onto it by a disparity, in levels.
+
+    Each view is first freed of its local brightness, since two cameras differ in exposure. Pixels that come from
+    outside the second view are not counted; infinity where all do.
+    """
+    height, width = disparity_px.shape
+    columns = np.arange(width, dtype=np.float32)[None] - disparity_px
+    rows = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None], columns.shape)
+    warped = cv2.remap(_details(second), columns.astype(np.float32), np.ascontiguousarray(rows), cv2.INTER_LINEAR)
+    inside = (columns >= 0) & (columns <= width - 1)
+    return float(np.abs(_details(first) - warped)[inside].mean()) if inside.any() else float("inf")
+
+
+def _details(image: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return grey - cv2.GaussianBlur(grey, (0, 0), 8)

@@ -1,67 +1,113 @@
-"""Predictor: pictures of any size in, disparity and its doubt at the same size out.
-
-predictor = Predictor.from_checkpoint(Path("best.pt"))
-prediction = predictor(left, right)       # uint8 RGB [H, W, 3]
-prediction.disparity_px                   # float32 [H, W]
-"""
+"""Open a network and predict with it: images of any size in, disparity and its uncertainty at that size out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from foundation_stereo_depth.checkpoint import NetworkFacts
+from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.inference.backends import Backend, BackendName, DeviceName, PrecisionName, open_backend
-from foundation_stereo_depth.stereo.disparity import resize_disparity
+from foundation_stereo_depth.inference.backends import Backend, open_backend
+from foundation_stereo_depth.options.inference import (
+    BackendName,
+    DeviceName,
+    InferenceOptions,
+    NetworkSourceOptions,
+    PrecisionName,
+)
+from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
+from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
 from foundation_stereo_depth.uncertainty import probability_within
 
-CONFIDENT_WITHIN_PX = 1.0
-"""Confidence is the chance that the disparity is off by less than this, in pixels of the map it belongs to."""
-
 RIG_SIGMA_PX = 0.15
-"""Standard deviation, px of the network's size, that no network trained on perfect pairs can know of: real eyes are
-never rectified, focused and measured that well. Without it 40 % of real errors, rather than 68 %, lie where the surest
-eighth of the installed network's pixels say that 68 % do (docs/experiments.md)."""
+"""Standard deviation, px of the network's size, that a network trained on perfect pairs cannot predict: real cameras
+are never rectified, focused and calibrated perfectly. Without it, 40 % of real errors instead of 68 % lie within one
+sigma in the most certain eighth of the installed network's pixels (docs/experiments.md)."""
 
 _SMALLEST_PX = 32  # what every network takes
+_SUFFIXES = (".pt", ".safetensors", ".onnx")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """Disparity of the left picture and its standard deviation, px of that picture, at its size.
+def open_network(
+    source: NetworkSourceOptions | Path | str | None = None,
+    inference: InferenceOptions = InferenceOptions(),  # noqa: B008 (it is frozen)
+    *,
+    height: int | None = None,
+    width: int | None = None,
+) -> "Predictor":
+    """Return the predictor of a file, of a run, or of the installed network.
 
-    Attributes:
-        distribution: of the error: "laplace" or "gaussian".
+    Args:
+        source: options; or a file; or the id of an MLflow run; None for the installed network.
+        inference: backend, device and precision.
+        height: at which the network works, px; None takes the one that it was trained at.
+        width: the same.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        UserError: there is no such run, or the backend, device, precision or size is not available.
     """
+    with TemporaryDirectory(prefix="foundation-stereo-") as folder:
+        path = find_network_file(source, Path(folder))
+        try:
+            backend, facts = open_backend(path, inference)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise UserError(f"{path}: out of memory; another program may be using the device") from error
+    return Predictor(backend, facts, height=height, width=width)
 
-    disparity_px: Float32[np.ndarray, "H W"]
-    sigma_px: Float32[np.ndarray, "H W"]
-    distribution: str
 
-    @property
-    def confidence(self) -> Float32[np.ndarray, "H W"]:
-        """P(|error| < 1 px), 0 to 1."""
-        return self.probability_within(CONFIDENT_WITHIN_PX)
+def find_network_file(source: NetworkSourceOptions | Path | str | None, download_to: Path) -> Path:
+    """Return the file of a network, downloading a run's checkpoint if it is not on this machine.
 
-    def probability_within(self, threshold_px: float) -> Float32[np.ndarray, "H W"]:
-        """P(|error| < threshold), 0 to 1."""
-        return probability_within(threshold_px, torch.from_numpy(self.sigma_px), self.distribution).numpy()
+    Args:
+        source: as in `open_network`.
+        download_to: folder for what has to be downloaded.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    options = source if isinstance(source, NetworkSourceOptions) else _source_options(source)
+    if options.run_id is not None:
+        # MLflow takes seconds to import, and most networks are files.
+        from foundation_stereo_depth.tracking import checkpoint_of_run  # noqa: PLC0415
+
+        name = "last.pt" if options.weights == "last" else "best.pt"
+        return checkpoint_of_run(options.mlflow_tracking_uri, options.run_id, download_to, name=name, flag="--run-id")
+    return options.checkpoint if isinstance(options.checkpoint, Path) else DEFAULT_WEIGHTS
+
+
+def _source_options(source: Path | str | None) -> NetworkSourceOptions:
+    if source is None or source == "default":
+        return NetworkSourceOptions()
+    path = Path(source)
+    if isinstance(source, Path) or path.suffix in _SUFFIXES or path.exists():
+        return NetworkSourceOptions(checkpoint=path)
+    return NetworkSourceOptions(run_id=source)
 
 
 class Predictor:
-    """A network with everything around it that makes any two pictures its input, and its answer theirs.
+    """A network behind a call that takes two images of any size and returns a match of that size.
 
-    The pictures are stretched to the network's size, as they were in training: rows stay on rows. Disparity follows
-    the width alone, and so does its standard deviation.
+    Images are stretched to the network's size, as in training: rows stay on rows. Disparity scales with the width
+    alone, and so does its standard deviation.
+
+    >>> import numpy as np
+    >>> from foundation_stereo_depth import Predictor, StereoCalibration
+    >>> left = right = np.zeros((120, 160, 3), np.uint8)  # RGB, rectified
+    >>> match = Predictor.open()(left, right)  # or open("best.pt"), or open("<id of an MLflow run>")
+    >>> rig = StereoCalibration.centred(height=120, width=160, focal_px=140.0, baseline_m=0.06)
+    >>> match.depth_m(rig).shape, match.sigma_px.shape, match.confidence.shape
+    ((120, 160), (120, 160), (120, 160))
 
     Args:
         backend: runs the network.
-        facts: what the network's file says.
+        facts: what the network's file contains beside its weights.
         height, width: the size at which the network works, px; None takes the size that it was trained at.
 
     Raises:
@@ -85,9 +131,9 @@ class Predictor:
             raise UserError(f"--width {self.width} --height {self.height}: both have to be at least {_SMALLEST_PX} px")
 
     @classmethod
-    def from_checkpoint(
+    def open(
         cls,
-        path: Path | str,
+        source: NetworkSourceOptions | Path | str | None = None,
         *,
         device: DeviceName = "auto",
         precision: PrecisionName = "auto",
@@ -96,61 +142,45 @@ class Predictor:
         height: int | None = None,
         width: int | None = None,
     ) -> "Predictor":
-        """The predictor of a `.pt`, `.safetensors` or `.onnx` file.
+        """Return `open_network` of the same arguments, with the inference options as keywords."""
+        inference = InferenceOptions(device=device, precision=precision, backend=backend, compile=compile)
+        return open_network(source, inference, height=height, width=width)
 
-        Args:
-            path: the file.
-            device: auto takes the fastest there is.
-            precision: auto takes bf16 where the device gains from it.
-            backend: auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime.
-            compile: compile the network by torch at its first call; every new batch size or picture size costs again.
-            height: at which the network works, px; None takes the one that it was trained at.
-            width: the same.
-
-        Raises:
-            CheckpointError: the file cannot be used.
-            UserError: the backend, the device, the precision or the size is not to be had.
-        """
-        try:
-            runner, facts = open_backend(
-                Path(path), backend=backend, device=device, precision=precision, compile=compile
-            )
-        except RuntimeError as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise UserError(f"{path}: out of memory; another program may hold what the device has") from error
-        return cls(runner, facts, height=height, width=width)
+    from_checkpoint = open  # noqa: A003 (the method above is meant)
+    """The name of `open` in version 0.1."""
 
     @property
     def description(self) -> str:
-        """What runs where and at which size, for people."""
+        """The network, its size, and what it runs on, for messages."""
         return f"{self.facts.model.model} at {self.width}x{self.height}, {self._backend.description}"
 
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Prediction:
-        """The prediction for one rectified pair, RGB.
+    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
+        """Return the match of one rectified pair, RGB.
 
         Raises:
             UserError: the two differ in size, or memory does not suffice.
         """
         return self.batch([(left, right)])[0]
 
-    def batch(self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]) -> list[Prediction]:
-        """The predictions for several pairs, each of any size, in one go.
+    def batch(
+        self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]
+    ) -> list[StereoMatch]:
+        """Return the matches of several pairs, each of any size, with one call of the network.
 
         Raises:
-            UserError: the eyes of a pair differ in size, or memory does not suffice.
+            UserError: the views of a pair differ in size, or memory does not suffice.
         """
         inputs = np.empty((len(pairs), 2, self.height, self.width, 3), np.uint8)
         for row, (left, right) in zip(inputs, pairs, strict=True):
             if left.shape != right.shape:
                 raise UserError(
-                    f"the left picture is {left.shape[1]}x{left.shape[0]}, the right one {right.shape[1]}x"
-                    f"{right.shape[0]}; a rectified pair has one size"
+                    f"the left image is {left.shape[1]}x{left.shape[0]}, the right one {right.shape[1]}x"
+                    f"{right.shape[0]}; the views of a rectified pair have one size"
                 )
-            for view, picture in zip(row, (left, right), strict=True):
-                view[:] = resize_image(picture, self.height, self.width)
+            for view, image in zip(row, (left, right), strict=True):
+                view[:] = resize_image(image, self.height, self.width)
         try:
-            raw = self._backend(inputs)
+            disparities_px, log_variances = self._backend(inputs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -159,28 +189,34 @@ class Predictor:
                 "try a lower --batch-size, or a smaller --width and --height"
             ) from error
         return [
-            self._at_size(disparity_px, log_variance, *left.shape[:2])
-            for disparity_px, log_variance, (left, _) in zip(raw.disparity_px, raw.log_variance, pairs, strict=True)
+            self._match_at_size(disparity_px, log_variance, *left.shape[:2])
+            for disparity_px, log_variance, (left, _) in zip(disparities_px, log_variances, pairs, strict=True)
         ]
 
-    def _at_size(
+    def _match_at_size(
         self,
         disparity_px: Float32[np.ndarray, "h w"],
         log_variance: Float32[np.ndarray, "h w"],
         height: int,
         width: int,
-    ) -> Prediction:
-        # Nearest samples: measured on seven Middlebury maps shrunk to 320x240, they bring back EPE 0.24 px and bad-1
+    ) -> StereoMatch:
+        variance = np.exp(log_variance) * np.float32(self.facts.sigma_scale**2) + np.float32(RIG_SIGMA_PX**2)
+        sigma_px = np.sqrt(variance)
+        # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
+        sigma_at_size_px = torch.from_numpy(sigma_px * np.float32(width / self.width))
+        confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution).numpy()
+        # Nearest samples: on seven Middlebury maps shrunk to 320x240 and enlarged again they give EPE 0.24 px and bad-1
         # 3.4 %, linear interpolation 0.27 px and 5.1 %, since it puts surfaces between foreground and background.
-        own_variance = np.exp(log_variance) * np.float32(self.facts.sigma_scale**2)
-        return Prediction(
-            disparity_px=resize_disparity(disparity_px, height, width),
-            sigma_px=resize_disparity(np.sqrt(own_variance + np.float32(RIG_SIGMA_PX**2)), height, width),
-            distribution=self.facts.distribution,
+        resized_px = resize_disparity(disparity_px, height, width)
+        return StereoMatch(
+            disparity_px=resized_px,
+            valid=np.isfinite(resized_px),
+            sigma_px=resize_disparity(sigma_px, height, width),
+            confidence=nearest_samples(confidence, height, width),
         )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """True for a GPU's or a CPU's lack of memory; the CPU's has no type of its own."""
+    """Return True for a GPU's or a CPU's lack of memory; the CPU's has no type of its own."""
     words = ("out of memory", "can't allocate memory", "not enough memory", "Failed to allocate memory", "bad_alloc")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)

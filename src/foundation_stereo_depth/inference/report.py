@@ -1,4 +1,4 @@
-"""What an evaluation says: plain values for programs, a table for people, pictures for the run's record."""
+"""The results of an evaluation: plain values for programs, a table for people, plots for the run in MLflow."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,14 +14,15 @@ Plain = dict[str, Any]
 
 
 class Score(NamedTuple):
-    """Sums and counts of one contender over any number of scenes; those of two stretches merge exactly.
+    """Sums and counts of one method over any number of scenes; two of them merge exactly.
 
     Attributes:
-        errors: over all pixels with known truth.
-        visible, occluded: over those of them that both eyes see, or the left alone; of no pixel where the benchmark
-            does not say.
-        matched: over those that the contender answered itself rather than filled.
-        uncertainty: None for a contender that predicts none.
+        errors: over all pixels with known ground truth.
+        visible, occluded: over those of them that are visible in both views, or in the left one only; of no pixel where
+            the benchmark has no mask.
+        matched: over those that the method matched itself rather than filled; of no pixel where it predicts
+            uncertainty.
+        uncertainty: None for a method that predicts none.
         latencies_ms: one per scene.
     """
 
@@ -33,7 +34,7 @@ class Score(NamedTuple):
     latencies_ms: tuple[float, ...]
 
     def plus(self, other: "Score") -> "Score":
-        """The sums of both."""
+        """Return the sums of both."""
         return Score(
             self.errors + other.errors,
             self.visible + other.visible,
@@ -44,7 +45,7 @@ class Score(NamedTuple):
         )
 
     def to_plain(self) -> Plain:
-        """All figures; names end in their units. What was not measured is left out."""
+        """Return all figures; names end in their units. What was not measured is left out."""
         parts = {"non_occluded": self.visible, "occluded": self.occluded}
         plain: Plain = {"pixels": self.errors.valid, **self.errors.figures()}
         plain |= {name: {"pixels": part.valid, **part.figures()} for name, part in parts.items() if part.valid}
@@ -58,7 +59,7 @@ class Score(NamedTuple):
 
 
 def curves(counts: UncertaintyCounts) -> Plain:
-    """The reliability and sparsification curves behind the figures, as lists."""
+    """Return the reliability and sparsification curves that the figures summarise, as lists."""
     reliability = counts.reliability_curve()
     plain: Plain = {"reliability": {name: values.tolist() for name, values in reliability._asdict().items()}}
     for name, curve in _sparsifications(counts).items():
@@ -67,15 +68,15 @@ def curves(counts: UncertaintyCounts) -> Plain:
 
 
 def flat_metrics(results: Mapping[str, Plain], prefix: str) -> dict[str, float]:
-    """`<prefix>/<contender>/<figure>` -> value, for the run's record."""
+    """Return `<prefix>/<method>/<figure>` -> value, the names of metrics in MLflow."""
     flat: dict[str, float] = {}
-    for contender, figures in results.items():
+    for method, figures in results.items():
         for name, value in figures.items():
             if isinstance(value, dict):
                 if name != "curves":
-                    flat |= {f"{prefix}/{contender}/{name}/{key}": float(inner) for key, inner in value.items()}
+                    flat |= {f"{prefix}/{method}/{name}/{key}": float(inner) for key, inner in value.items()}
             else:
-                flat[f"{prefix}/{contender}/{name}"] = float(value)
+                flat[f"{prefix}/{method}/{name}"] = float(value)
     return flat
 
 
@@ -88,15 +89,15 @@ _COLUMNS = {
 
 
 def table(report: Plain) -> str:
-    """Lines for a person: one per scene and contender, then the whole, then how honest the uncertainty is."""
+    """Return a table: one line per scene and method, all scenes together, and the calibration of the uncertainty."""
     rows: list[list[str]] = []
     for scene in report["scenes"]:
-        rows += [_row(scene["name"], contender, scene["results"][contender]) for contender in scene["results"]]
-    for contender, figures in report["overall"].items():
-        rows.append(_row("ALL", contender, figures))
+        rows += [_row(scene["name"], method, scene["results"][method]) for method in scene["results"]]
+    for method, figures in report["overall"].items():
+        rows.append(_row("ALL", method, figures))
         for part in ("non_occluded", "occluded"):
             if part in figures:
-                rows.append(_row("ALL " + part.replace("_", "-"), contender, figures[part]))
+                rows.append(_row("ALL " + part.replace("_", "-"), method, figures[part]))
     header = ["scene", "by", *_COLUMNS]
     used = [i for i in range(len(header)) if i < 2 or any(row[i] for row in rows)]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in used]
@@ -109,18 +110,18 @@ def table(report: Plain) -> str:
     return "\n".join([*lines, "", *_notes(report)])
 
 
-def _row(name: str, contender: str, figures: Plain) -> list[str]:
+def _row(name: str, method: str, figures: Plain) -> list[str]:
     values = (figures.get(key) for key in _COLUMNS.values())
-    return [name, contender, *("" if value is None else f"{value:.2f}" for value in values)]
+    return [name, method, *("" if value is None else f"{value:.2f}" for value in values)]
 
 
 def _notes(report: Plain) -> list[str]:
     settings, lines = report["settings"], list[str]()
-    for contender, figures in report["overall"].items():
+    for method, figures in report["overall"].items():
         if "nll_nat" in figures:
             covered = ", ".join(f"{n} % hold {figures[f'coverage_{n}_percent']:.1f} %" for n in (50, 68, 90, 95))
             lines.append(
-                f"{contender}: intervals of {covered}; P(|error| < {RELIABLE_WITHIN_PX:g} px) is off by "
+                f"{method}: intervals of {covered}; P(|error| < {RELIABLE_WITHIN_PX:g} px) is off by "
                 f"{figures['calibration_error_percent']:.1f} % (ECE); AUSE of bad-1 "
                 f"{figures['ause_bad_1_percent']:.2f} % (random {figures['ause_bad_1_random_percent']:.2f} %)"
             )
@@ -135,18 +136,18 @@ def _notes(report: Plain) -> list[str]:
 
 
 def reliability_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> Figure:
-    """Predicted P(|error| < 1 px) against what came true; on the diagonal it is honest."""
+    """Plot the observed fraction of |error| < 1 px over the predicted probability; calibrated is the diagonal."""
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", label="honest")
-    for contender, each in counts.items():
+    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
+    for method, each in counts.items():
         curve = each.reliability_curve()
-        axis.plot(curve.predicted, curve.observed, marker="o", label=contender)
-        axis.bar(curve.predicted, curve.pixels / curve.pixels.sum(), width=0.03, alpha=0.3, label="share of pixels")
+        axis.plot(curve.predicted, curve.observed, marker="o", label=method)
+        axis.bar(curve.predicted, curve.pixels / curve.pixels.sum(), width=0.03, alpha=0.3, label="fraction of pixels")
     axis.set(
         title=title,
         xlabel=f"predicted P(|error| < {RELIABLE_WITHIN_PX:g} px)",
-        ylabel="observed share",
+        ylabel="observed fraction",
         xlim=(0, 1),
         ylim=(0, 1),
     )
@@ -155,17 +156,18 @@ def reliability_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> F
 
 
 def sparsification_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> Figure:
-    """Error of what remains after the most doubtful pixels are taken away, beside the best and a random order."""
+    """Plot the error of the remaining pixels after removing the most uncertain, with the oracle and random orders."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     figure.suptitle(title)
     axes: Sequence[Any] = figure.subplots(1, 2)
     names = {"sparsification_epe": "EPE, px", "sparsification_bad_1": "bad-1, %"}
-    for contender, each in counts.items():
+    for method, each in counts.items():
         for axis, (kind, curve) in zip(axes, _sparsifications(each).items(), strict=True):
-            axis.plot(curve.removed, curve.by_doubt, label=f"{contender} (AUSE {curve.ause:.3g})")
+            axis.plot(curve.removed, curve.by_doubt, label=f"{method} (AUSE {curve.ause:.3g})")
             axis.plot(curve.removed, curve.by_oracle, linestyle=":", label="oracle")
             axis.axhline(curve.at_random, color="grey", linestyle="--", label=f"random (AUSE {curve.ause_random:.3g})")
-            axis.set(xlabel="share of pixels removed", ylabel=names[kind] + " of the rest", xlim=(0, 1), ylim=(0, None))
+            axis.set(xlabel="fraction of pixels removed", ylabel=names[kind] + " of the rest")
+            axis.set(xlim=(0, 1), ylim=(0, None))
             axis.legend()
     return figure
 

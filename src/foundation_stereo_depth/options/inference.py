@@ -7,18 +7,20 @@ from typing import Literal
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import OptionGroup, check_words, option, parse_two_numbers, split_words
 
+BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+PrecisionName = Literal["auto", "fp32", "bf16"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSourceOptions(OptionGroup):
     """network: a file, or a run"""
 
-    checkpoint: Path | None = option(
-        None,
-        "file that holds it: .pt, .safetensors or .onnx; default, as where none is named: the one that is installed "
-        "with the program",
+    checkpoint: Path | Literal["default"] | None = option(
+        None, "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed"
     )
     run_id: str | None = option(None, "MLflow run whose network to use, in place of --checkpoint")
-    weights: Literal["best", "last"] | None = option(None, "which checkpoint of the run; else the best")
+    weights: Literal["auto", "best", "last"] = option("auto", "which checkpoint of the run; auto takes the best")
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
@@ -27,7 +29,7 @@ class NetworkSourceOptions(OptionGroup):
         super().__post_init__()
         if self.checkpoint is not None and self.run_id is not None:
             raise UserError("--checkpoint and --run-id both name a network; give one of them")
-        if self.weights is not None and self.run_id is None:
+        if self.weights != "auto" and self.run_id is None:
             raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
         if self.mlflow_tracking_uri is not None and self.run_id is None:
             raise UserError(f"--mlflow-tracking-uri {self.mlflow_tracking_uri}: is where a run is kept; give --run-id")
@@ -37,19 +39,23 @@ class NetworkSourceOptions(OptionGroup):
 class NetworkOptions(NetworkSourceOptions):
     """network: a file, or a run"""
 
-    height: int | None = option(None, "height that the network works at, px; else its own", minimum=32, maximum=4096)
-    width: int | None = option(None, "width that the network works at, px; else its own", minimum=32, maximum=4096)
+    height: int | None = option(
+        None, "height that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
+    )
+    width: int | None = option(
+        None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions(OptionGroup):
     """machine"""
 
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = option(
+    backend: BackendName = option(
         "auto", "auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime"
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "auto takes cuda, else mps, else cpu")
-    precision: Literal["auto", "fp32", "bf16"] = option(
+    device: DeviceName = option("auto", "auto takes cuda, else mps, else cpu")
+    precision: PrecisionName = option(
         "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
     )
     compile: bool = option(False, "compile the network with torch.compile: slow at first, faster for many pairs")
@@ -59,22 +65,22 @@ class InferenceOptions(OptionGroup):
 class BatchedInferenceOptions(InferenceOptions):
     """machine"""
 
-    batch_size: int = option(1, "pairs that go through the network together", minimum=1)
+    batch_size: int = option(1, "pairs per call of the network", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationFileOptions(OptionGroup):
     """calibration: of the rig, in any format that docs/formats.md lists"""
 
-    calibration: Path | None = option(None, "the rig's calibration file; of two files their folder, or either of them")
+    calibration: Path | None = option(None, "the rig's calibration file; if it has two, their folder or either of them")
     calibration_unit: Literal["auto", "m", "cm", "mm"] = option(
-        "auto", "unit of its lengths; auto takes what its format defines, or metres where that says nothing"
+        "auto", "unit of its lengths; auto takes the unit that its format defines, or metres where it defines none"
     )
-    calibration_size: str | None = option(None, "size of the pictures it was made for, as 640x480, where it is unclear")
+    calibration_size: str | None = option(None, "size of the images it is for, as 640x480, if the file does not say")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.calibration_image_size  # a mistake is told at once
+        _ = self.calibration_image_size  # checks the format
 
     @property
     def calibration_image_size(self) -> tuple[int, int] | None:
@@ -83,9 +89,11 @@ class CalibrationFileOptions(OptionGroup):
 
 
 MAPS = ("disparity", "depth", "sigma", "confidence")
-"""What can be written as a map of numbers."""
-PICTURES = ("picture", "cloud")
-"""What else can be written."""
+"""Outputs that are maps of numbers, in any of the map formats."""
+DRAWN = {"figure": ".png", "cloud": ".ply"}
+"""The other outputs, and the suffixes of their files."""
+_RENAMED_OUTPUTS = {"picture": "figure"}
+"""Words of `--write` that older versions used."""
 MAP_FORMATS = ("png", "pfm", "npy")
 
 
@@ -93,18 +101,18 @@ MAP_FORMATS = ("png", "pfm", "npy")
 class OutputOptions(CalibrationFileOptions):
     """results: files <name>_<what>.<format> in a folder"""
 
-    output: Path | None = option(None, "folder to write to; made where it does not exist", short="-o")
-    write: str = option("disparity,picture", f"what to write, with commas between: {', '.join(MAPS + PICTURES)}")
+    output: Path | None = option(None, "folder to write to; created if it does not exist", short="-o")
+    write: str = option("disparity,figure", f"what to write, separated by commas: {', '.join((*MAPS, *DRAWN))}")
     map_format: str = option(
         "png",
-        "formats of the maps, with commas between: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
+        "formats of the maps, separated by commas: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
         "confidence in 1/65535; 0 unknown; from 256 px on disparity becomes unknown, with a warning, and sigma stays "
         "at 65535; from 65.536 m on depth becomes unknown), pfm (px, metres; infinite unknown), npy (NaN unknown)",
     )
-    overwrite: bool = option(False, "replace files that are there")
-    skip_existing: bool = option(False, "leave pairs out whose files are all there, as after an interruption")
+    overwrite: bool = option(False, "replace existing files")
+    skip_existing: bool = option(False, "skip pairs whose files all exist, as after an interruption")
     focal_px: float | None = option(
-        None, "focal length in px of the input pictures, in place of --calibration", minimum=1e-3
+        None, "focal length in px of the input images, in place of --calibration", minimum=1e-3
     )
     baseline_m: float | None = option(
         None, "distance of the two cameras, metres, in place of --calibration", minimum=1e-6
@@ -113,22 +121,29 @@ class OutputOptions(CalibrationFileOptions):
         0.0, "leave points out of the cloud whose P(|error| < 1 px) is lower", minimum=0.0, maximum=1.0
     )
     max_depth_m: float = option(50.0, "leave points out of the cloud that are farther away, metres", minimum=0.0)
-    swap: bool = option(False, "exchange the eyes: LEFT is what the right camera saw")
+    swap: bool = option(False, "swap the views: LEFT was taken by the right camera")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words("--write", self.write, MAPS + PICTURES)
+        check_words("--write", ",".join(self.outputs), (*MAPS, *DRAWN))
         check_words("--map-format", self.map_format, MAP_FORMATS)
-        needing = [word for word in ("depth", "cloud") if word in split_words(self.write)]
+        needing = [word for word in ("depth", "cloud") if word in self.outputs]
         numbers = self.focal_px is not None and self.baseline_m is not None
         if self.overwrite and self.skip_existing:
-            raise UserError("--overwrite --skip-existing: files that are there are either replaced or left")
+            raise UserError("--overwrite --skip-existing: existing files are either replaced or skipped; give one")
         if (self.focal_px is None) != (self.baseline_m is None):
             raise UserError("--focal-px and --baseline-m belong together; give both or none")
         if needing and self.calibration is None and not numbers:
             raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):
-            raise UserError("--calibration says what --focal-px and --baseline-m say; give one or the other")
+            raise UserError(
+                "--calibration contains the focal length and baseline; give it, or --focal-px and --baseline-m"
+            )
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs that `--write` names, by their present names."""
+        return tuple(dict.fromkeys(_RENAMED_OUTPUTS.get(word, word) for word in split_words(self.write)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,17 +159,17 @@ class PredictOptions:
 class ExportFileOptions(OptionGroup):
     """file"""
 
-    output: Path | None = option(None, "file to write; .onnx or .safetensors decides what it is", short="-o")
-    overwrite: bool = option(False, "replace the file if it is there")
-    dynamic_size: bool = option(True, "ONNX: any height and width from 32 px up; else the network's alone")
-    half: bool = option(False, "weights of 16 bits; an ONNX computes in them too")
-    int8: bool = option(False, "ONNX: convolutions in 8 bits, for CPUs; ranges come from made-up scenes of this size")
+    output: Path | None = option(None, "file to write; its suffix, .onnx or .safetensors, is the format", short="-o")
+    overwrite: bool = option(False, "replace an existing file")
+    dynamic_size: bool = option(True, "ONNX: accept any height and width from 32 px up; else only the network's")
+    half: bool = option(False, "store weights in 16 bits; ONNX also computes in 16 bits")
+    int8: bool = option(False, "ONNX: convolutions in 8 bits, for CPUs, calibrated on synthetic scenes of this size")
     opset: int = option(20, "ONNX: version of the operators", minimum=18, maximum=23)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.half and self.int8:
-            raise UserError("--half --int8: weights have either 16 bits or 8")
+            raise UserError("--half --int8: weights have either 16 bits or 8; give one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +187,7 @@ class BenchmarkOptions(OptionGroup):
     baseline: Literal["none", "sgbm"] = option(
         "none",
         "sgbm: OpenCV's semi-global matcher beside the network, or alone with --checkpoint none; its holes are "
-        "filled, and its density is the share of pixels that it answers itself",
+        "filled, and its density is the fraction of pixels that it matched itself",
     )
     dataset: Literal[
         "fsd",
@@ -188,31 +203,46 @@ class BenchmarkOptions(OptionGroup):
         "carla",
     ] = option(
         "fsd",
-        "what to evaluate on: the training scenes of a benchmark, whose truth is public; of sceneflow FlyingThings3D's "
-        "TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes",
+        "what to evaluate on: the training scenes of a benchmark, whose ground truth is public; of sceneflow "
+        "FlyingThings3D's TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes",
     )
     dataset_root: Path | None = option(
         None,
         "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes, else "
         "$FOUNDATION_STEREO_ROOT",
     )
-    download: bool = option(False, "fetch middlebury2014, the only one that can be, to --dataset-root")
+    download: bool = option(False, "download middlebury2014 to --dataset-root; the others have to be there")
     split: Literal["all", "validation"] = option(
-        "all", "validation: of fsd only the scenes that the network's own run kept apart, which its .pt says"
+        "all", "validation: of fsd only the validation scenes of the network's own run, which its .pt lists"
     )
     max_samples: int | None = option(None, "evaluate at most so many scenes, evenly spread", minimum=1)
     at_native_size: bool = option(
         False,
-        "score at each picture's own size: the network runs at its size as ever, and its disparity and uncertainty are "
-        "stretched back, their values with the width; sgbm runs at the picture's size",
+        "score at each image's own size: the network runs at its size as always, and its disparity and sigma are "
+        "resized back, their values scaled with the width; sgbm runs at the image's size",
     )
     json: bool = option(False, "print one JSON object instead of a table")
+
+
+EvaluatedCheckpoint = Path | Literal["default", "none"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedNetworkOptions(NetworkOptions):
+    """network: a file, or a run"""
+
+    # Wider than in the base class, on purpose: evaluate opens no network where it is `none`.
+    checkpoint: EvaluatedCheckpoint = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None,
+        "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed; none: "
+        "the baseline alone",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """All options of `foundation-stereo-evaluate`."""
 
-    network: NetworkOptions = NetworkOptions()
+    network: EvaluatedNetworkOptions = EvaluatedNetworkOptions()
     evaluation: BenchmarkOptions = BenchmarkOptions()
     inference: InferenceOptions = InferenceOptions()

@@ -15,15 +15,15 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", bound=Any)
 
 
 def valid_mask(disparity_px: ArrayOrTensor, maximum_px: float = math.inf) -> ArrayOrTensor:
-    """True where the disparity is known: finite, above 0 and below `maximum_px`.
+    """Return True where the disparity is known: finite, above 0 and below `maximum_px`.
 
-    Takes NumPy arrays and tensors alike; NaN compares false with everything and so is never valid.
+    Takes NumPy arrays and tensors; NaN compares false with everything and so is never valid.
     """
     return (disparity_px > 0) & (disparity_px < maximum_px)
 
 
 def nearest_indices(source: int, target: int) -> Int[np.ndarray, " target"]:
-    """For each of `target` cells, the index of the source pixel that holds the cell's centre.
+    """Return for each of `target` cells the index of the source pixel that contains the cell's centre.
 
     Cell i covers source coordinates [i, i + 1) * source / target; its centre lies in pixel floor((i + 0.5) * source /
     target). Area averaging of the images is centred on the same point, so that images and disparity stay aligned.
@@ -38,21 +38,22 @@ def resize_disparity(
     width: int,
     decode: Callable[[np.ndarray], np.ndarray] = lambda disparity_px: disparity_px,
 ) -> Float[np.ndarray, "h w"]:
-    """The map at another size, in pixels of that size: nearest sample, value times the ratio of the widths.
+    """Return the map at another size, in px of that size: nearest sample, value times the ratio of the widths.
 
     Disparity is horizontal, so the height ratio never touches the value. No two samples are mixed: an average of
     foreground and background would be a surface that is not there.
 
     Args:
-        stored: the map in px, or as a file keeps it.
+        stored: the map in px, or encoded as in its file.
         height: of the result.
         width: of the result.
-        decode: turns what is stored into px, of the size it is stored at; only what is sampled is decoded.
+        decode: converts stored values to px of the stored size; only the sampled pixels are decoded.
     """
-    return decode(_nearest_samples(stored, height, width)) * np.float32(width / stored.shape[1])
+    return decode(nearest_samples(stored, height, width)) * np.float32(width / stored.shape[1])
 
 
-def _nearest_samples(values: Shaped[np.ndarray, "H W *_"], height: int, width: int) -> Shaped[np.ndarray, "h w *_"]:
+def nearest_samples(values: Shaped[np.ndarray, "H W *_"], height: int, width: int) -> Shaped[np.ndarray, "h w *_"]:
+    """Return the map at another size by nearest samples, its values unchanged: for what is not in px."""
     if values.shape[:2] == (height, width):
         return values
     rows, columns = (nearest_indices(*sizes) for sizes in zip(values.shape[:2], (height, width), strict=True))

@@ -3,7 +3,7 @@
     Z = f B / (d - (cx_left - cx_right))        sigma_Z = Z^2 sigma_d / (f B)
 
 with d the disparity, f the horizontal focal length and cx the columns of the principal points, all in px of one
-picture size, and B the baseline in metres.
+image size, and B the baseline in metres.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ Numbers = TypeVar("Numbers", bound=Any)
 
 @dataclass(frozen=True, kw_only=True)
 class StereoCalibration:
-    """What depth needs to know of a rectified rig, at one picture size.
+    """The parameters of a rectified rig that depth follows from, at one image size.
 
     Attributes:
-        width, height: size of the pictures that the rest refers to, px.
-        focal_px: horizontal focal length, of both eyes.
-        focal_y_px: vertical focal length; unequal where pictures were stretched.
-        cx_left_px, cx_right_px: columns of the principal points; equal unless the eyes converge.
+        width, height: size of the images that the rest refers to, px.
+        focal_px: horizontal focal length, of both cameras.
+        focal_y_px: vertical focal length; unequal where images were stretched.
+        cx_left_px, cx_right_px: columns of the principal points; equal unless the cameras converge.
         cy_px: row of the principal points.
-        baseline_m: distance of the eyes.
+        baseline_m: distance of the cameras.
     """
 
     width: int
@@ -51,18 +51,32 @@ class StereoCalibration:
             if not math.isfinite(getattr(self, name)):
                 raise UserError(f"a calibration's {name} is {getattr(self, name)}, but has to be a finite number")
 
+    @classmethod
+    def centred(cls, *, height: int, width: int, focal_px: float, baseline_m: float) -> "StereoCalibration":
+        """Return the calibration of a rig whose optical axes pass through the middle of its images."""
+        return cls(
+            width=width,
+            height=height,
+            focal_px=focal_px,
+            focal_y_px=focal_px,
+            cx_left_px=(width - 1) / 2,
+            cx_right_px=(width - 1) / 2,
+            cy_px=(height - 1) / 2,
+            baseline_m=baseline_m,
+        )
+
     @property
     def offset_px(self) -> float:
-        """The disparity of a point at infinity: cx_left - cx_right."""
+        """The disparity of a point at infinity, cx_left - cx_right."""
         return self.cx_left_px - self.cx_right_px
 
     @property
     def farthest_m(self) -> float:
-        """The distance of a point whose disparity is 0; infinity where that is beyond it, as it mostly is."""
+        """The distance of a point whose disparity is 0; infinity where disparity 0 is infinitely far or beyond."""
         return math.inf if self.offset_px >= 0 else self.focal_px * self.baseline_m / -self.offset_px
 
     def resized(self, height: int, width: int) -> "StereoCalibration":
-        """The same rig for pictures stretched to another size: columns follow the width, rows the height.
+        """Return the calibration for images stretched to another size: columns follow the width, rows the height.
 
         >>> rig = StereoCalibration(width=640, height=480, focal_px=500.0, focal_y_px=500.0, cx_left_px=320.0,
         ...     cx_right_px=310.0, cy_px=240.0, baseline_m=0.1)
@@ -77,7 +91,7 @@ class StereoCalibration:
             height=height,
             focal_px=self.focal_px * across,
             focal_y_px=self.focal_y_px * down,
-            # Pixel i covers i - 1/2 to i + 1/2, so that a stretch keeps the picture's edges where they are.
+            # Pixel i covers i - 1/2 to i + 1/2, so that a stretch keeps the image's edges where they are.
             cx_left_px=(self.cx_left_px + 0.5) * across - 0.5,
             cx_right_px=(self.cx_right_px + 0.5) * across - 0.5,
             cy_px=(self.cy_px + 0.5) * down - 0.5,
@@ -85,7 +99,7 @@ class StereoCalibration:
 
 
 def depth_from_disparity(disparity_px: Numbers, calibration: StereoCalibration) -> Numbers:
-    """Depth along the optical axis in metres; NaN where the disparity is unknown, not above 0, or not finite.
+    """Return the depth along the optical axis in metres; NaN where the disparity is unknown, <= 0 or not finite.
 
     A point whose disparity is not above `offset_px` would lie at infinity or behind the rig: NaN too, never a far
     wall.
@@ -96,19 +110,19 @@ def depth_from_disparity(disparity_px: Numbers, calibration: StereoCalibration) 
 
 
 def depth_std_from_disparity(disparity_px: Numbers, std_px: Numbers, calibration: StereoCalibration) -> Numbers:
-    """The standard deviation of the depth in metres, to first order; NaN where the depth is.
+    """Return the standard deviation of the depth in metres, to first order; NaN where the depth is NaN.
 
     Args:
         disparity_px: px of the calibration's size.
         std_px: its standard deviation.
-        calibration: of the pictures that both are in px of.
+        calibration: of the images whose px both are in.
     """
     depth_m = depth_from_disparity(disparity_px, calibration)
     return depth_m * depth_m * std_px / (calibration.focal_px * calibration.baseline_m)
 
 
 def disparity_from_depth(depth_m: Numbers, calibration: StereoCalibration) -> Numbers:
-    """The disparity in px of the calibration's size; NaN where the depth is unknown, not above 0, or not finite."""
+    """Return the disparity in px of the calibration's size; NaN where the depth is unknown, <= 0 or not finite."""
     known = (depth_m > 0) & (depth_m < math.inf)
     shift_px: Any = calibration.focal_px * calibration.baseline_m / _nan_unless(known, depth_m)
     return shift_px + calibration.offset_px
@@ -120,7 +134,7 @@ def point_cloud(
     keep: Bool[np.ndarray, "H W"],
     rig: StereoCalibration,
 ) -> tuple[Float[np.ndarray, "N 3"], UInt8[np.ndarray, "N 3"]]:
-    """Points in metres, x right, y down, z forward from the left camera, and their colours."""
+    """Return the points in metres, x right, y down, z forward from the left camera, and their colours."""
     rows, columns = np.nonzero(keep & np.isfinite(depth_m))
     z = depth_m[rows, columns]
     x = (columns - rig.cx_left_px) * z / rig.focal_px
@@ -129,7 +143,7 @@ def point_cloud(
 
 
 def _nan_unless(known: Any, values: Numbers) -> Numbers:
-    """The values where `known`, NaN elsewhere. Torch is not imported: a tensor brings its own way."""
+    """Return the values where `known`, NaN elsewhere; tensors are recognised by a method, so torch is not imported."""
     if hasattr(values, "masked_fill"):
         return (values + 0.0).masked_fill(~known, math.nan)
     if isinstance(values, int | float):

@@ -1,14 +1,15 @@
-"""OpenCV's semi-global block matching: what one would run instead of a network, and what one network starts from.
+"""OpenCV's semi-global block matching: the classical alternative to a network, and the prior that one network corrects.
 
 NumPy and OpenCV only.
 """
 
 import math
-from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int16, Real, UInt8
+from jaxtyping import Bool, Float32, Int16, Real, UInt8
+
+from foundation_stereo_depth.stereo.match import StereoMatch
 
 PRIOR_PLANES = 10
 """Planes of `prior_planes`, disparities in px: the disparity; by how much the least and the most around each pixel
@@ -17,7 +18,7 @@ by the least and the most, grey; by how much the disparity differs from the mean
 
 _BLOCK_PX = 3
 _SHARE_OF_WIDTH = 0.2
-"""The largest disparity looked for, of the width: it holds every disparity of the benchmarks and of most rigs."""
+"""The largest disparity searched, as a fraction of the width: it covers the benchmarks and most rigs."""
 _STEPS_PER_PX = 16
 """OpenCV counts disparity in sixteenths of a pixel, and wants the number of disparities in multiples of this too."""
 _PROBE_SHRINKS = 4
@@ -36,20 +37,8 @@ _SQUARE_PX = 16
 _AROUND = np.ones((9, 9), np.uint8)
 
 
-class BlockMatch(NamedTuple):
-    """The disparity of the left view, at the size of the pictures.
-
-    Attributes:
-        disparity_px: holes filled; NaN only where nothing at all could be matched.
-        matched: where the matcher itself gave the answer.
-    """
-
-    disparity_px: Float[np.ndarray, "H W"]
-    matched: Bool[np.ndarray, "H W"]
-
-
 def disparities_for(width: int, share: float = _SHARE_OF_WIDTH) -> int:
-    """How many disparities are looked for in pictures of this width, px: a share of it, in steps of 16.
+    """Return how many disparities to search in images of this width, px: a fraction of it, in steps of 16.
 
     >>> disparities_for(320), disparities_for(1280)
     (64, 256)
@@ -57,10 +46,12 @@ def disparities_for(width: int, share: float = _SHARE_OF_WIDTH) -> int:
     return int(np.ceil(width * share / _STEPS_PER_PX)) * _STEPS_PER_PX
 
 
-def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> BlockMatch:
-    """Disparity in px by semi-global matching (Hirschmüller, "Stereo processing by semiglobal matching", PAMI 2008).
+def match(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
+    """Match by OpenCV's semi-global matching; return the disparity at the size of the views.
 
-    Settings are those that OpenCV's documentation advises: what one would run instead of a network.
+    Hirschmüller, "Stereo processing by semiglobal matching", PAMI 2008, with the settings that OpenCV's documentation
+    recommends. Pixels that the matcher rejects are filled from the background and not `valid`; NaN only where no pixel
+    of the whole image could be matched.
 
     Args:
         left: RGB, rectified.
@@ -71,7 +62,8 @@ def match_blocks(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     steps, matched = _match(
         left, right, disparities, step_penalty=8 * area, jump_penalty=32 * area, uniqueness_percent=10, speckle_px=100
     )
-    return BlockMatch(filled_from_background(steps.astype(np.float32) / _STEPS_PER_PX, matched), matched)
+    disparity_px = filled_from_background(steps.astype(np.float32) / _STEPS_PER_PX, matched)
+    return StereoMatch(disparity_px=disparity_px, valid=matched)
 
 
 def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Float32[np.ndarray, "10 H W"]:
@@ -212,20 +204,20 @@ def _match(
     uniqueness_percent: int,
     speckle_px: int,
 ) -> tuple[Int16[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
-    """OpenCV's matcher at every column of the left picture: sixteenths of a pixel, and where they are its answer.
+    """Run OpenCV's matcher on every column of the left view: sixteenths of a pixel, and the mask of matched pixels.
 
-    The matcher never answers within so many first columns as the largest disparity counts, whose partners may lie
-    outside the right picture. So both pictures are continued to the left, which costs a fifth more time and answers
-    those columns too. Disparities below 0, which a rig has by its errors alone, come out as 0.
+    OpenCV leaves the first columns unmatched, as many as the largest disparity, because their partners may lie outside
+    the right view. Both views are therefore extended to the left, which costs a fifth more time and matches those
+    columns too. Disparities below 0, which only come from errors of a rig, are set to 0.
 
     Args:
         left: rectified.
         right: the same.
-        disparities: which are looked for, their number a multiple of 16.
-        step_penalty: what a neighbour whose disparity differs by 1 px costs, P1.
-        jump_penalty: what one costs that differs by more, P2.
-        uniqueness_percent: by how much the best match has to beat the second best.
-        speckle_px: islands smaller than this are taken for mistakes.
+        disparities: the range to search, its length a multiple of 16.
+        step_penalty: cost of a neighbour whose disparity differs by 1 px, P1.
+        jump_penalty: cost of one that differs by more, P2.
+        uniqueness_percent: margin by which the best match has to beat the second best.
+        speckle_px: connected regions smaller than this are rejected.
     """
     matcher = cv2.StereoSGBM.create(
         minDisparity=disparities.start,
@@ -245,23 +237,23 @@ def _match(
     steps = np.asarray(matcher.compute(*wider))[:, more : more + left.shape[1]]
     if disparities.start < 0:
         return np.maximum(steps, 0), steps >= int(_LEAST_PX * _STEPS_PER_PX)
-    # 0 is no answer but the least of those that were looked for: what is farther gives it, and so does the wrong.
+    # The smallest disparity searched is not a match: points that are farther get it too, and so do wrong matches.
     return steps, steps > max(disparities.start * _STEPS_PER_PX - 1, 0)
 
 
 def filled_from_background(
     disparity: Real[np.ndarray, "H W"], known: Bool[np.ndarray, "H W"]
 ) -> Real[np.ndarray, "H W"]:
-    """The map, in any unit, with each hole filled: by the smaller of the nearest known values left and right of it.
+    """Return the map, in any unit, with each hole filled by the smaller of the known values left and right of it.
 
-    What one eye alone sees is background, so the farther neighbour is the better guess. A row without any known value
-    takes the nearest row that has one; a map of real numbers without any is NaN throughout.
+    What only one camera sees is background, so the farther neighbour is the better estimate. A row without any known
+    value takes the nearest row that has one; a map of real numbers without any is NaN throughout.
     """
     rows = np.flatnonzero(known.any(axis=1))
     if not len(rows):
         return np.full_like(disparity, np.nan)
     height, width = disparity.shape
-    # A column behind the last that is known, and infinitely near: no hole goes on from one row into the next.
+    # A known, infinitely near column after the last one keeps holes from continuing into the next row.
     nearest = np.inf if disparity.dtype.kind == "f" else np.iinfo(disparity.dtype).max
     edged, edged_known = np.empty((height, width + 1), disparity.dtype), np.empty((height, width + 1), bool)
     edged[:, :width], edged_known[:, :width] = disparity, known
