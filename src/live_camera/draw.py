@@ -142,7 +142,7 @@ def draw_help(keys: dict[str, str], height: int, width: int) -> Canvas:
 
 @functools.cache
 def _lookup_table(number: int) -> UInt8[np.ndarray, "256 1 3"]:
-    """Return BGR of each level; given a number alone, OpenCV computes it at each call, in three times the map's time."""
+    """Return BGR of each level; from a number OpenCV computes it at each call, in three times the time of the map."""
     return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number), np.uint8)
 
 

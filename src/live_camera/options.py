@@ -172,9 +172,7 @@ class ListCamerasOptions:
 class BoardOptions(OptionGroup):
     """board: flat and stiff, with a white border"""
 
-    pattern: Literal["chessboard", "charuco"] = option(
-        "chessboard", "charuco may be partly visible, chessboard not"
-    )
+    pattern: Literal["chessboard", "charuco"] = option("chessboard", "charuco may be partly visible, chessboard not")
     corners: str = option("9x6", "inner corners across and down; 9x6 has 10x7 squares")
     square_mm: float | None = option(None, "side of one square, mm, as measured on the board", minimum=0.1)
     marker_mm: float | None = option(None, "charuco: side of one marker, mm", minimum=0.1)
@@ -183,7 +181,9 @@ class BoardOptions(OptionGroup):
     def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.inner_corners) < _MIN_CORNERS:
-            raise UserError(f"--corners {self.corners}: a board needs at least {_MIN_CORNERS}x{_MIN_CORNERS} inner corners")
+            raise UserError(
+                f"--corners {self.corners}: a board needs at least {_MIN_CORNERS}x{_MIN_CORNERS} inner corners"
+            )
 
     @property
     def inner_corners(self) -> tuple[int, int]:

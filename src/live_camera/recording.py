@@ -14,10 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.data.codecs import encode_npy, encode_ply, write_rgb
+from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_atomically
-from foundation_stereo_depth.stereo.geometry import point_cloud
+from foundation_stereo_depth.outputs import write_outputs
 from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame
@@ -27,6 +26,13 @@ logger = logging.getLogger(__name__)
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}
 """Suffix of a recording -> its codec; FFV1 is lossless."""
+_SNAPSHOT_FILES = {
+    ("disparity", ".npy"): "disparity_px.npy",
+    ("sigma", ".npy"): "sigma_px.npy",
+    ("confidence", ".npy"): "confidence.npy",
+    ("depth", ".npy"): "depth_m.npy",
+    ("cloud", ".ply"): "cloud.ply",
+}
 _QUEUED_PAIRS = 16
 _MIN_FREE_BYTES = 200 * 2**20
 _MIN_WRITTEN = 0.99
@@ -298,7 +304,6 @@ class Snapshots:
 
 
 def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
-    match = matched.match
     for name, rgb in (
         ("raw_left", matched.frame.left_rgb),
         ("raw_right", matched.frame.right_rgb),
@@ -307,17 +312,5 @@ def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> Non
         *((f"window_{title.lower().replace(' ', '_')}", image[..., ::-1]) for title, image in images.items()),
     ):
         write_rgb(folder / f"{name}.png", np.ascontiguousarray(rgb))
-    maps = {
-        "disparity_px": match.disparity_px,
-        "sigma_px": match.sigma_px,
-        "confidence": match.confidence,
-        "depth_m": matched.depth_m,
-    }
-    for name, values in maps.items():
-        if values is not None:
-            encoded = encode_npy(values)
-            write_atomically(folder / f"{name}.npy", lambda file, encoded=encoded: file.write(encoded), durable=False)
-    if matched.depth_m is not None and matched.calibration is not None:
-        everywhere = np.ones(matched.depth_m.shape, bool)
-        cloud = encode_ply(*point_cloud(matched.depth_m, matched.left, everywhere, matched.calibration))
-        write_atomically(folder / "cloud.ply", lambda file: file.write(cloud), durable=False)
+    paths = {output: folder / name for output, name in _SNAPSHOT_FILES.items()}
+    write_outputs(paths, matched.left, matched.match, matched.calibration)

@@ -15,7 +15,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.stereo.geometry import depth_from_disparity
 from live_camera.diagnostics import Diagnostics
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher
@@ -89,10 +88,8 @@ class Prefetcher:
             return None
         left, right = self._rectify(frame.left_rgb, frame.right_rgb)
         match, calibration = self._matcher.match(left, right), self._rectify.stereo_calibration
-        depth_m = None if calibration is None else depth_from_disparity(match.disparity_px, calibration)
-        return MatchedFrame(
-            frame=frame, left=left, right=right, match=match, depth_m=depth_m, calibration=calibration
-        )
+        depth_m = None if calibration is None else match.depth_m(calibration)
+        return MatchedFrame(frame=frame, left=left, right=right, match=match, depth_m=depth_m, calibration=calibration)
 
 
 class Statistics:

@@ -118,7 +118,9 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
         if rms_px <= max(_OUTLIER_PX, _OUTLIER_RATIO * median_px):
             break
         if len(rejected) + 1 > _MAX_REJECTED * len(pairs) or len(kept) <= MIN_PAIRS:
-            raise _inconsistent(f"{rms_px:.2f} px in pair {kept[worst].name}, {median_px:.2f} px in the others (median)")
+            raise _inconsistent(
+                f"{rms_px:.2f} px in pair {kept[worst].name}, {median_px:.2f} px in the others (median)"
+            )
         rejected[kept[worst].name] = f"reprojection error {rms_px:.2f} px, of the others {median_px:.2f} px (median)"
         del kept[worst]
     if fit.all_rms_px > _MAX_RMS_PX:

@@ -112,7 +112,9 @@ class TwoCameras:
         if left_s is None and right_s is None:
             raise NoFrameError(self.cameras[0].role)
         shorter, longer = self.cameras if left_s is None else reversed(self.cameras)
-        raise NoFrameError(shorter.role, f"{shorter.role} has ended; the remaining frames of {longer.role} are not used")
+        raise NoFrameError(
+            shorter.role, f"{shorter.role} has ended; the remaining frames of {longer.role} are not used"
+        )
 
     def retrieve(self) -> tuple[Frame, Frame]:
         """Return the grabbed pair, RGB."""

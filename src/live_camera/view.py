@@ -115,9 +115,7 @@ class Status:
     recording: bool = False
 
 
-def draw_windows(
-    matched: MatchedFrame, state: ViewState, status: Status, min_confidence: float
-) -> dict[str, Canvas]:
+def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_confidence: float) -> dict[str, Canvas]:
     """Return the image of each window, BGR, by its title."""
     raw_height, raw_width = matched.frame.left_rgb.shape[:2]
     width = max(_MIN_VIEW_WIDTH_PX, matched.left.shape[1])
@@ -126,9 +124,7 @@ def draw_windows(
     values = matched.match.disparity_px if matched.depth_m is None else matched.depth_m
     state.fit_range(values, is_depth=is_depth)
     low, high = (state.low or 0.0, state.high) if state.high is not None else (0.0, 1.0)
-    scale = ColourScale(
-        low=_two_digits(low), high=_two_digits(high), unit="m" if is_depth else "px", reverse=is_depth
-    )
+    scale = ColourScale(low=_two_digits(low), high=_two_digits(high), unit="m" if is_depth else "px", reverse=is_depth)
     hidden = matched.low_confidence(min_confidence) if state.hide_uncertain else None
     scales = {DEPTH_WINDOW if is_depth else DISPARITY_WINDOW: scale}
     bodies = {
