@@ -5,12 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from live_camera.watch import FrameWatch, arrangement_complaint
 from skimage import data
 
 from foundation_stereo_depth.data.codecs import read_rgb
 from live_camera.options import SourceOptions
 from live_camera.rig import StereoFrame
-from live_camera.watch import FrameWatch, arrangement_complaint
 
 RANDOM = np.random.default_rng(0)
 
