@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -63,14 +64,14 @@ class Recorder:
         self.written = self.dropped = 0
         self._fps = fps or _FALLBACK_FPS
         self._live = live
-        self._failure: UserError | None = None
+        self._failure: BaseException | None = None
         self._unchecked_bytes = self._file_bytes = 0
         self._pairs: queue.Queue[StereoFrame | None] = queue.Queue(_QUEUED_PAIRS)
         self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
     @property
-    def failure(self) -> UserError | None:
+    def failure(self) -> BaseException | None:
         """Why the recording stopped by itself; None while it runs."""
         return self._failure
 
@@ -98,10 +99,10 @@ class Recorder:
         frames = iter(self._pairs.get, None)
         try:
             self._write_pairs(frames)
-        except UserError as error:
-            self._failure = error
         except (OSError, cv2.error) as error:
             self._failure = self._stopped(str(error.strerror if isinstance(error, OSError) else error))
+        except BaseException as error:  # raised again by `finish`
+            self._failure = error
         for _ in frames:  # after a failure the queue is still emptied, so that `add` never blocks for ever
             pass
 
@@ -127,7 +128,7 @@ class Recorder:
                 f"--record {self.path}: holds {in_file} of {self.written} pairs; the disk did not store all of them"
             )
 
-    def _open_writer(self, height: int, width: int) -> cv2.VideoWriter:
+    def _open_writer(self, height: int, width: int) -> Any:
         if height % 2:
             raise UserError(f"--record {self.path}: a video needs an even height, and the frames are {width}x{height}")
         code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
