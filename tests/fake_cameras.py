@@ -1,4 +1,4 @@
-"""Cameras that are not there: what `cv2.VideoCapture` would be on a machine with webcams, whose faults we choose."""
+"""Fake cameras in place of `cv2.VideoCapture`, with faults on request."""
 
 import time
 from typing import Any
@@ -9,22 +9,22 @@ import pytest
 
 
 class FakeCamera:
-    """A webcam in a port of a machine."""
+    """A webcam of a fake machine."""
 
-    def __init__(self, picture: np.ndarray, *, fps: float = 100.0, late_s: float = 0.0) -> None:
-        self.picture = picture
+    def __init__(self, image: np.ndarray, *, fps: float = 100.0, late_s: float = 0.0) -> None:
+        self.image = image
         self.fps = fps
         self.late_s = late_s
-        self.plugged = True
-        self.mute = False
+        self.connected = True
+        self.silent = False
         self.frozen = False
-        self.torn = 0
+        self.corrupt = 0
         self.opened = 0
         self.offers: dict[int, float] = {}
         self.driver_times = True
         self.settings: dict[int, float] = {
-            cv2.CAP_PROP_FRAME_WIDTH: picture.shape[1],
-            cv2.CAP_PROP_FRAME_HEIGHT: picture.shape[0],
+            cv2.CAP_PROP_FRAME_WIDTH: image.shape[1],
+            cv2.CAP_PROP_FRAME_HEIGHT: image.shape[0],
             cv2.CAP_PROP_FPS: fps,
             cv2.CAP_PROP_EXPOSURE: 156.0,
             cv2.CAP_PROP_GAIN: 8.0,
@@ -33,7 +33,7 @@ class FakeCamera:
 
 
 class FakeCapture:
-    """One program's hold on a camera; a picture appears at every multiple of its interval."""
+    """An open fake camera; a frame arrives at every multiple of its interval."""
 
     def __init__(self, camera: FakeCamera | None) -> None:
         self.camera = camera
@@ -44,7 +44,7 @@ class FakeCapture:
             camera.opened += 1
 
     def isOpened(self) -> bool:
-        return self.camera is not None and self.camera.plugged
+        return self.camera is not None and self.camera.connected
 
     def set(self, name: int, value: float) -> bool:
         assert self.camera is not None
@@ -61,7 +61,7 @@ class FakeCapture:
         if not self.isOpened():
             return False
         assert self.camera is not None
-        if self.camera.mute:
+        if self.camera.silent:
             return False
         interval_s = 1 / self.camera.fps
         self.number += 1
@@ -71,14 +71,14 @@ class FakeCapture:
 
     def retrieve(self) -> tuple[bool, Any]:
         assert self.camera is not None
-        if self.camera.torn:
-            self.camera.torn -= 1
+        if self.camera.corrupt:
+            self.camera.corrupt -= 1
             return False, None
-        picture = self.camera.picture
+        image = self.camera.image
         if not self.camera.frozen:
-            noise = np.random.default_rng(self.number).integers(0, 3, picture.shape, dtype=np.uint8)
-            picture = np.minimum(picture, 252) + noise
-        return True, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+            noise = np.random.default_rng(self.number).integers(0, 3, image.shape, dtype=np.uint8)
+            image = np.minimum(image, 252) + noise
+        return True, cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
 
     def release(self) -> None:
         pass
@@ -86,13 +86,13 @@ class FakeCapture:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCamera]:
-    """A machine without cameras; put some into it, by their index."""
+    """Return the cameras of a fake machine by index; empty at first."""
     cameras: dict[int, FakeCamera] = {}
-    real = cv2.VideoCapture
+    original = cv2.VideoCapture
 
-    def opened(address: Any, *rest: Any) -> Any:
-        return FakeCapture(cameras.get(address)) if isinstance(address, int) else real(address, *rest)
+    def open_capture(address: Any, *rest: Any) -> Any:
+        return FakeCapture(cameras.get(address)) if isinstance(address, int) else original(address, *rest)
 
-    monkeypatch.setattr(cv2, "VideoCapture", opened)
+    monkeypatch.setattr(cv2, "VideoCapture", open_capture)
     monkeypatch.setattr("live_camera.camera.stable_path", lambda _: None)
     return cameras

@@ -1,4 +1,4 @@
-"""Two webcams, live: list cameras, calibrate the rig, and see metric depth with its confidence.
+"""Two webcams, live: list cameras, calibrate the rig, and show metric depth with its confidence.
 
-The package never imports torch or mlflow, but for `cli`, inside the functions that open a network.
+The package imports neither torch nor mlflow; only `cli` opens a network, inside the function that needs one.
 """

@@ -1,5 +1,6 @@
-"""Cameras, network streams and videos, opened by OpenCV: set, read back, compared. BGR becomes RGB here, once."""
+"""Cameras, network streams and videos through OpenCV: set options, read them back, compare; BGR becomes RGB here."""
 
+import logging
 import os
 import sys
 import time
@@ -17,32 +18,34 @@ from foundation_stereo_depth.data.pairs import VIDEO_SUFFIXES
 from foundation_stereo_depth.errors import CameraError
 from live_camera.options import CameraOptions
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
-"""RGB; of any size, since two eyes may differ until that is found out."""
+logger = logging.getLogger(__name__)
+
+Frame = UInt8[np.ndarray, "_ _ 3"]
+"""RGB, of any size: whether both cameras give the same one is checked later."""
 
 _STABLE_PATHS = Path("/dev/v4l/by-path")
-"""Linux keeps a link per port here. Its by-id has one name for two cameras of a kind."""
+"""Linux keeps a link per port here. The names in by-id clash for two cameras of one model."""
 _STREAM_TIMEOUT_MS = 5000
 _PLAUSIBLE_AGE_S = 2.0
-"""A driver's time stamp older than this is of another clock than ours."""
+"""A driver's time stamp that is older than this comes from another clock than `time.monotonic`."""
 _MANUAL_EXPOSURE, _AUTO_EXPOSURE = (1.0, 3.0) if sys.platform == "linux" else (0.25, 0.75)
-"""What CAP_PROP_AUTO_EXPOSURE means depends on the backend: V4L2 here, DirectShow and Media Foundation there."""
+"""The meaning of CAP_PROP_AUTO_EXPOSURE depends on the backend: V4L2 here, DirectShow and Media Foundation there."""
 _BACKEND = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION, "win32": cv2.CAP_DSHOW}.get(
     sys.platform, cv2.CAP_ANY
 )
 """Lists cameras and opens them by index: another backend may count them in another order."""
 _COMMON_SIZES = ((640, 480), (1280, 480), (1280, 720), (2560, 720), (1920, 1080), (3840, 1080))
-"""What webcams offer, and stereo webcams with both eyes side by side."""
+"""Usual sizes of webcams, and of stereo webcams with both views side by side."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundCamera:
+class CameraInfo:
     """A camera of this machine.
 
     Attributes:
-        index: by which OpenCV opens it.
-        name: what it calls itself.
-        path: what stays the same as long as it stays in its port, or its device; empty where the system has none.
+        index: the index by which OpenCV opens it.
+        name: the name that the device reports.
+        path: stable as long as the camera stays in its port, or else its device; empty where the system has none.
         backend: OpenCV's name of the driver that lists it.
     """
 
@@ -53,21 +56,21 @@ class FoundCamera:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfferedSize:
-    """A size that a camera gives when it is asked for, px, and its pictures a second there."""
+class FrameSize:
+    """A frame size that a camera supports, px, and its frame rate there."""
 
     width: int
     height: int
     fps: float
 
 
-def find_cameras() -> list[FoundCamera]:
-    """The cameras of this machine, by index."""
+def find_cameras() -> list[CameraInfo]:
+    """Return the cameras of this machine, by index."""
     from cv2_enumerate_cameras import enumerate_cameras  # noqa: PLC0415 (it loads drivers; files need none)
 
     return sorted(
         (
-            FoundCamera(
+            CameraInfo(
                 index=found.index,
                 name=found.name,
                 path=stable_path(found.index) or found.path or "",
@@ -80,31 +83,31 @@ def find_cameras() -> list[FoundCamera]:
 
 
 def stable_path(index: int) -> str | None:
-    """The link that names the port of device `index`, where the system keeps one."""
+    """Return the link that names the port of device `index`; None where the system keeps none."""
     if not _STABLE_PATHS.is_dir():
         return None
     links = (link for link in sorted(_STABLE_PATHS.iterdir()) if link.resolve() == Path(f"/dev/video{index}"))
     return next((str(link) for link in links), None)
 
 
-def offered_sizes(index: int, fourcc: str = "MJPG") -> list[OfferedSize]:
-    """The common sizes that a camera gives when asked, each once; none where it does not open.
+def probe_sizes(index: int, fourcc: str = "MJPG") -> list[FrameSize]:
+    """Return the sizes that a camera sets when the common ones are requested; none where it does not open.
 
-    Drivers answer with the nearest that they have, so that only answers count, not questions.
+    Drivers set the nearest size that they support, so the size is read back after each request.
     """
-    with quiet_opencv():
+    with silence_opencv():
         capture = cv2.VideoCapture(index, _BACKEND)
     try:
-        offered: dict[tuple[int, int], OfferedSize] = {}
+        supported: dict[tuple[int, int], FrameSize] = {}
         if not capture.isOpened():
             return []
         capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*fourcc))
-        for asked in _COMMON_SIZES:
-            capture.set(cv2.CAP_PROP_FRAME_WIDTH, asked[0])
-            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, asked[1])
-            given = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
-            offered[given] = OfferedSize(width=given[0], height=given[1], fps=capture.get(cv2.CAP_PROP_FPS))
-        return list(offered.values())
+        for width, height in _COMMON_SIZES:
+            capture.set(cv2.CAP_PROP_FRAME_WIDTH, width)
+            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, height)
+            size = round(capture.get(cv2.CAP_PROP_FRAME_WIDTH)), round(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+            supported[size] = FrameSize(width=size[0], height=size[1], fps=capture.get(cv2.CAP_PROP_FPS))
+        return list(supported.values())
     finally:
         capture.release()
 
@@ -112,14 +115,16 @@ def offered_sizes(index: int, fourcc: str = "MJPG") -> list[OfferedSize]:
 class Camera:
     """One device, network stream or video.
 
+    Settings that a device does not accept are logged as warnings, each time it is opened.
+
     Args:
         address: a device's index or path, a stream's URL, or a video's path.
-        role: what messages call it, such as `--left 0`.
-        options: what is asked of a device.
+        role: its name in messages, such as `--left 0`.
+        options: settings that are requested of a device.
 
     Attributes:
-        live: pictures come when they come, and may be missed; a video waits.
-        settings_missed: one line for each setting that was asked for and not given.
+        live: frames arrive at their own time, and may be missed; a video waits.
+        is_device: it is a device of this machine, whose settings can be changed.
 
     Raises:
         CameraError: it cannot be opened.
@@ -128,27 +133,27 @@ class Camera:
     def __init__(self, address: str, role: str, options: CameraOptions) -> None:
         self.role = role
         self.live = not is_video(address)
-        self.settings_missed: list[str] = []
-        self._options = options
         self.is_device = is_device(address)
+        self._options = options
         # An index may name another camera once this one has been unplugged; its port does not.
         self._address = (stable_path(int(address)) or address) if address.isdecimal() else address
         self._locked: dict[int, float] = {}
-        self._capture = self._opened()
+        self._reported: set[str] = set()
+        self._capture = self._open()
         if not self._capture.isOpened():
             self._capture.release()
-            raise CameraError(self._why_not())
+            raise CameraError(self._explain_failure())
 
     @property
     def fps(self) -> float | None:
-        """Pictures a second, as the camera or the video says; None where it says nothing sensible."""
+        """Frames per second, as the camera or the video reports it; None where the figure is not plausible."""
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         return rate if 0 < rate < 1000 else None
 
     def grab(self) -> float | None:
-        """Takes the next picture without decoding it; its time in seconds of `time.monotonic`, None if none comes.
+        """Grab the next frame without decoding it; return its time in s of `time.monotonic`, None if none came.
 
-        A device's driver knows best when the picture was taken; elsewhere it is the moment at which it came.
+        The time is the driver's where it is plausible, else the moment at which the frame arrived.
         """
         if not self._capture.grab():
             return None
@@ -159,30 +164,30 @@ class Camera:
                 return driver_s
         return now_s
 
-    def retrieve(self) -> Picture | None:
-        """The grabbed picture in RGB; None if it cannot be decoded."""
+    def retrieve(self) -> Frame | None:
+        """Return the grabbed frame, RGB; None if it cannot be decoded."""
         decoded, bgr = self._capture.retrieve()
         if not decoded:
             return None
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
     def reopen(self) -> bool:
-        """Tries once to open again what was lost, with the settings it had; True where it is back."""
+        """Try once to open it again, with the settings it had; return whether that worked."""
         self._capture.release()
-        self._capture = self._opened()
+        self._capture = self._open()
         return self._capture.isOpened()
 
     def rewind(self) -> None:
-        """A video starts again.
+        """Start a video again.
 
         Raises:
             CameraError: it cannot be opened any more.
         """
         if not self.reopen():
-            raise CameraError(self._why_not())
+            raise CameraError(self._explain_failure())
 
-    def chosen_colours(self) -> dict[int, float]:
-        """What the camera's automatic chose for exposure, gain and white balance: OpenCV property -> value."""
+    def read_colour_settings(self) -> dict[int, float]:
+        """Return exposure, gain and white balance to lock, OpenCV property -> value: given, or chosen by the camera."""
         wanted = {
             cv2.CAP_PROP_EXPOSURE: self._options.exposure,
             cv2.CAP_PROP_GAIN: self._options.exposure if self._options.exposure == "lock" else "auto",
@@ -195,15 +200,15 @@ class Camera:
         }
 
     def lock_colours(self, values: dict[int, float]) -> None:
-        """Switches the automatics off and keeps these values, from now on and after a reopening."""
+        """Switch automatic exposure and white balance off and keep these values, also after a reopening."""
         self._locked = values
-        self.settings_missed += _missed(self._capture, self._locks(), self.role)
+        self._apply(self._capture, self._lock_settings())
 
     def release(self) -> None:
-        """Gives the camera back."""
+        """Close the device or file."""
         self._capture.release()
 
-    def _locks(self) -> dict[int, float]:
+    def _lock_settings(self) -> dict[int, float]:
         locks: dict[int, float] = {}
         if cv2.CAP_PROP_EXPOSURE in self._locked:
             locks[cv2.CAP_PROP_AUTO_EXPOSURE] = _MANUAL_EXPOSURE
@@ -211,17 +216,17 @@ class Camera:
             locks[cv2.CAP_PROP_AUTO_WB] = 0.0
         return locks | self._locked
 
-    def _opened(self) -> Any:
-        with quiet_opencv():
-            capture = self._found()
+    def _open(self) -> Any:
+        with silence_opencv():
+            capture = self._open_capture()
         if self.is_device and capture.isOpened():
             if not self._locked:  # the last program may have left the camera locked
                 capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, _AUTO_EXPOSURE)
                 capture.set(cv2.CAP_PROP_AUTO_WB, 1.0)
-            self.settings_missed = _missed(capture, self._settings() | self._locks(), self.role)
+            self._apply(capture, self._requested_settings() | self._lock_settings())
         return capture
 
-    def _found(self) -> Any:
+    def _open_capture(self) -> Any:
         if not self.live:
             return cv2.VideoCapture(self._address)
         if not self.is_device:
@@ -232,8 +237,8 @@ class Camera:
             return cv2.VideoCapture(int(self._address), _BACKEND)
         return cv2.VideoCapture(str(Path(self._address).resolve()), cv2.CAP_V4L2)
 
-    def _settings(self) -> dict[int, float]:
-        """What is asked of a device. The format comes first: it decides which sizes and rates there are."""
+    def _requested_settings(self) -> dict[int, float]:
+        """Return what the options request. The pixel format comes first: sizes and rates depend on it."""
         options = self._options
         settings: dict[int, float] = {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*options.fourcc))}
         if options.width is not None and options.height is not None:
@@ -242,16 +247,31 @@ class Camera:
             settings[cv2.CAP_PROP_FPS] = options.fps
         return settings
 
-    def _why_not(self) -> str:
+    def _apply(self, capture: Any, settings: dict[int, float]) -> None:
+        """Set all, then read all back; log once each setting that differs from the request."""
+        for name, value in settings.items():
+            capture.set(name, value)
+        for name, value in settings.items():
+            actual = capture.get(name)
+            if abs(actual - value) > 0.5:
+                message = (
+                    f"{self.role}: {_SETTING_NAMES[name]} {_format_setting(name, value)} was requested, the camera "
+                    f"uses {_format_setting(name, actual)}"
+                )
+                if message not in self._reported:  # a camera that is reopened every second warns once
+                    logger.warning(message)
+                self._reported.add(message)
+
+    def _explain_failure(self) -> str:
         if not self.live:
             missing = not Path(self._address).is_file()
-            return f"{self.role}: {'no such file' if missing else 'is not a video that can be decoded'}"
+            return f"{self.role}: {'no such file' if missing else 'not a video that can be decoded'}"
         if not self.is_device:
-            return f"{self.role}: no stream answers there within {_STREAM_TIMEOUT_MS // 1000} s; is its address right?"
-        there = ", ".join(f"{camera.index} ({camera.name})" for camera in find_cameras())
+            return f"{self.role}: no stream answers within {_STREAM_TIMEOUT_MS // 1000} s; is the address right?"
+        found = ", ".join(f"{camera.index} ({camera.name})" for camera in find_cameras())
         return (
-            f"{self.role}: no camera opens there; there {f'are {there}' if there else 'is none at all'}. Another "
-            "program may hold it, or the permission is missing (group video)"
+            f"{self.role}: the camera does not open; found: {found or 'no camera at all'}. Another program may be "
+            "using it, or the permission to read it is missing (on Linux: group video)"
         )
 
 
@@ -264,66 +284,54 @@ _SETTING_NAMES = {
     cv2.CAP_PROP_WB_TEMPERATURE: "white balance",
     cv2.CAP_PROP_AUTO_EXPOSURE: "automatic exposure",
     cv2.CAP_PROP_AUTO_WB: "automatic white balance",
-    cv2.CAP_PROP_FOURCC: "format",
+    cv2.CAP_PROP_FOURCC: "pixel format",
 }
 
 
-def _missed(capture: Any, settings: dict[int, float], role: str) -> list[str]:
-    """Sets all, then reads all back: one line for each that is not as asked."""
-    for name, value in settings.items():
-        capture.set(name, value)
-    read = {name: capture.get(name) for name in settings}
-    return [
-        f"{role}: {_SETTING_NAMES[name]} {_shown(name, value)} was asked for, {_shown(name, read[name])} is set"
-        for name, value in settings.items()
-        if abs(read[name] - value) > 0.5
-    ]
-
-
-def _shown(name: int, value: float) -> str:
+def _format_setting(name: int, value: float) -> str:
     if name == cv2.CAP_PROP_FOURCC:
         letters = int(value).to_bytes(4, "little", signed=value < 0).decode("ascii", "replace")
-        return letters if letters.isprintable() and value > 0 else "of its own"
+        return letters if letters.isprintable() and value > 0 else "an unknown format"
     return f"{value:g}"
 
 
 @contextmanager
-def quiet_opencv() -> Generator[None]:
-    """OpenCV says nothing of its own on standard error meanwhile; whoever uses this says what did not work."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its video reader's; looked at once, at the first opening
-    logging = cv2.utils.logging
-    before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+def silence_opencv() -> Generator[None]:
+    """Keep OpenCV from writing to standard error; the caller reports what failed."""
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of its video reader; read once, at the first opening
+    opencv_logging = cv2.utils.logging
+    before = opencv_logging.setLogLevel(opencv_logging.LOG_LEVEL_SILENT)
     try:
         yield
     finally:
-        logging.setLogLevel(before)
+        opencv_logging.setLogLevel(before)
 
 
 def is_device(address: str) -> bool:
-    """True for a device's index or path."""
+    """Return True for a device's index or path."""
     return address.isdecimal() or address.startswith("/dev/")
 
 
 def is_stream(address: str) -> bool:
-    """True for a network stream's URL."""
+    """Return True for a network stream's URL."""
     return "://" in address
 
 
 def is_video(address: str) -> bool:
-    """True for the name of a video file."""
+    """Return True for the name of a video file."""
     return not is_device(address) and not is_stream(address) and Path(address).suffix.lower() in VIDEO_SUFFIXES
 
 
-def preview_pictures(cameras: list[FoundCamera]) -> Iterator[tuple[FoundCamera, Picture | None]]:
-    """One picture of each camera, RGB, after a moment in which its exposure settles; None where it gives none."""
-    for found in cameras:
+def read_previews(cameras: list[CameraInfo]) -> Iterator[tuple[CameraInfo, Frame | None]]:
+    """Yield one frame of each camera, RGB, after its exposure has settled; None where it gives none."""
+    for info in cameras:
         try:
-            camera = Camera(str(found.index), f"camera {found.index}", CameraOptions())
-        except CameraError:  # another program holds it: the caller says so
-            yield found, None
+            camera = Camera(str(info.index), f"camera {info.index}", CameraOptions())
+        except CameraError:  # another program uses it: the caller reports it
+            yield info, None
             continue
         try:
-            grabbed = [camera.grab() for _ in range(10)]
-            yield found, camera.retrieve() if grabbed[-1] is not None else None
+            times_s = [camera.grab() for _ in range(10)]
+            yield info, camera.retrieve() if times_s[-1] is not None else None
         finally:
             camera.release()

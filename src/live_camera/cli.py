@@ -1,19 +1,18 @@
-"""The commands of the cameras. Each parses first and imports what is heavy afterwards: `--help` answers at once.
+"""The commands of the cameras. Each parses its arguments before it imports what is heavy, so that `--help` is fast.
 
-The only file here that reaches for networks, and for MLflow: inside the functions that need them.
+The only module here that opens networks, inside the functions that need them.
 """
 
 import dataclasses
+import logging
 import signal
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foundation_stereo_depth.errors import CameraError, UserError
+from foundation_stereo_depth.errors import CalibrationError, CameraError, UserError
 from foundation_stereo_depth.options import command_line
 from live_camera.options import (
     DEFAULT_CALIBRATION,
@@ -25,161 +24,175 @@ from live_camera.options import (
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
-    from live_camera.matcher import Matcher
-    from live_camera.session import Preparation
+    from live_camera.board import Board
+    from live_camera.matcher import Matcher, WatchedMatcher
+    from live_camera.rectify import Rectifier, Resizer
+
+logger = logging.getLogger(__name__)
 
 _FAR_M = 30.0
-"""Hardly any rig of webcams measures anything farther."""
+"""Few rigs of webcams can measure anything farther."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
 def list_cameras_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-list-cameras`: 0 where there are cameras, 1 where there are none."""
+    """Run `foundation-stereo-list-cameras`; return 0 where there are cameras, 1 where there are none."""
     parser = command_line.create_parser(
         "foundation-stereo-list-cameras",
         ListCamerasOptions,
-        "List the cameras of this machine: index, name, stable path, backend, and the sizes that they give when asked.",
+        "List the cameras of this machine: index, name, stable path, backend, and the frame sizes that they support.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
         options = command_line.build_options(ListCamerasOptions, explicit).listing
         from foundation_stereo_depth.data.codecs import write_rgb
-        from live_camera.camera import find_cameras, offered_sizes, preview_pictures
+        from live_camera.camera import find_cameras, probe_sizes, read_previews
 
         cameras = find_cameras()
         if not cameras:
-            print(
-                f"{parser.prog}: no camera found; is one plugged in, may you read it (on Linux: group video), and does "
-                "no other program or virtual machine hold it?",
-                file=sys.stderr,
+            logger.error(
+                "no camera found; is one connected, do you have the permission to read it (on Linux: group video), "
+                "and does no other program or virtual machine use it?"
             )
             return 1
         for camera in cameras:
             print(f"{camera.index}  {camera.name}  {camera.path}  {camera.backend}")
             if options.probe:
-                sizes = [f"{size.width}x{size.height} at {size.fps:g}/s" for size in offered_sizes(camera.index)]
-                print(f"   {', '.join(sizes) or 'does not open; another program may hold it'}")
+                sizes = [f"{size.width}x{size.height} at {size.fps:g} fps" for size in probe_sizes(camera.index)]
+                print(f"   {', '.join(sizes) or 'does not open; another program may be using it'}")
         if options.preview:
-            for camera, picture in preview_pictures(cameras):
+            for camera, frame in read_previews(cameras):
                 path = Path(f"camera_{camera.index}.png")
-                if picture is not None:
-                    write_rgb(path, picture)
-                print(f"{path}: {'saved' if picture is not None else 'not saved, the camera gives no picture'}")
+                if frame is None:
+                    logger.warning("%s: not saved, camera %d gives no frame", path, camera.index)
+                else:
+                    write_rgb(path, frame)
+                    print(path)
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
 def calibrate_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-calibrate`: the exit status of calibrating a rig."""
+    """Run `foundation-stereo-calibrate`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-calibrate",
         CalibrateOptions,
-        "Calibrate two cameras from pictures of a chessboard or a ChArUco board, or live, and say how far to trust the "
-        "result.",
+        "Calibrate two cameras by a chessboard or a ChArUco board, from images or live, and report the accuracy.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
         options = command_line.build_options(CalibrateOptions, explicit)
-        if options.views.images is None and not options.source.named:
-            raise UserError(
-                "needs --left and --right (or --side-by-side), the cameras, or --images, pictures of the board that "
-                "are there already: 'left*.jpg' 'right*.jpg'"
-            )
-        if options.views.images is not None and (options.source.named or options.source != SourceOptions()):
-            raise UserError("--images takes pictures as they are; leave out what is about cameras and eyes")
-        from live_camera.calibrate import calibrate_pictures
+        _check_calibrate_options(options)
+        from foundation_stereo_depth.data.pairs import find_pairs
+        from live_camera.board import Board
+        from live_camera.collect import detect_pairs
+        from live_camera.report import write_results
+        from live_camera.solve import calibrate
 
-        calibrate_pictures(*(options.views.images or _collected(options)), options)
+        output, board = options.result.output, Board(options.board)
+        left, right = options.views.images or _collect_live(options, board)
+        found = detect_pairs(find_pairs(left, right), board)
+        if found.size is None or found.example is None:
+            raise CalibrationError(
+                f"no {options.board.pattern} of {options.board.corners} inner corners was found in both views of any "
+                f"of {len(found.rejected)} pairs of {left} and {right}; are --pattern and --corners right (inner "
+                "corners, one less than squares each way), and is the whole board visible?"
+            )
+        result = calibrate(found.pairs, board, *found.size)
+        result.rejected.update(found.rejected)
+        print(write_results(result, found.pairs, found.example, options.board, output))
+        print(f"\n{output}")
+        logger.info("%s written, with a report and two images beside it", output)
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def _collected(options: CalibrateOptions) -> tuple[str, str]:
-    """Globs of the pairs that were collected live, beside where the calibration goes."""
-    from live_camera.board import Board
-    from live_camera.calibrate import check_free
-    from live_camera.collect import collect
-    from live_camera.rig import open_rig
-    from live_camera.view import OneWindow
+def _check_calibrate_options(options: CalibrateOptions) -> None:
+    if options.views.images is None and not options.source.given:
+        raise UserError(
+            "needs --left and --right (or --side-by-side), the cameras, or --images, images of the board: "
+            "'left*.jpg' 'right*.jpg'"
+        )
+    if options.views.images is not None and (options.source.given or options.source != SourceOptions()):
+        raise UserError("--images takes images as they are; leave out --left, --right and other options of the source")
+    if options.result.output.exists() and not options.result.overwrite:
+        raise UserError(f"{options.result.output}: exists already; give --overwrite, or another --output")
 
-    check_free(options)
-    board = Board(options.board)
+
+def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:
+    """Collect pairs beside the output; return their globs."""
+    from live_camera.collect import collect_pairs
+    from live_camera.rig import open_rig
+    from live_camera.view import ImageWindow
+
     folder = options.result.output.with_suffix("")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(
-            f"{folder}: holds pairs that were collected before; --images '{folder}/left_*.png' '{folder}/right_*.png' "
-            "calibrates by them; else move them, or name another --output"
+            f"{folder}: contains pairs collected before; calibrate from them by --images '{folder}/left_*.png' "
+            f"'{folder}/right_*.png', or move them, or give another --output"
         )
     with ExitStack() as stack:
-        window = None if options.views.headless else stack.enter_context(OneWindow("Calibration"))
-        rig = open_rig(options.source, options.camera, tell=lambda line: print(line, file=sys.stderr))
-        frames = stack.enter_context(rig)
-        taken = collect(frames, board, folder, options.views.views, window)
-    print(f"{folder}: {taken} pairs collected")
-    if taken == 0:
-        raise UserError("no pair was collected; the line below the picture says what was missing")
+        window = None if options.views.headless else stack.enter_context(ImageWindow("Calibration"))
+        rig = stack.enter_context(open_rig(options.source, options.camera))
+        collected = collect_pairs(rig, board, folder, options.views.views, window)
+    logger.info("%s: %d pairs collected", folder, collected)
+    if collected == 0:
+        raise UserError("no pair was collected; the text below the image states what was missing")
     return f"{folder}/left_*.png", f"{folder}/right_*.png"
 
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-live-view`: the exit status of a live view."""
+    """Run `foundation-stereo-live-view`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-live-view",
         LiveViewOptions,
-        "Show metric depth of two cameras and how sure the network is of it. Keys: h shows them.",
+        "Show metric depth from two cameras, with the network's confidence. The key h lists the keys.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
-        options.source.needs_eyes()
+        options.source.check_given()
         from live_camera.recording import check_recordable
         from live_camera.rig import open_rig
         from live_camera.session import live_view
-        from live_camera.view import check_display
+        from live_camera.view import RerunView, check_display
 
         if options.show.record is not None:
             check_recordable(options.show.record)
         if not options.show.headless:
             check_display()
-        calibration = _calibration(options)
+        calibration = _read_calibration(options)
         camera = options.camera
         if calibration is not None and camera.width is None:
             camera = dataclasses.replace(camera, width=calibration.width, height=calibration.height)
-        # Being ended ends as Ctrl-C does: what is recorded by then is closed as a video has to be.
+        # SIGTERM ends the view as Ctrl-C does, so that a recording is closed properly.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with ExitStack() as stack:
-            matcher = _matcher(options, calibration, stack)
-            preparation = _preparation(options, calibration, matcher)
-            extra_view = None
-            if options.show.rerun:
-                from live_camera.rerun_view import RerunView
-
-                extra_view = RerunView(options.show)
-            rig = open_rig(
-                options.source,
-                camera,
-                realtime=not options.show.headless,
-                tell=lambda line: print(line, file=sys.stderr),
-            )
-            depth = "depth in metres" if preparation.calibration is not None else "no calibration, so disparity only"
-            print(f"{matcher.name}; {depth}", file=sys.stderr)
-            meter = live_view(rig, preparation, matcher, options.show, extra_view=extra_view)
-        print(f"{meter.pairs} pairs shown; {meter.figures(rig)}")
-        if meter.pairs == 0:
+        with tempfile.TemporaryDirectory() as downloads:
+            matcher = _create_matcher(options, calibration, Path(downloads))
+            rectify = _create_rectifier(options, calibration, matcher.height, matcher.width)
+            extra_view = RerunView(options.show) if options.show.rerun else None
+            rig = open_rig(options.source, camera, realtime=not options.show.headless)
+            depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
+            logger.info("%s; %s", matcher.description, depth)
+            stats = live_view(rig, rectify, matcher, options.show, extra_view=extra_view)
+        logger.info("%d pairs shown; %s", stats.pairs, stats.summary(rig))
+        for path in stats.written:
+            print(path)
+        if stats.pairs == 0:
             raise CameraError("not one pair was shown")
-        if meter.recordings_cut:
-            raise UserError("a recording is not whole; the line above says why")
+        if stats.incomplete_recordings:
+            raise UserError("a recording is incomplete; the warning above states the reason")
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def _calibration(options: LiveViewOptions) -> "RigCalibration | None":
+def _read_calibration(options: LiveViewOptions) -> "RigCalibration | None":
     from foundation_stereo_depth.calibration.files import read_calibration
 
     path = options.rig.calibration
@@ -190,80 +203,57 @@ def _calibration(options: LiveViewOptions) -> "RigCalibration | None":
     return read_calibration(path, unit=options.rig.calibration_unit, image_size=options.rig.calibration_image_size)
 
 
-def _preparation(options: LiveViewOptions, calibration: "RigCalibration | None", matcher: "Matcher") -> "Preparation":
-    from live_camera.rectify import Rectifier
-    from live_camera.session import Preparation
+def _create_rectifier(
+    options: LiveViewOptions, calibration: "RigCalibration | None", height: int, width: int
+) -> "Rectifier | Resizer":
+    from live_camera.rectify import Rectifier, Resizer
 
-    height, width = matcher.height, matcher.width
-    if calibration is None:
-        return Preparation(height=height, width=width, rectifier=None, calibration=None)
-    if options.rig.rectify:
-        rectifier = Rectifier(calibration, height=height, width=width)
-        of_pair, rig = rectifier.stereo_calibration, None
+    if calibration is not None and options.rig.rectify:
+        rectify = Rectifier(calibration, height=height, width=width)
     else:
-        rectifier, of_pair, rig = None, calibration.stereo_calibration.resized(height, width), calibration
-    if of_pair.farthest_m < _FAR_M:
-        print(
-            f"what is farther than {of_pair.farthest_m:.3g} m cannot be measured: the calibration gives it a disparity "
-            "below 0",
-            file=sys.stderr,
+        rectify = Resizer(calibration, height=height, width=width)
+    stereo = rectify.stereo_calibration
+    if stereo is not None and stereo.farthest_m < _FAR_M:
+        logger.warning(
+            "depths beyond %.3g m cannot be measured: the calibration gives them a negative disparity",
+            stereo.farthest_m,
         )
-    return Preparation(height=height, width=width, rectifier=rectifier, calibration=of_pair, rig=rig)
+    return rectify
 
 
-def _matcher(options: LiveViewOptions, calibration: "RigCalibration | None", stack: ExitStack) -> "Matcher":
-    """The classical matcher, or a network; a watched one looks after its file as long as the view runs."""
-    from live_camera.matcher import BlockMatcher, WatchedMatcher
+def _create_matcher(
+    options: LiveViewOptions, calibration: "RigCalibration | None", downloads: Path
+) -> "Matcher | WatchedMatcher":
+    """Return the classical matcher, or a network; `downloads` is a folder for the checkpoint of a run."""
+    from live_camera.matcher import WatchedMatcher, sgbm_matcher
 
-    asked = options.matcher
-    if asked.method == "sgbm":
+    source = options.matcher
+    if source.method == "sgbm":
         native = (calibration.width, calibration.height) if calibration else (_SGBM_WIDTH_PX, _SGBM_HEIGHT_PX)
-        width = asked.network_width or min(_SGBM_WIDTH_PX, native[0])
-        return BlockMatcher(height=asked.network_height or round(width * native[1] / native[0]), width=width)
-    load = _loader(options)
-    path = _network_file(options, stack)
-    return WatchedMatcher(path, load) if asked.watch_checkpoint else load(path)
+        width = source.network_width or min(_SGBM_WIDTH_PX, native[0])
+        return sgbm_matcher(height=source.network_height or round(width * native[1] / native[0]), width=width)
+    from foundation_stereo_depth.inference.predictor import find_network_file
 
-
-def _network_file(options: LiveViewOptions, stack: ExitStack) -> Path:
-    asked = options.matcher
-    if asked.run_id is None:
-        return asked.checkpoint or Path("default")
-    from foundation_stereo_depth.tracking import checkpoint_of_run
-
-    weights = asked.weights if asked.weights != "auto" else "last" if asked.watch_checkpoint else "best"
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    path = checkpoint_of_run(asked.mlflow_tracking_uri, asked.run_id, folder, name=f"{weights}.pt", flag="--run-id")
-    if asked.watch_checkpoint and folder in path.parents:
+    if source.watch_checkpoint and source.weights == "auto" and source.run_id is not None:
+        source = dataclasses.replace(source, weights="last")
+    path = find_network_file(source, downloads)
+    if not source.watch_checkpoint:
+        return load_network(path, options)
+    if downloads in path.parents:
         raise UserError(
-            f"--watch-checkpoint: the folder in which run {asked.run_id} keeps its checkpoints is not on this machine; "
-            "mount it there, or leave --watch-checkpoint out"
+            f"--watch-checkpoint: the checkpoint folder of run {source.run_id} is not on this machine; mount it at the "
+            "same path, or leave --watch-checkpoint out"
         )
-    return path
+    return WatchedMatcher(path, lambda path: load_network(path, options))
 
 
-def _loader(options: LiveViewOptions) -> "Callable[[Path], Matcher]":
-    """A function that opens a network's file."""
-    from foundation_stereo_depth.inference.predictor import Predictor
-    from live_camera.matcher import NetworkMatcher
+def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
+    """Return the network of a file, at the size and with the backend that the options name."""
+    from foundation_stereo_depth.inference.predictor import open_network
+    from live_camera.matcher import Matcher
 
-    def one_line(message: Warning | str, *_: object) -> str:
-        return f"warning: {message}\n"
-
-    warnings.formatwarning = one_line
-
-    def load(path: Path) -> "Matcher":
-        predictor = Predictor.from_checkpoint(
-            path,
-            device=options.inference.device,
-            precision=options.inference.precision,
-            backend=options.inference.backend,
-            compile=options.inference.compile,
-            height=options.matcher.network_height,
-            width=options.matcher.network_width,
-        )
-        step = predictor.facts.header.get("progress", {}).get("step")
-        name = predictor.description + (f", step {step}" if step is not None else "")
-        return NetworkMatcher(predictor, name=name, height=predictor.height, width=predictor.width)
-
-    return load
+    height, width = options.matcher.network_height, options.matcher.network_width
+    predictor = open_network(path, options.inference, height=height, width=width)
+    step = predictor.facts.header.get("progress", {}).get("step")
+    description = predictor.description + (f", step {step}" if step is not None else "")
+    return Matcher(match=predictor, description=description, height=predictor.height, width=predictor.width)

@@ -1,6 +1,6 @@
-"""Pictures for the windows, BGR: colours, colour bars, strips of text. Pure functions, so that tests can look at them.
+"""Images for the windows, BGR: colour maps, colour bars, rows of text. Pure functions.
 
-Text is drawn once and kept as long as it is the same: OpenCV needs 0.2 ms for a line, more than for a depth map.
+Rows of text are cached: OpenCV needs 0.2 ms for a line, more than for a depth map.
 """
 
 import functools
@@ -27,50 +27,50 @@ _TICKS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ColourScale:
-    """What the colours mean.
+    """The range and the colour map of an image.
 
     Attributes:
-        low, high: the ends of the scale.
+        low, high: the ends of the range.
         unit: of both.
-        colours: of OpenCV: COLORMAP_TURBO, COLORMAP_VIRIDIS.
-        downwards: the first colour of the map stands at the high end, so that what is near is red in depth as well.
+        colour_map: OpenCV's, such as COLORMAP_TURBO or COLORMAP_VIRIDIS.
+        reverse: the first colour is at the high end, so that near surfaces are red in depth as in disparity.
     """
 
     low: float
     high: float
     unit: str
-    colours: int = cv2.COLORMAP_TURBO
-    downwards: bool = False
+    colour_map: int = cv2.COLORMAP_TURBO
+    reverse: bool = False
 
 
-def coloured(
+def apply_colours(
     values: Float[np.ndarray, "h w"],
     scale: ColourScale,
     height: int,
     width: int,
     hidden: Bool[np.ndarray, "h w"] | None,
 ) -> Canvas:
-    """The map in colours at a size; black where it is NaN, grey where `hidden`."""
+    """Return a map in colours, resized; black where it is NaN, grey where `hidden`."""
     unknown = np.isnan(values)
-    share = (values - np.float32(scale.low)) * np.float32(255 / (scale.high - scale.low))
-    share[unknown] = 0
-    level = np.clip(share, 0, 255).astype(np.uint8)
-    if scale.downwards:
+    scaled = (values - np.float32(scale.low)) * np.float32(255 / (scale.high - scale.low))
+    scaled[unknown] = 0
+    level = np.clip(scaled, 0, 255).astype(np.uint8)
+    if scale.reverse:
         level = 255 - level
-    picture = np.asarray(cv2.applyColorMap(level, _colours(scale.colours)), np.uint8)
-    picture[unknown] = 0
+    image = np.asarray(cv2.applyColorMap(level, _lookup_table(scale.colour_map)), np.uint8)
+    image[unknown] = 0
     if hidden is not None:
-        picture[hidden & ~unknown] = MASKED
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+        image[hidden & ~unknown] = MASKED
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
-def eyes_picture(
+def draw_pair(
     left: UInt8[np.ndarray, "h w 3"], right: UInt8[np.ndarray, "h w 3"], height: int, width: int, *, lines: bool
 ) -> Canvas:
-    """Both eyes side by side, each at a size; with lines, on which a rectified pair shows the same things."""
+    """Return both views side by side, each resized; with `lines`, epipolar lines are drawn over them."""
     both = np.empty((height, 2 * width, 3), np.uint8)
-    for half, eye in ((both[:, :width], left), (both[:, width:], right)):
-        half[:] = cv2.resize(cv2.cvtColor(eye, cv2.COLOR_RGB2BGR), (width, height), interpolation=cv2.INTER_LINEAR)
+    for half, view in ((both[:, :width], left), (both[:, width:], right)):
+        half[:] = cv2.resize(cv2.cvtColor(view, cv2.COLOR_RGB2BGR), (width, height), interpolation=cv2.INTER_LINEAR)
     if lines:
         for number in range(1, _EPIPOLAR_ROWS):
             row = number * height // _EPIPOLAR_ROWS
@@ -78,24 +78,24 @@ def eyes_picture(
     return both
 
 
-def panel(body: Canvas, title: str, scale: ColourScale | None, rows: list[tuple[str, Bgr]]) -> Canvas:
-    """A window's picture: a title, the body with its colour bar, and rows of text below."""
+def compose_window(body: Canvas, title: str, scale: ColourScale | None, rows: list[tuple[str, Bgr]]) -> Canvas:
+    """Return the image of a window: a title, the body with its colour bar, and rows of text below."""
     height, body_width = body.shape[:2]
     width = body_width + (BAR_PX if scale is not None else 0)
-    whole = np.empty((height + ROW_PX * (1 + len(rows)), width, 3), np.uint8)
-    whole[:ROW_PX] = text_row(title, width, TEXT)
-    whole[ROW_PX : ROW_PX + height, :body_width] = body
+    canvas = np.empty((height + ROW_PX * (1 + len(rows)), width, 3), np.uint8)
+    canvas[:ROW_PX] = draw_text_row(title, width, TEXT)
+    canvas[ROW_PX : ROW_PX + height, :body_width] = body
     if scale is not None:
-        whole[ROW_PX : ROW_PX + height, body_width:] = colour_bar(scale, height)
+        canvas[ROW_PX : ROW_PX + height, body_width:] = draw_colour_bar(scale, height)
     for number, (text, colour) in enumerate(rows):
         top = ROW_PX * (1 + number) + height
-        whole[top : top + ROW_PX] = text_row(text, width, colour)
-    return whole
+        canvas[top : top + ROW_PX] = draw_text_row(text, width, colour)
+    return canvas
 
 
 @functools.lru_cache(maxsize=128)
-def text_row(text: str, width: int, colour: Bgr) -> Canvas:
-    """One row of text; what does not fit is cut at its end."""
+def draw_text_row(text: str, width: int, colour: Bgr) -> Canvas:
+    """Return one row of text; text that does not fit is cut at its end."""
     row = np.full((ROW_PX, width, 3), BACKGROUND, np.uint8)
     while text and _text_width(text) > width - 2 * _MARGIN_PX:
         text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
@@ -104,45 +104,45 @@ def text_row(text: str, width: int, colour: Bgr) -> Canvas:
 
 
 @functools.lru_cache(maxsize=32)
-def colour_bar(scale: ColourScale, height: int) -> Canvas:
-    """The bar beside a map: the high end is at the top, with its numbers and unit."""
+def draw_colour_bar(scale: ColourScale, height: int) -> Canvas:
+    """Return the bar beside a map, with numbers and unit; the high end is at the top."""
     bar = np.full((height, BAR_PX, 3), BACKGROUND, np.uint8)
     top, bottom = 2 * _TEXT_PX + 4, height - _TEXT_PX
     ramp = np.linspace(scale.high, scale.low, bottom - top, dtype=np.float32)[:, None]
     left = _MARGIN_PX
-    bar[top:bottom, left : left + _BAR_COLOURS_PX] = coloured(ramp, scale, bottom - top, _BAR_COLOURS_PX, None)
+    bar[top:bottom, left : left + _BAR_COLOURS_PX] = apply_colours(ramp, scale, bottom - top, _BAR_COLOURS_PX, None)
     _write(bar, scale.unit, (left, _TEXT_PX + 2), QUIET)
     for number in range(_TICKS):
-        share = number / (_TICKS - 1)
-        row = round(bottom - 1 - share * (bottom - 1 - top))
-        value = scale.low + share * (scale.high - scale.low)
+        fraction = number / (_TICKS - 1)
+        row = round(bottom - 1 - fraction * (bottom - 1 - top))
+        value = scale.low + fraction * (scale.high - scale.low)
         decimals = 0 if scale.high - scale.low >= 20 else 1 if scale.high - scale.low >= 3 else 2
         cv2.line(bar, (left + _BAR_COLOURS_PX, row), (left + _BAR_COLOURS_PX + 3, row), QUIET, 1)
         _write(bar, f"{value:.{decimals}f}", (left + _BAR_COLOURS_PX + 6, row + 5), TEXT)
     return bar
 
 
-def mark(picture: Canvas, column: int, row: int, half_px: int) -> None:
-    """Draws a cross and the box around it into the picture: where the mouse reads."""
+def draw_cursor(image: Canvas, column: int, row: int, half_px: int) -> None:
+    """Draw a cross and the box around it into an image: the pixels whose values are shown."""
     for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        cv2.rectangle(picture, (column - half_px, row - half_px), (column + half_px, row + half_px), colour, thickness)
-        cv2.line(picture, (column - 3, row), (column + 3, row), colour, thickness)
-        cv2.line(picture, (column, row - 3), (column, row + 3), colour, thickness)
+        cv2.rectangle(image, (column - half_px, row - half_px), (column + half_px, row + half_px), colour, thickness)
+        cv2.line(image, (column - 3, row), (column + 3, row), colour, thickness)
+        cv2.line(image, (column, row - 3), (column, row + 3), colour, thickness)
 
 
-def help_picture(keys: dict[str, str], height: int, width: int) -> Canvas:
-    """What each key does."""
-    picture = np.full((height, width, 3), BACKGROUND, np.uint8)
+def draw_help(keys: dict[str, str], height: int, width: int) -> Canvas:
+    """Return the list of the keys."""
+    image = np.full((height, width, 3), BACKGROUND, np.uint8)
     for number, (key, meaning) in enumerate(keys.items()):
         row = 30 + number * (_TEXT_PX + 8)
-        _write(picture, key, (2 * _MARGIN_PX, row), WARNING)
-        _write(picture, meaning, (2 * _MARGIN_PX + 70, row), TEXT)
-    return picture
+        _write(image, key, (2 * _MARGIN_PX, row), WARNING)
+        _write(image, meaning, (2 * _MARGIN_PX + 70, row), TEXT)
+    return image
 
 
 @functools.cache
-def _colours(number: int) -> UInt8[np.ndarray, "256 1 3"]:
-    """BGR of each level. By its number OpenCV makes the list anew at each map, three times the work of the map."""
+def _lookup_table(number: int) -> UInt8[np.ndarray, "256 1 3"]:
+    """Return BGR of each level; from a number OpenCV computes it at each call, in three times the time of the map."""
     return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number), np.uint8)
 
 
@@ -155,5 +155,5 @@ def _text_width(text: str) -> int:
     return cv2.getTextSize((0, 0), text, (0, 0), _font(), _TEXT_PX)[2]
 
 
-def _write(picture: Canvas, text: str, at: tuple[int, int], colour: Bgr) -> None:
-    cv2.putText(picture, text, at, colour, _font(), _TEXT_PX)
+def _write(image: Canvas, text: str, at: tuple[int, int], colour: Bgr) -> None:
+    cv2.putText(image, text, at, colour, _font(), _TEXT_PX)

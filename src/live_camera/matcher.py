@@ -1,138 +1,67 @@
-"""What turns a rectified pair into disparity: OpenCV's matcher, or a network whose file may be replaced meanwhile.
+"""Stereo matchers with their input size: OpenCV's, or a network whose file may be replaced while it runs.
 
-Networks come in as functions, so that this package never sees torch.
+Networks come in as functions, so that this module never imports torch.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo import sgbm
+from foundation_stereo_depth.stereo.geometry import StereoCalibration
+from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
+from live_camera.rig import StereoFrame
 
-_LOOK_EVERY_S = 0.5
+_CHECK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
-    """Disparity of the left eye, px of the rectified pair.
+class Matcher:
+    """A stereo matcher and the size at which it runs.
 
     Attributes:
-        disparity_px: NaN where there is none.
-        std_px: its standard deviation; None from a matcher that knows none.
-        confidence: P(|error| < 1 px), 0 to 1; None likewise.
-        doubtful: what the matcher did not find itself; None where `confidence` says it.
+        match: left and right view, rectified, RGB, of that size -> match.
+        description: what runs, for the overlay: the network and its training step.
+        height, width: of the views, px.
     """
 
-    disparity_px: Float[np.ndarray, "H W"]
-    std_px: Float32[np.ndarray, "H W"] | None = None
-    confidence: Float32[np.ndarray, "H W"] | None = None
-    doubtful: Bool[np.ndarray, "H W"] | None = None
-
-
-@runtime_checkable
-class Matcher(Protocol):
-    """Disparity of pairs of one size.
-
-    Attributes:
-        height, width: of the pairs, px.
-    """
-
+    match: StereoMatcher
+    description: str
     height: int
     width: int
 
-    @property
-    def name(self) -> str:
-        """What is running, for the overlay: the network and its training step."""
-        ...
 
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Answer:
-        """The answer for one rectified pair, RGB."""
-        ...
-
-
-class BlockMatcher:
-    """OpenCV's semi-global matcher; its holes are filled, and count as doubtful."""
-
-    name = "OpenCV SGBM"
-
-    def __init__(self, *, height: int, width: int) -> None:
-        self.height, self.width = height, width
-
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Answer:
-        """The answer for one rectified pair, RGB."""
-        found = sgbm.match(left, right)
-        return Answer(disparity_px=found.disparity_px, doubtful=~found.valid)
-
-
-@runtime_checkable
-class Prediction(Protocol):
-    """What `foundation_stereo_depth.predict.Predictor` answers; spelled out here, since that module needs torch."""
-
-    @property
-    def disparity_px(self) -> Float32[np.ndarray, "H W"]:
-        """Of the left eye."""
-        ...
-
-    @property
-    def sigma_px(self) -> Float32[np.ndarray, "H W"] | None:
-        """Its standard deviation."""
-        ...
-
-    @property
-    def confidence(self) -> Float32[np.ndarray, "H W"] | None:
-        """P(|error| < 1 px)."""
-        ...
-
-
-class NetworkMatcher:
-    """A network behind its predictor.
-
-    Args:
-        predict: the predictor.
-        name: what it is, and of which step.
-        height, width: the size it works at, px.
-    """
-
-    def __init__(
-        self, predict: Callable[[np.ndarray, np.ndarray], Prediction], *, name: str, height: int, width: int
-    ) -> None:
-        self._predict = predict
-        self.name = name
-        self.height, self.width = height, width
-
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Answer:
-        """The answer for one rectified pair, RGB."""
-        prediction = self._predict(left, right)
-        return Answer(
-            disparity_px=prediction.disparity_px, std_px=prediction.sigma_px, confidence=prediction.confidence
-        )
+def sgbm_matcher(*, height: int, width: int) -> Matcher:
+    """Return OpenCV's semi-global matcher; where a match is not valid, its disparity was filled in."""
+    return Matcher(match=sgbm.match, description="OpenCV SGBM", height=height, width=width)
 
 
 class WatchedMatcher:
-    """A network that is replaced whenever its file is, between two pairs; to be used in a `with`.
+    """A network that is replaced, between two pairs, whenever its file is; to be used in a `with`.
 
-    A thread looks at the file, loads it, and tries it on a pair, so that its first pair costs nothing either. What
-    cannot be loaded, or answers with nothing but NaN, is left alone: the old network stays, and `problem` says why.
+    A thread checks the file, loads it, and runs it on one pair, so that the first pair of the view is not delayed by
+    the warm-up. A file that cannot be loaded, or whose network predicts NaN only, is not used: the old network stays
+    and `problem` states the reason.
 
     Args:
         path: the file.
-        load: file -> network; the first one is loaded at once.
+        load: file -> network; called at once for the first one.
 
     Attributes:
-        problem: why the newest file is not running; None where it is.
-        replaced: how many files were taken over.
+        height, width: of the views, px.
+        problem: why the newest file is not used; None where it is.
+        replaced: how many files replaced the one before.
     """
 
     def __init__(self, path: Path, load: Callable[[Path], Matcher]) -> None:
         self._path = path
         self._load = load
-        self._seen = _signature(path)  # before it is read: what is replaced meanwhile is read again
+        self._seen = _file_signature(path)  # before it is read: one that is replaced meanwhile is read again
         first = load(path)
         self._running = first
         self._next: Matcher | None = None
@@ -144,9 +73,9 @@ class WatchedMatcher:
         self.height, self.width = first.height, first.width
 
     @property
-    def name(self) -> str:
-        """What is running now."""
-        return self._running.name
+    def description(self) -> str:
+        """What runs now."""
+        return self._running.description
 
     def __enter__(self) -> "WatchedMatcher":
         self._thread.start()
@@ -156,57 +85,83 @@ class WatchedMatcher:
         self._stop.set()
         self._thread.join()
 
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Answer:
-        """The answer for one rectified pair, by the newest network that is fit to run."""
+    def match(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
+        """Match one rectified pair, RGB, by the newest usable network."""
         if self._failure is not None:
             raise self._failure
         ready, self._next = self._next, None
         if ready is not None:
             self._running = ready
             self.replaced += 1
-        return self._running(left, right)
+        return self._running.match(left, right)
 
     def _watch(self) -> None:
         try:
-            while not self._stop.wait(_LOOK_EVERY_S):
-                self._look()
-        except BaseException as error:  # raised again where pairs are answered
+            while not self._stop.wait(_CHECK_EVERY_S):
+                self._check_file()
+        except BaseException as error:  # raised again by `match`
             self._failure = error
 
-    def _look(self) -> None:
+    def _check_file(self) -> None:
         try:
-            found = _signature(self._path)
-        except OSError as error:  # of a folder on a network, perhaps for a moment
-            self.problem = f"{self._path.name} cannot be looked at ({error.strerror or error})"
+            found = _file_signature(self._path)
+        except OSError as error:  # of a network folder, perhaps for a moment
+            self.problem = f"{self._path.name} cannot be checked ({error.strerror or error})"
             self._seen = None  # so that it is read again when it is back
             return
         if found == self._seen:
             return
-        self._seen = found  # before it is read: what is replaced meanwhile is read again
+        self._seen = found  # before it is read: one that is replaced meanwhile is read again
         if found is None:
-            self.problem = f"{self._path.name} is gone"
+            self.problem = f"{self._path.name} does not exist any more; the network loaded before stays"
             return
         try:
             network = self._load(self._path)
-            self._try(network)
+            self._check_network(network)
         except (UserError, OSError) as error:
-            self.problem = f"{self._path.name} not taken over: {error}"
+            self.problem = f"{self._path.name} is not used: {error}"
             return
         self._next, self.problem = network, None
 
-    def _try(self, network: Matcher) -> None:
+    def _check_network(self, network: Matcher) -> None:
         if (network.height, network.width) != (self.height, self.width):
-            raise UserError(f"works at {network.width}x{network.height}, but the view at {self.width}x{self.height}")
-        # Noise: any network that works at all gives it some disparity.
+            raise UserError(f"it runs at {network.width}x{network.height}, but the view at {self.width}x{self.height}")
+        # Noise: any working network predicts some disparity for it.
         left, right = np.random.default_rng(0).integers(0, 256, (2, self.height, self.width, 3), dtype=np.uint8)
-        if not np.isfinite(network(left, right).disparity_px).any():
-            raise UserError("its network answers with NaN")
+        if not np.isfinite(network.match(left, right).disparity_px).any():
+            raise UserError("its network predicts NaN")
 
 
-def _signature(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced; None where there is none."""
+def _file_signature(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when a file is replaced; None where there is no file."""
     try:
         stat = path.stat()
     except FileNotFoundError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatchedFrame:
+    """A stereo frame with its disparity and depth.
+
+    Attributes:
+        frame: as the cameras gave it.
+        left, right: rectified, RGB, at the matcher's size.
+        match: the disparity of the left view.
+        depth_m: NaN where unknown; None without a calibration.
+        calibration: of the rectified pair, where there is one.
+    """
+
+    frame: StereoFrame
+    left: UInt8[np.ndarray, "H W 3"]
+    right: UInt8[np.ndarray, "H W 3"]
+    match: StereoMatch
+    depth_m: Float[np.ndarray, "H W"] | None
+    calibration: StereoCalibration | None
+
+    def low_confidence(self, min_confidence: float) -> Bool[np.ndarray, "H W"]:
+        """Return where confidence is lower than this; of a matcher without confidence, where it is not valid."""
+        if self.match.confidence is not None:
+            return self.match.confidence < min_confidence
+        return ~self.match.valid

@@ -1,35 +1,45 @@
-"""What stays of a live view: snapshots of one pair, and recordings of the raw pairs. Both are written in threads."""
+"""Files of a live view: recordings of the raw pairs, and snapshots of single pairs. Both are written in threads."""
 
+import itertools
+import logging
 import queue
 import shutil
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
-from foundation_stereo_depth.data.codecs import encode_npy, encode_ply, write_rgb
+from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_atomically
-from foundation_stereo_depth.stereo.geometry import point_cloud
-from live_camera.camera import quiet_opencv
+from foundation_stereo_depth.outputs import write_outputs
+from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
-from live_camera.rig import StereoFrame
-from live_camera.view import Result
+from live_camera.matcher import MatchedFrame
+from live_camera.rig import Rig, StereoFrame
+
+logger = logging.getLogger(__name__)
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}
-"""Suffix of a recording -> how it is compressed; FFV1 loses nothing."""
-_WAITING_PAIRS = 16
-_LEAST_FREE_BYTES = 200 * 2**20
-_HELD_SHARE = 0.99
-"""Of a long video the number of pictures is an estimate, from its length and rate."""
-_CHECKED_EVERY_BYTES = 512 * 2**20
-"""Of raw pictures: some ten seconds, after which every format has written something of them to its file."""
+"""Suffix of a recording -> its codec; FFV1 is lossless."""
+_SNAPSHOT_FILES = {
+    ("disparity", ".npy"): "disparity_px.npy",
+    ("sigma", ".npy"): "sigma_px.npy",
+    ("confidence", ".npy"): "confidence.npy",
+    ("depth", ".npy"): "depth_m.npy",
+    ("cloud", ".ply"): "cloud.ply",
+}
+_QUEUED_PAIRS = 16
+_MIN_FREE_BYTES = 200 * 2**20
+_MIN_WRITTEN = 0.99
+"""Of all pairs: the frame count of a long video is an estimate, from its duration and rate."""
+_CHECK_EVERY_BYTES = 512 * 2**20
+"""Of raw pairs: some ten seconds, after which every format has written something of them to its file."""
 _FALLBACK_FPS = 30.0
 
 
@@ -37,12 +47,12 @@ class Recorder:
     """Writes raw pairs side by side into a video, which `--side-by-side` plays again.
 
     Args:
-        path: the file; its suffix decides the compression.
-        fps: pairs a second.
-        live: pairs that the disk is too slow for are left out and counted; else they are waited for.
+        path: the file; its suffix decides the codec.
+        fps: pairs per second.
+        live: pairs for which writing is too slow are dropped and counted; otherwise `add` waits.
 
     Attributes:
-        written, left_out: pairs.
+        written, dropped: numbers of pairs.
 
     Raises:
         UserError: the file cannot be written, or its suffix is unknown.
@@ -51,104 +61,101 @@ class Recorder:
     def __init__(self, path: Path, *, fps: float | None, live: bool) -> None:
         check_recordable(path)
         self.path = path
-        self.written = self.left_out = 0
+        self.written = self.dropped = 0
         self._fps = fps or _FALLBACK_FPS
         self._live = live
-        self._failure: UserError | None = None
-        self._pairs: queue.Queue[StereoFrame | None] = queue.Queue(_WAITING_PAIRS)
-        self._thread = threading.Thread(target=self._write, name="recording", daemon=True)
+        self._failure: BaseException | None = None
+        self._unchecked_bytes = self._file_bytes = 0
+        self._pairs: queue.Queue[StereoFrame | None] = queue.Queue(_QUEUED_PAIRS)
+        self._thread = threading.Thread(target=self._run, name="recording", daemon=True)
         self._thread.start()
 
     @property
-    def failure(self) -> UserError | None:
-        """Why the recording stopped by itself; None while it goes on."""
+    def failure(self) -> BaseException | None:
+        """Why the recording stopped by itself; None while it runs."""
         return self._failure
 
     def add(self, frame: StereoFrame) -> None:
-        """Takes a pair; called by the cameras' thread."""
+        """Queue a pair; called by the cameras' thread."""
         if self._failure is not None:
             return
         try:
             self._pairs.put(frame, block=not self._live)
         except queue.Full:
-            self.left_out += 1
+            self.dropped += 1
 
-    def finish(self) -> str:
-        """Writes what still waits and closes the file; says what is in it.
+    def finish(self) -> None:
+        """Write the queued pairs and close the file.
 
         Raises:
-            UserError: the recording had to stop before.
+            UserError: the recording stopped before.
         """
         self._pairs.put(None)
         self._thread.join()
         if self._failure is not None:
             raise self._failure
-        if self.written == 0:
-            return f"{self.path}: nothing recorded, since no pair came"
-        left_out = f", {self.left_out} left out because writing was too slow" if self.left_out else ""
-        return f"{self.path}: {self.written} pairs recorded{left_out}; --side-by-side {self.path} plays them"
 
-    def _write(self) -> None:
-        """Writes until told to end; whatever happens, what still comes is taken, so that nobody waits for room."""
+    def _run(self) -> None:
+        frames = iter(self._pairs.get, None)
         try:
-            self._write_pairs()
+            self._write_pairs(frames)
         except (OSError, cv2.error) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            self._failure = UserError(f"--record {self.path}: stopped after {self.written} pairs ({reason})")
-            while self._pairs.get() is not None:
-                pass
+            self._failure = self._stopped(str(error.strerror if isinstance(error, OSError) else error))
+        except BaseException as error:  # raised again by `finish`
+            self._failure = error
+        for _ in frames:  # after a failure the queue is still emptied, so that `add` never blocks for ever
+            pass
 
-    def _write_pairs(self) -> None:
-        writer: cv2.VideoWriter | None = None
-        height = width = unseen_bytes = size_bytes = 0
-        while (frame := self._pairs.get()) is not None:
-            if self._failure is not None:
-                continue  # what still comes is taken, so that nobody waits for room
-            if writer is None:
-                height, width = frame.left_rgb.shape[:2]
-                if height % 2:
-                    self._failure = UserError(
-                        f"--record {self.path}: a video needs an even height, and the eyes are {width}x{height}"
-                    )
-                    continue
-                code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
-                with quiet_opencv():
-                    writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
-                if not writer.isOpened():
-                    self._failure = UserError(f"--record {self.path}: cannot be written")
-                    continue
-            if frame.left_rgb.shape[:2] != (height, width):
-                self._failure = UserError(
-                    f"--record {self.path}: stopped after {self.written} pairs, since the eyes were {width}x{height} "
-                    f"and now are {frame.left_rgb.shape[1]}x{frame.left_rgb.shape[0]}"
-                )
-                continue
-            writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
-            self.written += 1
-            if self.written % 30 == 0 and shutil.disk_usage(self.path.parent).free < _LEAST_FREE_BYTES:
-                self._failure = UserError(
-                    f"--record {self.path}: stopped after {self.written} pairs, since its disk is nearly full"
-                )
-            # OpenCV does not say whether it could write.
-            unseen_bytes += 2 * frame.left_rgb.nbytes
-            if unseen_bytes > _CHECKED_EVERY_BYTES:
-                unseen_bytes, before, size_bytes = 0, size_bytes, self.path.stat().st_size
-                if size_bytes == before:
-                    self._failure = UserError(
-                        f"--record {self.path}: stopped after {self.written} pairs, since its disk takes no more"
-                    )
-        if writer is not None:
+    def _write_pairs(self, frames: Iterator[StereoFrame]) -> None:
+        first = next(frames, None)
+        if first is None:
+            return
+        height, width = first.left_rgb.shape[:2]
+        writer = self._open_writer(height, width)
+        try:
+            for frame in itertools.chain([first], frames):
+                if frame.left_rgb.shape[:2] != (height, width):
+                    new_height, new_width = frame.left_rgb.shape[:2]
+                    raise self._stopped(f"the frame size changed from {width}x{height} to {new_width}x{new_height}")
+                writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
+                self.written += 1
+                self._check_disk(frame)
+        finally:
             writer.release()
-            held = _pairs_in(self.path)
-            if self._failure is None and held < _HELD_SHARE * self.written - 1:
-                self._failure = UserError(
-                    f"--record {self.path}: holds {held} of {self.written} pairs; its disk did not take them all"
-                )
+        in_file = _count_frames(self.path)
+        if in_file < _MIN_WRITTEN * self.written - 1:
+            raise UserError(
+                f"--record {self.path}: holds {in_file} of {self.written} pairs; the disk did not store all of them"
+            )
+
+    def _open_writer(self, height: int, width: int) -> Any:
+        if height % 2:
+            raise UserError(f"--record {self.path}: a video needs an even height, and the frames are {width}x{height}")
+        code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
+        with silence_opencv():
+            writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
+        if not writer.isOpened():
+            raise UserError(f"--record {self.path}: cannot be written")
+        return writer
+
+    def _check_disk(self, frame: StereoFrame) -> None:
+        """Raise where the disk is full, or the file does not grow: OpenCV does not report failed writes."""
+        if self.written % 30 == 0 and shutil.disk_usage(self.path.parent).free < _MIN_FREE_BYTES:
+            raise self._stopped("the disk is nearly full")
+        self._unchecked_bytes += 2 * frame.left_rgb.nbytes
+        if self._unchecked_bytes > _CHECK_EVERY_BYTES:
+            before, self._file_bytes = self._file_bytes, self.path.stat().st_size
+            self._unchecked_bytes = 0
+            if self._file_bytes == before:
+                raise self._stopped("the file does not grow any more; is the disk full?")
+
+    def _stopped(self, reason: str) -> UserError:
+        return UserError(f"--record {self.path}: stopped after {self.written} pairs: {reason}")
 
 
-def _pairs_in(path: Path) -> int:
-    """How many pictures a finished video has; -1 where it cannot be read."""
-    with quiet_opencv():
+def _count_frames(path: Path) -> int:
+    """Return how many frames a finished video has; -1 where it cannot be read."""
+    with silence_opencv():
         video = cv2.VideoCapture(str(path))
     count = round(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else -1
     video.release()
@@ -156,15 +163,15 @@ def _pairs_in(path: Path) -> int:
 
 
 def check_recordable(path: Path) -> None:
-    """Lets pass a recording's name; makes its folder.
+    """Check the name of a recording and make its folder.
 
     Raises:
-        UserError: its suffix is unknown, the file is there already, or its folder cannot be written to.
+        UserError: its suffix is unknown, the file exists, or its folder cannot be written to.
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
     if path.exists():
-        raise UserError(f"--record {path}: is there already; name another file")
+        raise UserError(f"--record {path}: exists already; name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -172,67 +179,139 @@ def check_recordable(path: Path) -> None:
         raise UserError(f"--record {path}: cannot be written there ({error.strerror})") from error
 
 
+class Recordings:
+    """Starts and stops the recordings of a rig; to be used in a `with`, whose end closes the file properly.
+
+    Args:
+        rig: gives the pairs.
+
+    Attributes:
+        written: complete files.
+        incomplete: number of recordings that stopped by themselves.
+    """
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self._recorder: Recorder | None = None
+        self.written: list[Path] = []
+        self.incomplete = 0
+
+    def __enter__(self) -> "Recordings":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """True while pairs are recorded."""
+        return self._recorder is not None
+
+    def start(self, path: Path) -> None:
+        """Start recording to a file.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self._recorder = Recorder(path, fps=self._rig.fps, live=self._rig.live)
+        self._rig.on_frame = self._recorder.add
+
+    def stop(self) -> None:
+        """Finish the recording, if one runs, and log its result; the view continues in any case."""
+        recorder, self._recorder, self._rig.on_frame = self._recorder, None, None
+        if recorder is None:
+            return
+        try:
+            recorder.finish()
+        except UserError as error:
+            self.incomplete += 1
+            logger.warning(str(error))
+            return
+        if recorder.written == 0:
+            logger.warning("%s: not written, since no pair arrived", recorder.path)
+            return
+        dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
+        logger.info(
+            "%s: %d pairs recorded%s; --side-by-side %s plays them",
+            *(recorder.path, recorder.written, dropped, recorder.path),
+        )
+        self.written.append(recorder.path)
+
+    def stop_if_failed(self) -> None:
+        """Stop a recording that cannot continue."""
+        if self._recorder is not None and self._recorder.failure is not None:
+            self.stop()
+
+    def toggle(self, folder: Path) -> None:
+        """Stop the recording, or start one in a folder, named by date and time.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._recorder is not None:
+            self.stop()
+        else:
+            self.start(unused_path(folder, ".avi"))
+
+
+def unused_path(folder: Path, suffix: str = "") -> Path:
+    """Return a path in a folder that does not exist yet, named by date and time."""
+    name = time.strftime("%Y%m%d-%H%M%S")
+    return next(path for n in range(10**6) if not (path := folder / f"{name}{f'-{n}' if n else ''}{suffix}").exists())
+
+
 class Snapshots:
     """Saves single pairs in a thread, so that the view does not stall; to be used in a `with`.
 
     Args:
-        folder: gets a folder per pair, named by date and time.
+        folder: destination; each snapshot is a folder in it, named by date and time.
+
+    Attributes:
+        folder: as given.
+        written: complete snapshots.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._pool = ThreadPoolExecutor(1, "snapshots")
-        self._waiting: list[tuple[Path, Future[None]]] = []
+        self._pending: list[tuple[Path, Future[None]]] = []
+        self.written: list[Path] = []
 
     def __enter__(self) -> "Snapshots":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
+        self.log_finished()
 
-    def save(self, result: Result, pictures: dict[str, Canvas]) -> None:
-        """Begins to save the pair, what was found in it, and the windows' pictures."""
-        name = time.strftime("%Y%m%d-%H%M%S")
-        folder = next(
-            path for n in range(10**6) if not (path := self._folder / (f"{name}-{n}" if n else name)).exists()
-        )
+    def save(self, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
+        """Start saving a pair, its maps, and the images of the windows."""
+        folder = unused_path(self.folder)
         folder.mkdir(parents=True)
-        self._waiting.append((folder, self._pool.submit(_save, folder, result, pictures)))
+        self._pending.append((folder, self._pool.submit(_save, folder, matched, images)))
 
-    def tell(self) -> None:
-        """Says of each pair that was asked for since the last call what became of it: the view goes on in any case."""
-        done = [asked for asked in self._waiting if asked[1].done()]
-        self._waiting = [asked for asked in self._waiting if asked not in done]
-        for folder, future in done:
+    def log_finished(self) -> None:
+        """Log the result of each snapshot that was finished since the last call; the view continues in any case."""
+        finished = [snapshot for snapshot in self._pending if snapshot[1].done()]
+        self._pending = [snapshot for snapshot in self._pending if snapshot not in finished]
+        for folder, future in finished:
             try:
                 future.result()
             except OSError as error:
-                tqdm.write(f"{folder}: not saved ({error.strerror or error})", file=sys.stderr)
+                logger.warning("%s: not saved (%s)", folder, error.strerror or error)
             else:
-                tqdm.write(f"{folder}: saved")
+                logger.info("%s: snapshot saved", folder)
+                self.written.append(folder)
 
 
-def _save(folder: Path, result: Result, pictures: dict[str, Canvas]) -> None:
-    answer = result.answer
+def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
     for name, rgb in (
-        ("raw_left", result.frame.left_rgb),
-        ("raw_right", result.frame.right_rgb),
-        ("left", result.left),
-        ("right", result.right),
-        *((f"window_{title.lower().replace(' ', '_')}", picture[..., ::-1]) for title, picture in pictures.items()),
+        ("raw_left", matched.frame.left_rgb),
+        ("raw_right", matched.frame.right_rgb),
+        ("left", matched.left),
+        ("right", matched.right),
+        *((f"window_{title.lower().replace(' ', '_')}", image[..., ::-1]) for title, image in images.items()),
     ):
         write_rgb(folder / f"{name}.png", np.ascontiguousarray(rgb))
-    maps = {
-        "disparity_px": answer.disparity_px,
-        "std_px": answer.std_px,
-        "confidence": answer.confidence,
-        "depth_m": result.depth_m,
-    }
-    for name, values in maps.items():
-        if values is not None:
-            encoded = encode_npy(values)
-            write_atomically(folder / f"{name}.npy", lambda file, encoded=encoded: file.write(encoded), durable=False)
-    if result.depth_m is not None and result.calibration is not None:
-        everywhere = np.ones(result.depth_m.shape, bool)
-        cloud = encode_ply(*point_cloud(result.depth_m, result.left, everywhere, result.calibration))
-        write_atomically(folder / "cloud.ply", lambda file: file.write(cloud), durable=False)
+    paths = {output: folder / name for output, name in _SNAPSHOT_FILES.items()}
+    write_outputs(paths, matched.left, matched.match, matched.calibration)

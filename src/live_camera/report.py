@@ -1,93 +1,138 @@
-"""What a calibration is worth, in words and pictures."""
+"""The results of a calibration: its file, a report, and images of the coverage and of a rectified pair."""
+
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.calibration.files import save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.stereo.geometry import depth_std_from_disparity, disparity_from_depth
-from live_camera.board import BoardView
+from live_camera.board import Board, BoardView
+from live_camera.options import BoardOptions
 from live_camera.rectify import Rectifier
-from live_camera.solve import CalibrationResult, covered_cells
+from live_camera.solve import BoardPair, CalibrationResult, covered_cells
 
 HIGH_RMS_PX = 0.6
-"""Above this, measured on real webcams, something is wrong: a bent board, moving hands, unsynchronised eyes."""
+"""Above this, measured on real webcams, something is wrong: a bent board, motion, unsynchronised cameras."""
 LOW_COVERAGE = 0.5
 _DISPARITY_ERROR_PX = 0.5
 _DEPTHS_M = (0.5, 1.0, 2.0, 5.0)
 _LINES = 24
 _LINE_COLOURS = ((255, 60, 60), (60, 255, 60))
-_SEEN, _UNSEEN, _CORNER = (60, 120, 60), (90, 45, 45), (255, 255, 255)
+_COVERED, _UNCOVERED, _CORNER = (60, 120, 60), (90, 45, 45), (255, 255, 255)
 
-Picture = UInt8[np.ndarray, "H W 3"]
-WidePicture = UInt8[np.ndarray, "H two_W 3"]
-"""Both eyes side by side."""
+Image = UInt8[np.ndarray, "H W 3"]
+PairImage = UInt8[np.ndarray, "H two_W 3"]
+"""Both views side by side."""
 
 
-def report(result: CalibrationResult, board: str) -> str:
-    """The report of a calibration, px and metres.
+def write_results(
+    result: CalibrationResult, pairs: list[BoardPair], example: tuple[Image, Image], options: BoardOptions, output: Path
+) -> str:
+    """Write a calibration, its report and its images; return the report.
 
     Args:
-        result: what was found.
-        board: what the board looks like.
+        result: the calibration.
+        pairs: all pairs in which the board was found.
+        example: a raw pair, RGB, to show rectified.
+        options: the board.
+        output: the .npz file; the others lie beside it, `rig.npz` with `rig_report.txt`, `rig_coverage.png` and
+            `rig_rectified.png`.
+    """
+    rig, board = result.calibration, Board(options)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, float | int | str] = {
+        "pattern": options.pattern,
+        "rows": board.rows,
+        "cols": board.columns,
+        "square_size": (options.square_mm or 0) / 1000,
+        "pairs": len(result.used),
+        "stereo_rms": result.stereo_rms_px,
+        "mono_rms_l": result.left_rms_px,
+        "mono_rms_r": result.right_rms_px,
+        "row_error_mean": float(result.row_errors_px.mean()),
+        "row_error_max": float(result.row_errors_px.max()),
+    }
+    save_calibration(output, rig, figures)
+    used = [pair for pair in pairs if pair.name not in result.rejected]
+    views = [pair.left for pair in used], [pair.right for pair in used]
+    write_rgb(_beside(output, "coverage.png"), draw_coverage(*views, rig.height, rig.width))
+    write_rgb(_beside(output, "rectified.png"), draw_rectified_pair(rig, *example))
+    text = format_report(result, f"{options.pattern} of {options.corners} inner corners, {options.square_mm} mm")
+    write_atomically(_beside(output, "report.txt"), lambda file: file.write(f"{text}\n".encode()), durable=False)
+    return text
+
+
+def _beside(output: Path, what: str) -> Path:
+    return output.with_name(f"{output.stem}_{what}")
+
+
+def format_report(result: CalibrationResult, board: str) -> str:
+    """Return the report of a calibration, px and metres.
+
+    Args:
+        result: the calibration.
+        board: description of the board.
     """
     rig = result.calibration
     rows_px = result.row_errors_px
-    eyes = rig.stereo_calibration
+    stereo = rig.stereo_calibration
     across_deg, down_deg = (
         2 * np.degrees(np.arctan(size / 2 / focal_px))
-        for size, focal_px in ((rig.width, eyes.focal_px), (rig.height, eyes.focal_y_px))
+        for size, focal_px in ((rig.width, stereo.focal_px), (rig.height, stereo.focal_y_px))
     )
-    worst = max(result.used, key=lambda pair: pair.largest_row_px)
+    worst = max(result.used, key=lambda pair: pair.max_row_px)
     errors = [
-        f"{depth_std_from_disparity(disparity_from_depth(depth_m, eyes), _DISPARITY_ERROR_PX, eyes) * 100:.1f} cm at "
-        f"{depth_m:g} m"
+        f"{depth_std_from_disparity(disparity_from_depth(depth_m, stereo), _DISPARITY_ERROR_PX, stereo) * 100:.1f} cm "
+        f"at {depth_m:g} m"
         for depth_m in _DEPTHS_M
     ]
-    mean_px, most_px = rows_px.mean(), np.percentile(rows_px, 95)
+    mean_px, percentile_px = rows_px.mean(), np.percentile(rows_px, 95)
     lines = [
-        f"board: {board}; {len(result.used)} of {len(result.used) + len(result.left_out)} pairs used",
-        f"corners miss their places by (RMS): left {result.left_rms_px:.3f} px, right {result.right_rms_px:.3f} px, "
+        f"board: {board}; {len(result.used)} of {len(result.used) + len(result.rejected)} pairs used",
+        f"reprojection error (RMS): left {result.left_rms_px:.3f} px, right {result.right_rms_px:.3f} px, "
         f"both together {result.stereo_rms_px:.3f} px",
-        f"rows after rectification differ by {mean_px:.3f} px (mean), {most_px:.3f} px (95 %), "
-        f"{rows_px.max():.3f} px (at most, in pair {worst.name})",
-        f"baseline {eyes.baseline_m * 1000:.2f} mm; rectified at {rig.width}x{rig.height}: focal length "
-        f"{eyes.focal_px:.1f} px, field of view {across_deg:.0f} x {down_deg:.0f} degrees",
-        f"corners were seen in {result.covered[0]:.0%} of the left picture, {result.covered[1]:.0%} of the right one",
+        f"row difference after rectification: mean {mean_px:.3f} px, 95th percentile {percentile_px:.3f} px, "
+        f"maximum {rows_px.max():.3f} px (in pair {worst.name})",
+        f"baseline {stereo.baseline_m * 1000:.2f} mm; rectified at {rig.width}x{rig.height}: focal length "
+        f"{stereo.focal_px:.1f} px, field of view {across_deg:.0f} x {down_deg:.0f} degrees",
+        f"coverage: corners in {result.coverage[0]:.0%} of the left image, {result.coverage[1]:.0%} of the right one",
         f"half a pixel of disparity is {', '.join(errors)}",
         "",
-        f"{'pair':16} {'left':>8} {'right':>8} {'both':>8} {'rows':>8}   px: RMS, and the largest difference of rows",
+        f"{'pair':16} {'left':>8} {'right':>8} {'both':>8} {'rows':>8}   RMS, and largest row difference, px",
     ]
     lines += [
         f"{pair.name:16} {pair.left_rms_px:8.3f} {pair.right_rms_px:8.3f} {pair.stereo_rms_px:8.3f} "
-        f"{pair.largest_row_px:8.3f}"
+        f"{pair.max_row_px:8.3f}"
         for pair in result.used
     ]
-    lines += [f"{name:16} left out: {why}" for name, why in result.left_out.items()]
-    return "\n".join([*lines, *(f"warning: {said}" for said in doubts(result))])
+    lines += [f"{name:16} rejected: {reason}" for name, reason in result.rejected.items()]
+    return "\n".join([*lines, *(f"warning: {warning}" for warning in list_warnings(result))])
 
 
-def doubts(result: CalibrationResult) -> list[str]:
-    """What the user should know before trusting the calibration."""
-    said: list[str] = []
+def list_warnings(result: CalibrationResult) -> list[str]:
+    """Return what the user should know before relying on the calibration."""
+    warnings: list[str] = []
     if result.stereo_rms_px > HIGH_RMS_PX:
-        said.append(
-            f"corners miss their places by {result.stereo_rms_px:.2f} px, where {HIGH_RMS_PX} is usual at most; is the "
-            "board flat and stiff, and do both cameras see it at the same time?"
+        warnings.append(
+            f"the reprojection error is {result.stereo_rms_px:.2f} px, usually at most {HIGH_RMS_PX} px; is the board "
+            "flat and stiff, and do both cameras see it at the same time?"
         )
-    for eye, share in zip(("left", "right"), result.covered, strict=True):
-        if share < LOW_COVERAGE:
-            said.append(
-                f"corners were seen in only {share:.0%} of the {eye} picture, so its lens is guessed elsewhere; hold "
-                "the board into every corner"
+    for side, coverage in zip(("left", "right"), result.coverage, strict=True):
+        if coverage < LOW_COVERAGE:
+            warnings.append(
+                f"corners cover only {coverage:.0%} of the {side} image, so the distortion is extrapolated elsewhere; "
+                "hold the board into every corner of the image"
             )
-    return said
+    return warnings
 
 
-def rectified_picture(rig: RigCalibration, left: Picture, right: Picture) -> WidePicture:
-    """A raw pair, RGB, rectified and side by side, with lines along the rows: what they cross on one side they should
-    cross on the other.
-    """
+def draw_rectified_pair(rig: RigCalibration, left: Image, right: Image) -> PairImage:
+    """Return a raw pair, RGB, rectified and side by side, with lines along the rows: epipolar lines of both views."""
     pair = np.hstack(Rectifier(rig, height=rig.height, width=rig.width)(left, right))
     for index in range(1, _LINES):
         row = index * rig.height // _LINES
@@ -95,16 +140,16 @@ def rectified_picture(rig: RigCalibration, left: Picture, right: Picture) -> Wid
     return pair
 
 
-def coverage_picture(left: list[BoardView], right: list[BoardView], height: int, width: int) -> WidePicture:
-    """Both eyes side by side, RGB: green where corners have been seen, red where they are missing."""
-    return np.hstack([_eye_coverage(views, height, width) for views in (left, right)])
+def draw_coverage(left: list[BoardView], right: list[BoardView], height: int, width: int) -> PairImage:
+    """Return both views side by side, RGB: green where corners were detected, red where they are missing."""
+    return np.hstack([_draw_view_coverage(views, height, width) for views in (left, right)])
 
 
-def _eye_coverage(views: list[BoardView], height: int, width: int) -> Picture:
+def _draw_view_coverage(views: list[BoardView], height: int, width: int) -> Image:
     cells = covered_cells(views, height, width)
-    colours = np.where(cells[..., None], np.array(_SEEN, np.uint8), np.array(_UNSEEN, np.uint8))
-    picture = np.asarray(cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+    colours = np.where(cells[..., None], np.array(_COVERED, np.uint8), np.array(_UNCOVERED, np.uint8))
+    image = np.asarray(cv2.resize(colours, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
     for view in views:
         for column, row in view.corners_px:
-            cv2.circle(picture, (round(float(column)), round(float(row))), max(1, width // 320), _CORNER, -1)
-    return np.asarray(cv2.rectangle(picture, (0, 0), (width - 1, height - 1), (0, 0, 0), 1), np.uint8)
+            cv2.circle(image, (round(float(column)), round(float(row))), max(1, width // 320), _CORNER, -1)
+    return np.asarray(cv2.rectangle(image, (0, 0), (width - 1, height - 1), (0, 0, 0), 1), np.uint8)

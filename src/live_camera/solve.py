@@ -1,4 +1,4 @@
-"""Views of a board -> the calibration of the rig, and how far it can be trusted."""
+"""Views of a board -> the calibration of the rig, and figures on its quality."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,31 +9,32 @@ from jaxtyping import Bool, Float, Float32
 
 from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.errors import CalibrationError
-from live_camera.board import Board, BoardView, Place
+from live_camera.board import Board, BoardView, ViewParameters
 
-FEWEST_VIEWS = 6
-"""Nine unknowns a lens would do with fewer, but then nothing tells a bad view from a good one."""
-NEW_PLACE = 0.1
-"""Two views are different if `Board.place` differs by so much in any of its numbers."""
-SMALLEST_TURN_DEG = 15.0
-"""The board has to be seen under angles that differ by so much: focal length and distance are one unknown otherwise."""
+MIN_PAIRS = 6
+"""Fewer would determine the nine unknowns of a camera, but could not separate a bad pair from a good one."""
+MIN_PARAMETER_DIFFERENCE = 0.1
+"""Two views are different if `Board.view_parameters` differ by this much in any number."""
+MIN_ANGLE_DEG = 15.0
+"""The board has to be seen under angles that differ by this much, to separate focal length from distance."""
 
 _OUTLIER_RATIO = 2.5
 _OUTLIER_PX = 0.3
-"""A view is left out if its RMS is so many times the median, and at least so large."""
-_HOPELESS_PX = 3.0
+"""A pair is rejected if its RMS is this many times the median, and at least this large."""
+_MAX_RMS_PX = 3.0
 """Pairs that fit no better than this together are not of one rig, or not of this board."""
-_LARGEST_SHARE_OUT = 1 / 3
+_MAX_REJECTED = 1 / 3
+"""Of all pairs."""
 _COVERAGE_CELLS = (6, 8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BoardPair:
-    """The board in both eyes at one time, counted from the same end in both.
+    """The board in both views at one time, its corners counted from the same end in both.
 
     Attributes:
         name: of the pair, for the report.
-        left, right: what the eyes see of it.
+        left, right: the corners in each view.
     """
 
     name: str
@@ -42,27 +43,27 @@ class BoardPair:
 
     @property
     def common(self) -> tuple[Any, Float32[np.ndarray, "N 2"], Float32[np.ndarray, "N 2"]]:
-        """The ids of the corners that both eyes see, and where they see them."""
-        ids, of_left, of_right = np.intersect1d(self.left.ids, self.right.ids, return_indices=True)
-        return ids, self.left.corners_px[of_left], self.right.corners_px[of_right]
+        """The ids of the corners that both views have, and their positions in the left and in the right one."""
+        ids, in_left, in_right = np.intersect1d(self.left.ids, self.right.ids, return_indices=True)
+        return ids, self.left.corners_px[in_left], self.right.corners_px[in_right]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairFigures:
-    """How one pair fits; RMS of the distance between corners as seen and as the calibration puts them, px.
+    """How well one pair fits: RMS reprojection errors, px.
 
     Attributes:
         name: of the pair.
-        left_rms_px, right_rms_px: of each eye calibrated alone.
+        left_rms_px, right_rms_px: of each camera calibrated alone.
         stereo_rms_px: of both together.
-        largest_row_px: the largest difference of rows after rectification.
+        max_row_px: the largest difference of rows after rectification.
     """
 
     name: str
     left_rms_px: float
     right_rms_px: float
     stereo_rms_px: float
-    largest_row_px: float
+    max_row_px: float
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,80 +71,82 @@ class CalibrationResult:
     """A calibration and how well it fits.
 
     Attributes:
-        calibration: the rig.
-        used: figures of each pair that it was made of, in order.
-        left_out: name of each other pair -> why.
-        left_rms_px, right_rms_px, stereo_rms_px: over all pairs that were used.
-        row_errors_px: by how much rows differ after rectification, for every corner that both eyes see.
-        covered: the share of each eye's picture where corners were seen, left and right.
+        calibration: of the rig.
+        used: figures of each pair that was used, in order.
+        rejected: name of each other pair -> reason.
+        left_rms_px, right_rms_px, stereo_rms_px: reprojection errors of each camera alone, and of both together.
+        row_errors_px: difference of rows after rectification, of each corner that both views have.
+        coverage: the fraction of the left and of the right image in which corners were detected.
     """
 
     calibration: RigCalibration
     used: tuple[PairFigures, ...]
-    left_out: dict[str, str]
+    rejected: dict[str, str]
     left_rms_px: float
     right_rms_px: float
     stereo_rms_px: float
     row_errors_px: Float[np.ndarray, " N"]
-    covered: tuple[float, float]
+    coverage: tuple[float, float]
 
 
 def pair_views(board: Board, name: str, left: BoardView | None, right: BoardView | None) -> BoardPair | None:
-    """The board in both eyes; None where either does not see it, or they see too few corners in common."""
+    """Return the board in both views; None where a view lacks it, or they have too few corners in common."""
     if left is None or right is None:
         return None
-    pair = BoardPair(name=name, left=left, right=board.same_way_round(left, right))
-    return pair if board.is_enough(pair.common[0]) else None
+    pair = BoardPair(name=name, left=left, right=board.align_order(left, right))
+    return pair if board.determines_pose(pair.common[0]) else None
 
 
 def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> CalibrationResult:
-    """The rig that the pairs tell of, and the figures. Pairs that fit far worse than the others are left out.
+    """Calibrate the rig; pairs that fit far worse than the others are rejected.
 
     Args:
-        pairs: the board in both eyes, in different places.
+        pairs: the board in both views, in different poses.
         board: the same.
-        height: of the pictures, px.
-        width: of the pictures, px.
+        height: of the images, px.
+        width: of the images, px.
 
     Raises:
-        CalibrationError: the pairs are too few, too similar, contradict each other, or tell of no horizontal rig.
+        CalibrationError: the pairs are too few, too similar, inconsistent, or not of a horizontal rig.
     """
     _check_variety(pairs, board, height, width)
-    kept, why_out = list(pairs), dict[str, str]()
+    kept, rejected = list(pairs), dict[str, str]()
     while True:
-        fit = _fitted(kept, board, (width, height))
+        fit = _fit_rig(kept, board, (width, height))
         worst = int(fit.stereo_rms_px.argmax())
         rms_px, median_px = float(fit.stereo_rms_px[worst]), float(np.median(fit.stereo_rms_px))
         if rms_px <= max(_OUTLIER_PX, _OUTLIER_RATIO * median_px):
             break
-        if len(why_out) + 1 > _LARGEST_SHARE_OUT * len(pairs) or len(kept) <= FEWEST_VIEWS:
-            raise _contradiction(f"pair {kept[worst].name} by {rms_px:.2f} px, the others by {median_px:.2f} (median)")
-        why_out[kept[worst].name] = f"fits to {rms_px:.2f} px, the others to {median_px:.2f} (median)"
+        if len(rejected) + 1 > _MAX_REJECTED * len(pairs) or len(kept) <= MIN_PAIRS:
+            raise _inconsistent(
+                f"{rms_px:.2f} px in pair {kept[worst].name}, {median_px:.2f} px in the others (median)"
+            )
+        rejected[kept[worst].name] = f"reprojection error {rms_px:.2f} px, of the others {median_px:.2f} px (median)"
         del kept[worst]
-    if fit.all_rms_px > _HOPELESS_PX:
-        raise _contradiction(f"all pairs by {fit.all_rms_px:.1f} px (RMS)")
+    if fit.all_rms_px > _MAX_RMS_PX:
+        raise _inconsistent(f"{fit.all_rms_px:.1f} px in all pairs (RMS)")
     _check_angles(fit)
     calibration = fit.calibration(height, width)
     rows = [_row_errors_px(calibration, pair) for pair in kept]
     used = tuple(
         PairFigures(
             name=pair.name,
-            left_rms_px=float(fit.eye_rms_px[index, 0]),
-            right_rms_px=float(fit.eye_rms_px[index, 1]),
+            left_rms_px=float(fit.view_rms_px[index, 0]),
+            right_rms_px=float(fit.view_rms_px[index, 1]),
             stereo_rms_px=float(fit.stereo_rms_px[index]),
-            largest_row_px=float(rows[index].max()),
+            max_row_px=float(rows[index].max()),
         )
         for index, pair in enumerate(kept)
     )
     return CalibrationResult(
         calibration=calibration,
         used=used,
-        left_out=why_out,
+        rejected=rejected,
         left_rms_px=fit.left_rms_px,
         right_rms_px=fit.right_rms_px,
         stereo_rms_px=fit.all_rms_px,
         row_errors_px=np.concatenate(rows),
-        covered=(
+        coverage=(
             float(covered_cells([pair.left for pair in kept], height, width).mean()),
             float(covered_cells([pair.right for pair in kept], height, width).mean()),
         ),
@@ -151,49 +154,49 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
 
 
 def covered_cells(views: list[BoardView], height: int, width: int) -> Bool[np.ndarray, "6 8"]:
-    """Which cells of a picture, 8 across and 6 down, have had a corner in them."""
+    """Return which cells of an image, 8 across and 6 down, have had a corner in them."""
     cells = np.zeros(_COVERAGE_CELLS, bool)
     for view in views:
-        down, across = (view.corners_px[:, axis] / size for axis, size in ((1, height), (0, width)))
-        rows, columns = (
-            np.floor(share * n).astype(int) for share, n in zip((down, across), _COVERAGE_CELLS, strict=True)
-        )
+        y, x = (view.corners_px[:, axis] / size for axis, size in ((1, height), (0, width)))
+        rows, columns = (np.floor(at * n).astype(int) for at, n in zip((y, x), _COVERAGE_CELLS, strict=True))
         inside = (rows >= 0) & (rows < _COVERAGE_CELLS[0]) & (columns >= 0) & (columns < _COVERAGE_CELLS[1])
         cells[rows[inside], columns[inside]] = True
     return cells
 
 
-def is_new_place(place: Place, taken: list[Place]) -> bool:
-    """True where a board stands differently from all places that were taken already."""
-    return bool(np.isfinite(place).all()) and all(float(np.abs(place - other).max()) >= NEW_PLACE for other in taken)
+def is_new_view(parameters: ViewParameters, known: list[ViewParameters]) -> bool:
+    """Return True where a board appears differently from all known views."""
+    return bool(np.isfinite(parameters).all()) and all(
+        float(np.abs(parameters - other).max()) >= MIN_PARAMETER_DIFFERENCE for other in known
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Fit:
-    """OpenCV's answer for some pairs, not yet looked at: it may be nonsense.
+class _RigFit:
+    """OpenCV's result for some pairs, not checked yet.
 
     Attributes:
-        lenses: each eye's matrix, px, and distortion.
+        cameras: matrix, px, and distortion of each camera.
         rotation, translation_m: X_right = R X_left + T.
-        left_rms_px, right_rms_px, all_rms_px: of each eye alone, and of both together.
-        eye_rms_px: per pair, of each eye alone.
-        stereo_rms_px: per pair, of both eyes together.
-        turns: per pair, how the board is turned before the left eye.
+        left_rms_px, right_rms_px, all_rms_px: of each camera alone, and of both together.
+        view_rms_px: per pair, of each camera alone.
+        stereo_rms_px: per pair, of both cameras together.
+        board_rotations: per pair, from the board to the left camera.
     """
 
-    lenses: tuple[tuple[Any, Any], tuple[Any, Any]]
+    cameras: tuple[tuple[Any, Any], tuple[Any, Any]]
     rotation: Float[np.ndarray, "3 3"]
     translation_m: Float[np.ndarray, "3"]
     left_rms_px: float
     right_rms_px: float
     all_rms_px: float
-    eye_rms_px: Float[np.ndarray, "N 2"]
+    view_rms_px: Float[np.ndarray, "N 2"]
     stereo_rms_px: Float[np.ndarray, " N"]
-    turns: Float[np.ndarray, "N 3 3"]
+    board_rotations: Float[np.ndarray, "N 3 3"]
 
     def calibration(self, height: int, width: int) -> RigCalibration:
-        """The rig; a CalibrationError where it is none."""
-        (left_matrix, left_distortion), (right_matrix, right_distortion) = self.lenses
+        """Return the rig; raises a CalibrationError where it is not plausible."""
+        (left_matrix, left_distortion), (right_matrix, right_distortion) = self.cameras
         return RigCalibration(
             width=width,
             height=height,
@@ -206,16 +209,16 @@ class _Fit:
         )
 
 
-def _fitted(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _Fit:
-    left = _lens(board, [pair.left for pair in pairs], size)
-    right = _lens(board, [pair.right for pair in pairs], size)
+def _fit_rig(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _RigFit:
+    left = _fit_camera(board, [pair.left for pair in pairs], size)
+    right = _fit_camera(board, [pair.right for pair in pairs], size)
     common = [pair.common for pair in pairs]
-    # Both lenses are refined together with the pose: measured, that leaves 4 % less of held-out row errors than keeping
-    # each eye's own. A model of eight coefficients fits no better and doubles them.
-    rms_px, k1, d1, k2, d2, rotation, shift, _, _, turns, _, per_view = cv2.stereoCalibrateExtended(
+    # Both cameras are refined together with the pose: measured, that leaves 4 % less held-out row error than keeping
+    # the values of each camera alone. A model of eight coefficients fits no better and doubles the row error.
+    rms_px, k1, d1, k2, d2, rotation, translation, _, _, board_rotations, _, per_view = cv2.stereoCalibrateExtended(
         [board.points_m[ids] for ids, _, _ in common],
-        [seen for _, seen, _ in common],
-        [seen for _, _, seen in common],
+        [corners for _, corners, _ in common],
+        [corners for _, _, corners in common],
         left.matrix,
         left.distortion,
         right.matrix,
@@ -226,21 +229,21 @@ def _fitted(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _Fit
         flags=cv2.CALIB_USE_INTRINSIC_GUESS,
         criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-8),
     )
-    return _Fit(
-        lenses=((k1, d1), (k2, d2)),
+    return _RigFit(
+        cameras=((k1, d1), (k2, d2)),
         rotation=np.asarray(rotation),
-        translation_m=np.asarray(shift).ravel(),
+        translation_m=np.asarray(translation).ravel(),
         left_rms_px=left.rms_px,
         right_rms_px=right.rms_px,
         all_rms_px=float(rms_px),
-        eye_rms_px=np.column_stack([left.view_rms_px, right.view_rms_px]),
+        view_rms_px=np.column_stack([left.view_rms_px, right.view_rms_px]),
         stereo_rms_px=np.sqrt((np.asarray(per_view) ** 2).mean(axis=1)),
-        turns=np.array([cv2.Rodrigues(turn)[0] for turn in turns]),
+        board_rotations=np.array([cv2.Rodrigues(rotation)[0] for rotation in board_rotations]),
     )
 
 
-class _Lens(NamedTuple):
-    """One eye calibrated alone: its matrix, px, its distortion, and its RMS in all views and in each."""
+class _CameraFit(NamedTuple):
+    """One camera calibrated alone: matrix, px, distortion, and RMS over all views and of each."""
 
     matrix: Float[np.ndarray, "3 3"]
     distortion: Float[np.ndarray, "..."]
@@ -248,7 +251,7 @@ class _Lens(NamedTuple):
     view_rms_px: Float[np.ndarray, " N"]
 
 
-def _lens(board: Board, views: list[BoardView], size: tuple[int, int]) -> _Lens:
+def _fit_camera(board: Board, views: list[BoardView], size: tuple[int, int]) -> _CameraFit:
     rms_px, matrix, distortion, _, _, _, _, per_view = cv2.calibrateCameraExtended(
         [board.points_m[view.ids] for view in views],
         [view.corners_px for view in views],
@@ -256,52 +259,52 @@ def _lens(board: Board, views: list[BoardView], size: tuple[int, int]) -> _Lens:
         np.eye(3),
         np.zeros(5),
     )
-    return _Lens(np.asarray(matrix), np.asarray(distortion), float(rms_px), np.asarray(per_view).ravel())
+    return _CameraFit(np.asarray(matrix), np.asarray(distortion), float(rms_px), np.asarray(per_view).ravel())
 
 
 def _row_errors_px(rig: RigCalibration, pair: BoardPair) -> Float[np.ndarray, " N"]:
-    """By how much the rows of corners differ between the rectified eyes."""
+    """Return the absolute difference of rows of each common corner after rectification."""
     _, left, right = pair.common
-    given = rig.rectified
+    rectified = rig.rectified
     rows = [
-        cv2.undistortPoints(seen[:, None].astype(np.float64), matrix, lens, R=turn, P=projection)[:, 0, 1]
-        for seen, matrix, lens, turn, projection in (
-            (left, rig.left_matrix, rig.left_distortion, given.left_rotation, given.left_projection),
-            (right, rig.right_matrix, rig.right_distortion, given.right_rotation, given.right_projection),
+        cv2.undistortPoints(corners[:, None].astype(np.float64), matrix, distortion, R=rotation, P=projection)[:, 0, 1]
+        for corners, matrix, distortion, rotation, projection in (
+            (left, rig.left_matrix, rig.left_distortion, rectified.left_rotation, rectified.left_projection),
+            (right, rig.right_matrix, rig.right_distortion, rectified.right_rotation, rectified.right_projection),
         )
     ]
     return np.abs(rows[0] - rows[1])
 
 
 def _check_variety(pairs: list[BoardPair], board: Board, height: int, width: int) -> None:
-    places: list[Place] = []
+    distinct: list[ViewParameters] = []
     for pair in pairs:
-        place = board.place(pair.left, height, width)
-        if is_new_place(place, places):
-            places.append(place)
-    if len(pairs) < FEWEST_VIEWS:
+        parameters = board.view_parameters(pair.left, height, width)
+        if is_new_view(parameters, distinct):
+            distinct.append(parameters)
+    if len(pairs) < MIN_PAIRS:
         raise CalibrationError(
-            f"both eyes see the board in {len(pairs)} pairs; at least {FEWEST_VIEWS} are needed, 15 to 20 are good"
+            f"the board was found in both views of {len(pairs)} pairs; at least {MIN_PAIRS} are needed, better 15 to 20"
         )
-    if len(places) < FEWEST_VIEWS:
+    if len(distinct) < MIN_PAIRS:
         raise CalibrationError(
-            f"the board stands in only {len(places)} different places in {len(pairs)} pairs; at least {FEWEST_VIEWS} "
-            "are needed: move it over the whole picture, near and far, and tilt it"
+            f"only {len(distinct)} of {len(pairs)} pairs show the board in a different pose; at least {MIN_PAIRS} are "
+            "needed: move it over the whole image, near and far, and tilt it"
         )
 
 
-def _contradiction(how_much: str) -> CalibrationError:
+def _inconsistent(errors: str) -> CalibrationError:
     return CalibrationError(
-        f"the pairs contradict each other: corners miss their places, {how_much}; is the board flat, are --corners "
-        "right, and did both cameras see it at the same time?"
+        f"the pairs are inconsistent: reprojection error {errors}; is the board flat, is --corners right, and did both "
+        "cameras take each pair at the same time?"
     )
 
 
-def _check_angles(fit: _Fit) -> None:
-    normals = fit.turns[:, :, 2]
+def _check_angles(fit: _RigFit) -> None:
+    normals = fit.board_rotations[:, :, 2]
     widest_deg = float(np.degrees(np.arccos(np.clip(normals @ normals.T, -1, 1))).max())
-    if widest_deg < SMALLEST_TURN_DEG:
+    if widest_deg < MIN_ANGLE_DEG:
         raise CalibrationError(
-            f"the board is tilted by at most {widest_deg:.0f} degrees between any two pairs; {SMALLEST_TURN_DEG:.0f} "
-            "are needed, to the left and right, up and down, to tell focal length and distance apart"
+            f"the angle of the board differs by at most {widest_deg:.0f} degrees between any two pairs; at least "
+            f"{MIN_ANGLE_DEG:.0f} are needed: tilt it to the left and right, up and down"
         )

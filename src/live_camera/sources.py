@@ -1,4 +1,4 @@
-"""What pairs come from: two cameras, one camera with both eyes, or pictures. Grab both, then decode both."""
+"""Sources of stereo pairs: two cameras, one camera with both views, or images. Grab both frames, then decode both."""
 
 import time
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -8,26 +8,26 @@ import numpy as np
 from foundation_stereo_depth.data.codecs import read_rgb
 from foundation_stereo_depth.data.pairs import Pairs
 from foundation_stereo_depth.errors import CameraError
-from live_camera.camera import Camera, Picture
+from live_camera.camera import Camera, Frame
 
-_MOST_CATCHING_UP = 8
-_IN_STEP = 0.6
-"""Eyes further apart than this share of a picture's time would be nearer if the earlier one went on by one."""
+_MAX_REGRABS = 8
+_MAX_OFFSET = 0.6
+"""In frame intervals: cameras further apart than this come closer if the earlier one is grabbed once more."""
 
 
-class Grabbed(NamedTuple):
-    """When each eye was taken, s of `time.monotonic`."""
+class GrabTimes(NamedTuple):
+    """When each frame of a pair was taken, s of `time.monotonic`."""
 
     left_s: float
     right_s: float
 
 
-class LostError(Exception):
-    """An eye gives nothing: a camera was unplugged, a stream broke, or a recording is at its end.
+class NoFrameError(Exception):
+    """A camera gives no frame: it was unplugged, its stream broke, or the recording is at its end.
 
     Attributes:
-        role: which eye.
-        note: a line on what is odd about it; None where nothing is.
+        role: which camera or file.
+        note: one line on what is unusual about it; None where nothing is.
     """
 
     def __init__(self, role: str, note: str | None = None) -> None:
@@ -36,50 +36,50 @@ class LostError(Exception):
         self.note = note
 
 
-class DamagedError(LostError):
-    """A picture came, but cannot be decoded."""
+class CorruptFrameError(NoFrameError):
+    """A frame arrived, but cannot be decoded."""
 
 
 @runtime_checkable
-class Eyes(Protocol):
-    """Where pairs come from.
+class StereoSource(Protocol):
+    """A source of stereo pairs.
 
     Attributes:
-        live: they come when they come; else they wait, and end.
-        fps: pairs a second, where that is known.
-        cameras: what may have to be opened again.
+        live: pairs arrive at their own time; otherwise they wait, and end.
+        fps: pairs per second, where that is known.
+        cameras: what may have to be reopened.
     """
 
     live: bool
     fps: float | None
     cameras: list[Camera]
 
-    def grab(self) -> Grabbed:
-        """The next pair, not yet decoded.
+    def grab(self) -> GrabTimes:
+        """Grab the next pair without decoding it.
 
         Raises:
-            LostError: an eye gives none.
+            NoFrameError: a camera gives no frame.
         """
         ...
 
-    def retrieve(self) -> tuple[Picture, Picture]:
-        """The grabbed pair, RGB.
+    def retrieve(self) -> tuple[Frame, Frame]:
+        """Return the grabbed pair, RGB.
 
         Raises:
-            DamagedError: an eye cannot be decoded.
+            CorruptFrameError: a frame cannot be decoded.
         """
         ...
 
     def rewind(self) -> None:
-        """A recording starts again."""
+        """Start a recording again."""
         ...
 
 
 class TwoCameras:
     """Two devices, streams or videos.
 
-    Cameras that run freely are out of step by up to a whole picture. Where one is behind by clearly more than half of
-    one, it is grabbed again: at half of one exactly, it would be again and again.
+    Free-running cameras are out of step by up to a whole frame. A camera that is late by clearly more than half a frame
+    is grabbed again; at exactly half a frame it would be grabbed again and again.
     """
 
     def __init__(self, left: Camera, right: Camera) -> None:
@@ -89,66 +89,68 @@ class TwoCameras:
         self._interval_s = 1 / self.fps if self.fps else 1 / 30
         self._last_s: float | None = None
 
-    def grab(self) -> Grabbed:
-        """The next pair, not yet decoded."""
+    def grab(self) -> GrabTimes:
+        """Grab the next pair without decoding it."""
         if not self.live:
-            return self._grabbed_frame()
-        times_s = [_grabbed(camera) for camera in self.cameras]
-        for _ in range(_MOST_CATCHING_UP):
-            if abs(times_s[1] - times_s[0]) <= _IN_STEP * self._interval_s:
+            return self._grab_same_number()
+        times_s = [_grab(camera) for camera in self.cameras]
+        for _ in range(_MAX_REGRABS):
+            if abs(times_s[1] - times_s[0]) <= _MAX_OFFSET * self._interval_s:
                 break
-            behind = int(times_s[1] < times_s[0])
-            times_s[behind] = _grabbed(self.cameras[behind])
+            earlier = int(times_s[1] < times_s[0])
+            times_s[earlier] = _grab(self.cameras[earlier])
         if self._last_s is not None and 0 < (interval_s := times_s[0] - self._last_s) < 1:
             self._interval_s = 0.9 * self._interval_s + 0.1 * interval_s
         self._last_s = times_s[0]
-        return Grabbed(*times_s)
+        return GrabTimes(*times_s)
 
-    def _grabbed_frame(self) -> Grabbed:
-        """Frame n of one video belongs to frame n of the other, whenever it is read."""
-        now_s, of_right_s = (camera.grab() for camera in self.cameras)
-        if now_s is not None and of_right_s is not None:
-            return Grabbed(now_s, now_s)
-        if now_s is None and of_right_s is None:
-            raise LostError(self.cameras[0].role)
-        ended, goes_on = self.cameras if now_s is None else reversed(self.cameras)
-        raise LostError(ended.role, f"{ended.role} is at its end, and {goes_on.role} would go on")
+    def _grab_same_number(self) -> GrabTimes:
+        """Grab frame n of both videos: they belong together, whenever each is read."""
+        left_s, right_s = (camera.grab() for camera in self.cameras)
+        if left_s is not None and right_s is not None:
+            return GrabTimes(left_s, left_s)
+        if left_s is None and right_s is None:
+            raise NoFrameError(self.cameras[0].role)
+        shorter, longer = self.cameras if left_s is None else reversed(self.cameras)
+        raise NoFrameError(
+            shorter.role, f"{shorter.role} has ended; the remaining frames of {longer.role} are not used"
+        )
 
-    def retrieve(self) -> tuple[Picture, Picture]:
-        """The grabbed pair, RGB."""
-        left, right = (_retrieved(camera) for camera in self.cameras)
+    def retrieve(self) -> tuple[Frame, Frame]:
+        """Return the grabbed pair, RGB."""
+        left, right = (_retrieve(camera) for camera in self.cameras)
         return left, right
 
     def rewind(self) -> None:
-        """Both videos start again."""
+        """Start both videos again."""
         for camera in self.cameras:
             camera.rewind()
 
 
-class SideBySide:
-    """One device, stream or video with both eyes in one picture."""
+class SideBySideCamera:
+    """One device, stream or video with both views side by side in each frame."""
 
     def __init__(self, camera: Camera) -> None:
         self.cameras = [camera]
         self.live = camera.live
         self.fps = camera.fps
 
-    def grab(self) -> Grabbed:
-        """The next pair, not yet decoded; both eyes were taken at once."""
-        time_s = _grabbed(self.cameras[0])
-        return Grabbed(time_s, time_s)
+    def grab(self) -> GrabTimes:
+        """Grab the next frame without decoding it; both views were taken at once."""
+        time_s = _grab(self.cameras[0])
+        return GrabTimes(time_s, time_s)
 
-    def retrieve(self) -> tuple[Picture, Picture]:
-        """The grabbed pair, RGB."""
-        return halves(_retrieved(self.cameras[0]), self.cameras[0].role)
+    def retrieve(self) -> tuple[Frame, Frame]:
+        """Return the grabbed pair, RGB."""
+        return split_side_by_side(_retrieve(self.cameras[0]), self.cameras[0].role)
 
     def rewind(self) -> None:
-        """The video starts again."""
+        """Start the video again."""
         self.cameras[0].rewind()
 
 
-class PicturePairs:
-    """Pictures in files."""
+class ImagePairs:
+    """Images in files."""
 
     live = False
 
@@ -157,47 +159,47 @@ class PicturePairs:
         self.fps: float | None = None
         self._files = list(pairs.files.values())
         self._role = role
-        self._at = -1
+        self._index = -1
 
-    def grab(self) -> Grabbed:
-        """The next pair, not yet decoded."""
-        self._at += 1
-        if self._at >= len(self._files):
-            raise LostError(self._role)
+    def grab(self) -> GrabTimes:
+        """Select the next pair without reading it."""
+        self._index += 1
+        if self._index >= len(self._files):
+            raise NoFrameError(self._role)
         now_s = time.monotonic()
-        return Grabbed(now_s, now_s)
+        return GrabTimes(now_s, now_s)
 
-    def retrieve(self) -> tuple[Picture, Picture]:
-        """The grabbed pair, RGB."""
-        pictures = [read_rgb(path) for path in self._files[self._at]]
-        return (pictures[0], pictures[1]) if len(pictures) == 2 else halves(pictures[0], self._role)
+    def retrieve(self) -> tuple[Frame, Frame]:
+        """Return the selected pair, RGB."""
+        images = [read_rgb(path) for path in self._files[self._index]]
+        return (images[0], images[1]) if len(images) == 2 else split_side_by_side(images[0], self._role)
 
     def rewind(self) -> None:
-        """From the first pair again."""
-        self._at = -1
+        """Start again from the first pair."""
+        self._index = -1
 
 
-def halves(both: Picture, role: str) -> tuple[Picture, Picture]:
-    """Left and right half of a picture.
+def split_side_by_side(both: Frame, role: str) -> tuple[Frame, Frame]:
+    """Return the left and the right half of a frame.
 
     Raises:
         CameraError: its width is odd.
     """
     width = both.shape[1]
     if width % 2:
-        raise CameraError(f"{role}: is {width} px wide, so it does not hold two eyes of one width side by side")
+        raise CameraError(f"{role}: the frame is {width} px wide; two views side by side need an even width")
     return np.ascontiguousarray(both[:, : width // 2]), np.ascontiguousarray(both[:, width // 2 :])
 
 
-def _grabbed(camera: Camera) -> float:
+def _grab(camera: Camera) -> float:
     time_s = camera.grab()
     if time_s is None:
-        raise LostError(camera.role)
+        raise NoFrameError(camera.role)
     return time_s
 
 
-def _retrieved(camera: Camera) -> Picture:
-    picture = camera.retrieve()
-    if picture is None:
-        raise DamagedError(camera.role)
-    return picture
+def _retrieve(camera: Camera) -> Frame:
+    frame = camera.retrieve()
+    if frame is None:
+        raise CorruptFrameError(camera.role)
+    return frame

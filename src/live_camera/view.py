@@ -1,5 +1,6 @@
-"""The windows: what they show, and what keys and mouse mean. The only imshow."""
+"""The windows, their keys and the mouse, by OpenCV; and the 3-D view by rerun."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -8,231 +9,215 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_std_from_disparity
+from foundation_stereo_depth.stereo.geometry import depth_std_from_disparity, point_cloud
 from live_camera import draw
 from live_camera.draw import Bgr, Canvas, ColourScale
-from live_camera.matcher import Answer
-from live_camera.rig import StereoFrame
+from live_camera.matcher import MatchedFrame
+from live_camera.options import ShowOptions
 
 PAIR_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, CONFIDENCE_WINDOW = "Rectified pair", "Depth", "Disparity", "DL Confidence"
 
 KEYS = {
-    "l": "lines over the pair: the same thing has to stand on the same line",
-    "[  ]": "nearer or farther end of the colours",
-    "a": "colours follow the scene, or stay",
-    "c": "hide doubtful pixels",
-    "s": "save pair, disparity, depth, cloud and picture",
-    "r": "record the raw pair, or stop",
-    "space": "hold",
+    "l": "draw epipolar lines: the same point lies on the same line in both views",
+    "[  ]": "narrow or widen the colour range",
+    "a": "adapt the colour range to the scene, or keep it",
+    "c": "hide pixels of low confidence",
+    "s": "save a snapshot: images, disparity, depth, point cloud",
+    "r": "start or stop recording the raw pairs",
+    "space": "pause",
     "h": "this help",
-    "q  Esc": "end; so does closing a window",
+    "q  Esc": "quit; closing a window does the same",
 }
 
 _ESCAPE = 27
-_EYE_WIDTH_PX = 480
+_MIN_VIEW_WIDTH_PX = 480
 _RANGE_STEP = 1.2
-_FOLLOWING = 0.15
-"""Share of the way that the colours go per picture where they follow the scene."""
+_SMOOTHING = 0.15
+"""Fraction by which the colour range approaches the scene's per image where it adapts."""
 _BOX_HALF_PX = 4
-"""The mouse also reads the median of a box of 9x9 pixels of the map."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Result:
-    """One pair and what was found in it.
-
-    Attributes:
-        frame: as the cameras gave it.
-        left, right: rectified, RGB, at the matcher's size.
-        answer: of the matcher.
-        depth_m: NaN where unknown; None without a calibration.
-        calibration: of the rectified pair, where there is one.
-    """
-
-    frame: StereoFrame
-    left: UInt8[np.ndarray, "H W 3"]
-    right: UInt8[np.ndarray, "H W 3"]
-    answer: Answer
-    depth_m: Float[np.ndarray, "H W"] | None
-    calibration: StereoCalibration | None
-
-    def doubtful(self, min_confidence: float) -> Bool[np.ndarray, "H W"] | None:
-        """Where the matcher is not sure; None where it says nothing about that."""
-        if self.answer.confidence is not None:
-            return self.answer.confidence < min_confidence
-        return self.answer.doubtful
-
-    def read_out(self, column: int, row: int) -> str:
-        """Disparity, depth and confidence at a pixel of the map, and their medians in the box around it."""
-        box = (
-            slice(max(0, row - _BOX_HALF_PX), row + _BOX_HALF_PX + 1),
-            slice(max(0, column - _BOX_HALF_PX), column + _BOX_HALF_PX + 1),
-        )
-        side = 2 * _BOX_HALF_PX + 1
-        here = self._values(slice(row, row + 1), slice(column, column + 1))
-        return f"({column}, {row})  {here}    {side}x{side}:  {self._values(*box)}"
-
-    def _values(self, rows: slice, columns: slice) -> str:
-        answer, at = self.answer, (rows, columns)
-        disparity_px = _median(answer.disparity_px[at])
-        parts = [f"{disparity_px:.2f} px" if np.isfinite(disparity_px) else "no disparity"]
-        if answer.std_px is not None:
-            parts[0] += f" ± {_median(answer.std_px[at]):.2f}"
-        if self.depth_m is not None and self.calibration is not None:
-            depth_m = _median(self.depth_m[at])
-            text = f"{depth_m:.3f} m" if np.isfinite(depth_m) else "no depth"
-            if answer.std_px is not None and np.isfinite(depth_m):
-                std_m = depth_std_from_disparity(disparity_px, _median(answer.std_px[at]), self.calibration)
-                text += f" ± {std_m:.3f}"
-            parts.append(text)
-        if answer.confidence is not None:
-            parts.append(f"P {100 * _median(answer.confidence[at]):.0f} %")
-        return "  ".join(parts)
+"""The median of a box of 9x9 pixels of the map around the mouse is shown too."""
+_MAX_POINT_DEPTH_M = 10.0
+"""Points further away are left out in 3-D: their depth is inaccurate, and they make the rest small."""
 
 
 @dataclass(kw_only=True)
 class ViewState:
-    """What the keys and the mouse have set.
+    """The settings that keys and mouse change.
 
     Attributes:
         cursor: column and row of the map under the mouse; None while it is elsewhere.
-        low, high: the ends of the depth (or disparity) colours; None before the first picture.
+        low, high: the ends of the depth (or disparity) range; None before the first image.
     """
 
     lines: bool = False
-    follow: bool = False
-    hide_doubtful: bool = False
-    hold: bool = False
+    adapt_range: bool = False
+    hide_uncertain: bool = False
+    paused: bool = False
     show_help: bool = False
     cursor: tuple[int, int] | None = None
     low: float | None = None
     high: float | None = None
 
     def press(self, key: int) -> None:
-        """What a key that concerns the view alone does."""
+        """Apply a key that changes the view alone."""
         match chr(key):
             case "l":
                 self.lines = not self.lines
             case "a":
-                self.follow = not self.follow
+                self.adapt_range = not self.adapt_range
             case "c":
-                self.hide_doubtful = not self.hide_doubtful
+                self.hide_uncertain = not self.hide_uncertain
             case "h":
                 self.show_help = not self.show_help
             case " ":
-                self.hold = not self.hold
+                self.paused = not self.paused
             case "[" | "]" if self.high is not None and self.low is not None:
-                self.follow = False
+                self.adapt_range = False
                 factor = _RANGE_STEP if chr(key) == "]" else 1 / _RANGE_STEP
-                # Apart by more than the two digits that the ends are rounded to.
+                # Apart by more than the two digits to which the ends are rounded.
                 self.high = max(self.low + 0.1, 1.2 * self.low, self.high * factor)
             case _:
                 pass
 
-    def fit(self, values: Float[np.ndarray, "H W"], *, is_depth: bool) -> None:
-        """Sets the colours' ends to the first picture that has values, and goes after later ones where asked."""
-        if self.high is not None and not self.follow:
+    def fit_range(self, values: Float[np.ndarray, "H W"], *, is_depth: bool) -> None:
+        """Set the range to the first map that has values; approach later ones where it adapts."""
+        if self.high is not None and not self.adapt_range:
             return
-        few = values[::4, ::4]
-        few = few[np.isfinite(few)]
-        if few.size == 0:
+        samples = values[::4, ::4]
+        samples = samples[np.isfinite(samples)]
+        if samples.size == 0:
             return
-        low, high = (float(end) for end in np.percentile(few, (2, 95) if is_depth else (0, 99)))
+        low, high = (float(end) for end in np.percentile(samples, (2, 95) if is_depth else (0, 99)))
         low, high = (0.9 * low, 1.1 * high) if is_depth else (0.0, 1.1 * high)
         if self.high is not None and self.low is not None:
-            low = self.low + _FOLLOWING * (low - self.low)
-            high = self.high + _FOLLOWING * (high - self.high)
+            low = self.low + _SMOOTHING * (low - self.low)
+            high = self.high + _SMOOTHING * (high - self.high)
         self.low, self.high = low, max(high, low + 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What stands below the maps.
+    """The text below the images.
 
     Attributes:
-        running: the matcher and its step.
-        figures: rates, latency, skew.
-        complaints: what is wrong just now, one line each.
+        matcher: description of the matcher, with its training step.
+        statistics: rates, latency, skew.
+        warnings: what is wrong at the moment, one line each.
         recording: a recording is being made.
     """
 
-    running: str = ""
-    figures: str = ""
-    complaints: list[str] = field(default_factory=list[str])
+    matcher: str = ""
+    statistics: str = ""
+    warnings: list[str] = field(default_factory=list[str])
     recording: bool = False
 
 
-def panels(result: Result, state: ViewState, status: Status, min_confidence: float) -> dict[str, Canvas]:
-    """The picture of each window, BGR, by its title."""
-    source = result.frame.left_rgb.shape
-    width = max(_EYE_WIDTH_PX, result.left.shape[1])
-    height = round(width * source[0] / source[1])
-    is_depth = result.depth_m is not None
-    shown = result.answer.disparity_px if result.depth_m is None else result.depth_m
-    state.fit(shown, is_depth=is_depth)
+def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_confidence: float) -> dict[str, Canvas]:
+    """Return the image of each window, BGR, by its title."""
+    raw_height, raw_width = matched.frame.left_rgb.shape[:2]
+    width = max(_MIN_VIEW_WIDTH_PX, matched.left.shape[1])
+    height = round(width * raw_height / raw_width)
+    is_depth = matched.depth_m is not None
+    values = matched.match.disparity_px if matched.depth_m is None else matched.depth_m
+    state.fit_range(values, is_depth=is_depth)
     low, high = (state.low or 0.0, state.high) if state.high is not None else (0.0, 1.0)
-    scale = ColourScale(
-        low=_two_digits(low), high=_two_digits(high), unit="m" if is_depth else "px", downwards=is_depth
-    )
-    hidden = result.doubtful(min_confidence) if state.hide_doubtful else None
+    scale = ColourScale(low=_two_digits(low), high=_two_digits(high), unit="m" if is_depth else "px", reverse=is_depth)
+    hidden = matched.low_confidence(min_confidence) if state.hide_uncertain else None
+    scales = {DEPTH_WINDOW if is_depth else DISPARITY_WINDOW: scale}
     bodies = {
-        PAIR_WINDOW: draw.eyes_picture(result.left, result.right, height, width, lines=state.lines),
-        DEPTH_WINDOW if is_depth else DISPARITY_WINDOW: draw.coloured(shown, scale, height, width, hidden),
+        PAIR_WINDOW: draw.draw_pair(matched.left, matched.right, height, width, lines=state.lines),
+        **{name: draw.apply_colours(values, scale, height, width, hidden) for name in scales},
     }
-    scales = {DEPTH_WINDOW: scale, DISPARITY_WINDOW: scale}
-    if result.answer.confidence is not None:
-        scales[CONFIDENCE_WINDOW] = ColourScale(low=0, high=100, unit="%", colours=cv2.COLORMAP_VIRIDIS)
-        percent = result.answer.confidence * np.float32(100)
-        bodies[CONFIDENCE_WINDOW] = draw.coloured(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
-    read_out = ""
+    if matched.match.confidence is not None:
+        scales[CONFIDENCE_WINDOW] = ColourScale(low=0, high=100, unit="%", colour_map=cv2.COLORMAP_VIRIDIS)
+        percent = matched.match.confidence * np.float32(100)
+        bodies[CONFIDENCE_WINDOW] = draw.apply_colours(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
+    values_text = ""
     if state.cursor is not None:
-        column, row = state.cursor
-        down, across = height / result.left.shape[0], width / result.left.shape[1]
-        for name, body in bodies.items():
-            for eye in range(2 if name == PAIR_WINDOW else 1):
-                at = round((column + 0.5) * across) + eye * width, round((row + 0.5) * down)
-                draw.mark(body, *at, round(_BOX_HALF_PX * across))
-        read_out = result.read_out(column, row)
+        _draw_cursors(bodies, state.cursor, height / matched.left.shape[0], width / matched.left.shape[1])
+        values_text = describe_pixel(matched, *state.cursor)
     if state.show_help:
-        bodies[PAIR_WINDOW] = draw.help_picture(KEYS, height, 2 * width)
+        bodies[PAIR_WINDOW] = draw.draw_help(KEYS, height, 2 * width)
     return {
-        name: draw.panel(body, _title(name, state), scales.get(name), _rows(name, status, read_out))
+        name: draw.compose_window(body, _title(name, state), scales.get(name), _rows(name, status, values_text))
         for name, body in bodies.items()
     }
 
 
+def _draw_cursors(bodies: dict[str, Canvas], cursor: tuple[int, int], scale_y: float, scale_x: float) -> None:
+    """Mark the pixel under the mouse in each window, and in both views of the pair."""
+    column, row = round((cursor[0] + 0.5) * scale_x), round((cursor[1] + 0.5) * scale_y)
+    for name, body in bodies.items():
+        draw.draw_cursor(body, column, row, round(_BOX_HALF_PX * scale_x))
+        if name == PAIR_WINDOW:
+            draw.draw_cursor(body, column + body.shape[1] // 2, row, round(_BOX_HALF_PX * scale_x))
+
+
+def describe_pixel(matched: MatchedFrame, column: int, row: int) -> str:
+    """Return disparity, depth and confidence at a pixel of the map, and their medians in the box around it."""
+    box = (
+        slice(max(0, row - _BOX_HALF_PX), row + _BOX_HALF_PX + 1),
+        slice(max(0, column - _BOX_HALF_PX), column + _BOX_HALF_PX + 1),
+    )
+    side = 2 * _BOX_HALF_PX + 1
+    pixel = _describe_medians(matched, slice(row, row + 1), slice(column, column + 1))
+    return f"({column}, {row})  {pixel}    {side}x{side}:  {_describe_medians(matched, *box)}"
+
+
+def _describe_medians(matched: MatchedFrame, rows: slice, columns: slice) -> str:
+    match, at = matched.match, (rows, columns)
+    disparity_px = _median(match.disparity_px[at])
+    parts = [f"{disparity_px:.2f} px" if np.isfinite(disparity_px) else "no disparity"]
+    if match.sigma_px is not None:
+        parts[0] += f" ± {_median(match.sigma_px[at]):.2f}"
+    if matched.depth_m is not None and matched.calibration is not None:
+        depth_m = _median(matched.depth_m[at])
+        text = f"{depth_m:.3f} m" if np.isfinite(depth_m) else "no depth"
+        if match.sigma_px is not None and np.isfinite(depth_m):
+            sigma_m = depth_std_from_disparity(disparity_px, _median(match.sigma_px[at]), matched.calibration)
+            text += f" ± {sigma_m:.3f}"
+        parts.append(text)
+    if match.confidence is not None:
+        parts.append(f"P {100 * _median(match.confidence[at]):.0f} %")
+    return "  ".join(parts)
+
+
 def _title(name: str, state: ViewState) -> str:
     if name == PAIR_WINDOW:
-        return "left and right eye, rectified" + ("  ·  held" if state.hold else "") + "  ·  h: help"
+        return "left and right view, rectified" + ("  ·  paused" if state.paused else "") + "  ·  h: help"
     if name == CONFIDENCE_WINDOW:
-        return "P(|error| < 1 px)"
-    what = "depth" if name == DEPTH_WINDOW else "disparity; no calibration, so no depth"
-    return what + ("  ·  colours follow" if state.follow else "") + ("  ·  doubt hidden" if state.hide_doubtful else "")
+        return "confidence, P(|error| < 1 px)"
+    quantity = "depth" if name == DEPTH_WINDOW else "disparity (no calibration, so no depth)"
+    return (
+        quantity
+        + ("  ·  adaptive range" if state.adapt_range else "")
+        + ("  ·  low confidence hidden" if state.hide_uncertain else "")
+    )
 
 
-def _rows(name: str, status: Status, read_out: str) -> list[tuple[str, Bgr]]:
+def _rows(name: str, status: Status, values_text: str) -> list[tuple[str, Bgr]]:
     if name == PAIR_WINDOW:
         recording = "● recording  ·  " if status.recording else ""
-        complaint = "  ·  ".join(status.complaints)
+        warning = "  ·  ".join(status.warnings)
         return [
-            (recording + status.figures, draw.TEXT),
-            (complaint or read_out, draw.WARNING if complaint else draw.TEXT),
+            (recording + status.statistics, draw.TEXT),
+            (warning or values_text, draw.WARNING if warning else draw.TEXT),
         ]
     if name == CONFIDENCE_WINDOW:
-        return [(status.running, draw.QUIET), ("", draw.QUIET)]
-    here, _, box = read_out.partition("    ")
-    return [(here or status.running, draw.TEXT if here else draw.QUIET), (box, draw.TEXT)]
+        return [(status.matcher, draw.QUIET), ("", draw.QUIET)]
+    pixel, _, box = values_text.partition("    ")
+    return [(pixel or status.matcher, draw.TEXT if pixel else draw.QUIET), (box, draw.TEXT)]
 
 
 class Windows:
     """The windows on the screen; to be used in a `with`.
 
     Attributes:
-        state: what keys and mouse have set.
-        closed: the user wants to end.
+        state: set by keys and mouse.
+        closed: the user wants to quit.
 
     Raises:
         UserError: there is no display.
@@ -252,27 +237,27 @@ class Windows:
     def __exit__(self, *_: object) -> None:
         cv2.destroyAllWindows()
 
-    def show(self, pictures: dict[str, Canvas], map_size: tuple[int, int]) -> str:
-        """Shows each picture in the window of its title; returns the keys that were pressed and are not the view's.
+    def show(self, images: dict[str, Canvas], map_size: tuple[int, int]) -> str:
+        """Show each image in the window of its title; return the pressed keys that are not the view's own.
 
         Args:
-            pictures: BGR, by title.
+            images: BGR, by title.
             map_size: height and width of the maps in them, px.
         """
-        pair = pictures[PAIR_WINDOW]
+        pair = images[PAIR_WINDOW]
         self._map_size = map_size
         self._body_size = (pair.shape[0] - 3 * draw.ROW_PX, pair.shape[1] // 2)
-        for name in [name for name in self._open if name not in pictures]:
+        for name in [name for name in self._open if name not in images]:
             cv2.destroyWindow(name)
             del self._open[name]
-        for name, picture in pictures.items():
+        for name, image in images.items():
             if name not in self._open:
-                self._create(name, picture)
-            cv2.imshow(name, picture)
-        return self.keys()
+                self._create(name, image)
+            cv2.imshow(name, image)
+        return self.poll_keys()
 
-    def keys(self) -> str:
-        """Keys that were pressed and are not the view's; notices closed windows."""
+    def poll_keys(self) -> str:
+        """Apply the view's own keys and notice closed windows; return the other keys that were pressed."""
         others = ""
         while (key := cv2.pollKey()) != -1:
             key &= 0xFF
@@ -286,19 +271,19 @@ class Windows:
             self.closed = True
         return others
 
-    def _create(self, name: str, picture: Canvas) -> None:
+    def _create(self, name: str, image: Canvas) -> None:
         cv2.namedWindow(name, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
         below = self._body_size[0] + 3 * draw.ROW_PX + 60
-        places = {PAIR_WINDOW: (20, 20), CONFIDENCE_WINDOW: (20 + self._body_size[1] + draw.BAR_PX + 20, below)}
-        cv2.moveWindow(name, *places.get(name, (20, below)))
-        cv2.setMouseCallback(name, self._mouse, name)
-        self._open[name] = picture.shape[:2]
+        positions = {PAIR_WINDOW: (20, 20), CONFIDENCE_WINDOW: (20 + self._body_size[1] + draw.BAR_PX + 20, below)}
+        cv2.moveWindow(name, *positions.get(name, (20, below)))
+        cv2.setMouseCallback(name, self._track_mouse, name)
+        self._open[name] = image.shape[:2]
 
-    def _mouse(self, event: int, column: int, row: int, _flags: int, name: Any) -> None:
+    def _track_mouse(self, event: int, column: int, row: int, _flags: int, name: Any) -> None:
         del event
         (body_height, body_width), (map_height, map_width) = self._body_size, self._map_size
         row -= draw.ROW_PX
-        # The right eye stands beside the left one; beside a map stands its colour bar.
+        # Right of the left view is the right one; right of a map is its colour bar.
         if not (0 <= row < body_height and 0 <= column < (2 if name == PAIR_WINDOW else 1) * body_width):
             self.state.cursor = None
             return
@@ -306,8 +291,8 @@ class Windows:
         self.state.cursor = (column * map_width // body_width, row * map_height // body_height)
 
 
-class OneWindow:
-    """A window for one RGB picture after the other; to be used in a `with`.
+class ImageWindow:
+    """A window that shows one RGB image after the other; to be used in a `with`.
 
     Raises:
         UserError: there is no display.
@@ -318,31 +303,80 @@ class OneWindow:
         self._title = title
         cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
 
-    def __enter__(self) -> "OneWindow":
+    def __enter__(self) -> "ImageWindow":
         return self
 
     def __exit__(self, *_: object) -> None:
         cv2.destroyAllWindows()
 
-    def __call__(self, picture: UInt8[np.ndarray, "H W 3"]) -> bool:
-        """Shows it; False once the user has pressed q or Esc, or closed the window."""
-        cv2.imshow(self._title, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> bool:
+        """Show an image; return False once the user has pressed q or Esc, or closed the window."""
+        cv2.imshow(self._title, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         key = cv2.pollKey() & 0xFF
         return key not in (_ESCAPE, ord("q")) and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
 
 def check_display() -> None:
-    """Lets pass where a window can be opened.
+    """Check that a window can be opened.
 
     Raises:
-        UserError: it cannot. Qt ends the whole program in that case, so a program of its own tries it.
+        UserError: it cannot. Qt ends the whole process in that case, so a process of its own tries it.
     """
     code = "import cv2; cv2.namedWindow('display?'); cv2.destroyAllWindows()"
     tried = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     if tried.returncode != 0:
         display = os.environ.get("DISPLAY")
         found = f"DISPLAY is {display}, but no window opens there" if display else "no display was found"
-        raise UserError(f"{found}; --headless works without one")
+        raise UserError(f"{found}; use --headless to run without one")
+
+
+class RerunView:
+    """Shows each result in rerun's viewer; without a display in `live.rrd`, in the folder for snapshots.
+
+    Args:
+        options: where to save, and the lowest confidence of a point.
+
+    Raises:
+        UserError: rerun is not installed.
+    """
+
+    def __init__(self, options: ShowOptions) -> None:
+        try:
+            self._rerun: Any = importlib.import_module("rerun")
+        except ModuleNotFoundError as error:
+            raise UserError("--rerun: rerun is not installed; install it by `uv sync --extra rerun`") from error
+        self._min_confidence = options.min_confidence
+        self._rerun.init("foundation-stereo-live-view", spawn=not options.headless)
+        if options.headless:
+            options.save_dir.mkdir(parents=True, exist_ok=True)
+            self._rerun.save(str(options.save_dir / "live.rrd"))
+        self._rerun.log("/", self._rerun.ViewCoordinates.RIGHT_HAND_Y_DOWN, static=True)
+
+    def __call__(self, matched: MatchedFrame) -> None:
+        """Show one pair with its disparity, or its depth, confidence and points."""
+        rerun = self._rerun
+        rerun.set_time("captured", duration=matched.frame.captured_at_s)
+        rerun.log("pair/left", rerun.Image(matched.left))
+        rerun.log("pair/right", rerun.Image(matched.right))
+        if matched.match.confidence is not None:
+            rerun.log("confidence", rerun.DepthImage(matched.match.confidence, meter=1.0, colormap="viridis"))
+        if matched.depth_m is None or matched.calibration is None:
+            rerun.log("disparity", rerun.DepthImage(matched.match.disparity_px, meter=1.0))
+            return
+        height, width = matched.depth_m.shape
+        rig = matched.calibration
+        rerun.log(
+            "camera",
+            rerun.Pinhole(
+                focal_length=(rig.focal_px, rig.focal_y_px),
+                principal_point=(rig.cx_left_px, rig.cy_px),
+                resolution=(width, height),
+            ),
+        )
+        rerun.log("camera/depth", rerun.DepthImage(np.nan_to_num(matched.depth_m), meter=1.0))
+        keep = (matched.depth_m < _MAX_POINT_DEPTH_M) & ~matched.low_confidence(self._min_confidence)
+        points_m, colours = point_cloud(matched.depth_m, matched.left, keep, rig)
+        rerun.log("points", rerun.Points3D(points_m, colors=colours))
 
 
 def _median(values: Float[np.ndarray, "h w"]) -> float:
@@ -351,5 +385,5 @@ def _median(values: Float[np.ndarray, "h w"]) -> float:
 
 
 def _two_digits(value: float) -> float:
-    """Rounded so that colours that follow the scene do not draw a new bar for every picture."""
+    """Return the value rounded, so that an adapting range does not draw a new colour bar for every image."""
     return float(f"{value:.2g}")

@@ -9,33 +9,31 @@ import pytest
 from conftest import shifted_pair
 
 from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.stereo.match import StereoMatch
 from live_camera import matcher as matcher_module
-from live_camera.matcher import Answer, BlockMatcher, WatchedMatcher
+from live_camera.matcher import Matcher, WatchedMatcher, sgbm_matcher
 
 LEFT, RIGHT = shifted_pair(48, 64, 5)
 
 
-class Numbered:
-    """A network that answers with the number in its file."""
+def read_network(path: Path, *, height: int = 48, width: int = 64) -> Matcher:
+    """Return a network that predicts the number in its file everywhere."""
+    text = path.read_text()
+    if not text.endswith("complete"):
+        raise CheckpointError(f"{path}: is not a complete checkpoint")
+    number = text.split()[0]
 
-    def __init__(self, path: Path, *, height: int = 48, width: int = 64) -> None:
-        text = path.read_text()
-        if not text.endswith("whole"):
-            raise CheckpointError(f"{path}: is not a whole checkpoint")
-        self.number = float(text.split()[0])
-        self.name = f"step {text.split()[0]}"
-        self.height, self.width = height, width
-        self.thread = threading.current_thread().name
+    def match(left: np.ndarray, right: np.ndarray) -> StereoMatch:
+        disparity_px = np.full(left.shape[:2], float(number), np.float32)
+        return StereoMatch(disparity_px=disparity_px, valid=np.isfinite(disparity_px))
 
-    def __call__(self, left: np.ndarray, right: np.ndarray) -> Answer:
-        assert left.shape == right.shape
-        return Answer(disparity_px=np.full(left.shape[:2], self.number, np.float32))
+    return Matcher(match=match, description=f"step {number}", height=height, width=width)
 
 
 @pytest.fixture
 def file(monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(matcher_module, "_LOOK_EVERY_S", 0.005)
-    replace("1 whole")
+    monkeypatch.setattr(matcher_module, "_CHECK_EVERY_S", 0.005)
+    replace("1 complete")
     return Path("last.pt")
 
 
@@ -44,133 +42,130 @@ def replace(text: str) -> None:
     Path("new").replace("last.pt")
 
 
-def later(load: Callable[[Path], Numbered]) -> Callable[[Path], Numbered]:
-    """Loads as `load` does, but for the first file."""
-    loads: Iterator[Callable[[Path], Numbered]] = iter([Numbered])
+def later(load: Callable[[Path], Matcher]) -> Callable[[Path], Matcher]:
+    """Return a loader that reads the first file as usual and calls `load` for all others."""
+    loads: Iterator[Callable[[Path], Matcher]] = iter([read_network])
 
-    def load_next(path: Path) -> Numbered:
+    def load_next(path: Path) -> Matcher:
         return next(loads, load)(path)
 
     return load_next
 
 
-def answers(watched: WatchedMatcher, number: float) -> None:
-    """Lets pass once the network with this number answers."""
+def wait_for_network(watched: WatchedMatcher, number: float) -> None:
+    """Wait until the network with this number is used."""
     until_s = time.monotonic() + 5
-    while watched(LEFT, RIGHT).disparity_px[0, 0] != number:
+    while watched.match(LEFT, RIGHT).disparity_px[0, 0] != number:
         assert time.monotonic() < until_s
         time.sleep(0.002)
 
 
-def complains(watched: WatchedMatcher, words: str) -> None:
+def wait_for_problem(watched: WatchedMatcher, words: str) -> None:
     until_s = time.monotonic() + 5
     while watched.problem is None or words not in watched.problem:
         assert time.monotonic() < until_s
         time.sleep(0.002)
 
 
-def test_a_new_file_is_taken_over_between_two_pairs(file: Path) -> None:
-    with WatchedMatcher(file, Numbered) as watched:
-        assert watched.name == "step 1"
+def test_replaced_file_is_loaded_between_two_pairs(file: Path) -> None:
+    with WatchedMatcher(file, read_network) as watched:
+        assert watched.description == "step 1"
         for number in range(2, 12):
-            replace(f"{number} whole")
-            answers(watched, number)
-        assert watched.name == "step 11"
+            replace(f"{number} complete")
+            wait_for_network(watched, number)
+        assert watched.description == "step 11"
         assert watched.replaced == 10
         assert watched.problem is None
 
 
-def test_a_file_that_is_replaced_while_the_first_one_is_read_is_taken_over(file: Path) -> None:
-    def read_slowly(path: Path) -> Numbered:
-        found = Numbered(path)
-        if found.number == 1:
-            replace("2 whole")
-        return found
+def test_file_replaced_during_the_first_load_is_loaded_again(file: Path) -> None:
+    def read_slowly(path: Path) -> Matcher:
+        network = read_network(path)
+        if network.description == "step 1":
+            replace("2 complete")
+        return network
 
     with WatchedMatcher(file, read_slowly) as watched:
-        answers(watched, 2)
+        wait_for_network(watched, 2)
 
 
-def test_loading_does_not_stop_the_view(file: Path) -> None:
+def test_matching_continues_while_a_file_is_loaded(file: Path) -> None:
     may_load = threading.Event()
 
-    def slow(path: Path) -> Numbered:
+    def slow(path: Path) -> Matcher:
         may_load.wait()
-        return Numbered(path)
+        return read_network(path)
 
     with WatchedMatcher(file, later(slow)) as watched:
-        replace("2 whole")
+        replace("2 complete")
         time.sleep(0.05)
-        assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
+        assert watched.match(LEFT, RIGHT).disparity_px[0, 0] == 1
         may_load.set()
-        answers(watched, 2)
+        wait_for_network(watched, 2)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [("2 ha", "last.pt not taken over: last.pt: is not a whole checkpoint"), ("nan whole", "answers with NaN")],
+    ("content", "problem"),
+    [("2 comp", "last.pt is not used: last.pt: is not a complete checkpoint"), ("nan complete", "predicts NaN")],
 )
-def test_a_broken_file_is_left_alone_and_the_next_good_one_is_taken(file: Path, content: str, said: str) -> None:
-    with WatchedMatcher(file, Numbered) as watched:
+def test_unusable_file_is_reported_and_the_next_valid_one_loaded(file: Path, content: str, problem: str) -> None:
+    with WatchedMatcher(file, read_network) as watched:
         replace(content)
-        complains(watched, said)
-        assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
-        replace("3 whole")
-        answers(watched, 3)
+        wait_for_problem(watched, problem)
+        assert watched.match(LEFT, RIGHT).disparity_px[0, 0] == 1
+        replace("3 complete")
+        wait_for_network(watched, 3)
         assert watched.problem is None
 
 
-def test_a_file_that_is_written_slowly_in_place_is_taken_when_it_is_whole(file: Path) -> None:
-    with WatchedMatcher(file, Numbered) as watched:
+def test_file_written_slowly_in_place_is_loaded_once_complete(file: Path) -> None:
+    with WatchedMatcher(file, read_network) as watched:
         with file.open("w") as growing:
-            for part in ("2 ", "wh", "ole"):
+            for part in ("2 ", "comp", "lete"):
                 growing.write(part)
                 growing.flush()
                 time.sleep(0.02)
-        answers(watched, 2)
+        wait_for_network(watched, 2)
 
 
-def test_a_file_that_is_gone_or_of_another_size_is_said(file: Path) -> None:
-    with WatchedMatcher(file, later(lambda path: Numbered(path, width=128))) as watched:
+def test_missing_file_and_another_input_size_are_reported(file: Path) -> None:
+    with WatchedMatcher(file, later(lambda path: read_network(path, width=128))) as watched:
         file.unlink()
-        complains(watched, "last.pt is gone")
-        replace("2 whole")
-        complains(watched, "works at 128x48, but the view at 64x48")
-        assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
+        wait_for_problem(watched, "last.pt does not exist any more")
+        replace("2 complete")
+        wait_for_problem(watched, "it runs at 128x48, but the view at 64x48")
+        assert watched.match(LEFT, RIGHT).disparity_px[0, 0] == 1
 
 
-def test_a_folder_that_cannot_be_looked_at_for_a_while_is_said_and_the_view_goes_on(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with WatchedMatcher(file, Numbered) as watched:
-        signature = matcher_module._signature
+def test_unreadable_folder_is_reported_until_it_is_back(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with WatchedMatcher(file, read_network) as watched:
+        signature = matcher_module._file_signature
 
         def stale(path: Path) -> None:
             raise OSError(116, "Stale file handle", str(path))
 
-        monkeypatch.setattr(matcher_module, "_signature", stale)
-        complains(watched, "last.pt cannot be looked at (Stale file handle)")
-        assert watched(LEFT, RIGHT).disparity_px[0, 0] == 1
-        replace("2 whole")
-        monkeypatch.setattr(matcher_module, "_signature", signature)
-        answers(watched, 2)
+        monkeypatch.setattr(matcher_module, "_file_signature", stale)
+        wait_for_problem(watched, "last.pt cannot be checked (Stale file handle)")
+        assert watched.match(LEFT, RIGHT).disparity_px[0, 0] == 1
+        replace("2 complete")
+        monkeypatch.setattr(matcher_module, "_file_signature", signature)
+        wait_for_network(watched, 2)
         assert watched.problem is None
 
 
-def test_a_mistake_of_ours_in_the_thread_is_not_swallowed(file: Path) -> None:
-    def broken(path: Path) -> Numbered:
+def test_unexpected_exception_of_the_loader_is_raised_by_match(file: Path) -> None:
+    def broken(path: Path) -> Matcher:
         raise ZeroDivisionError
 
     with WatchedMatcher(file, later(broken)) as watched:
         os.utime(file)
         with pytest.raises(ZeroDivisionError):
-            answers(watched, 2)
+            wait_for_network(watched, 2)
 
 
-def test_the_classical_matcher_says_where_it_is_in_doubt() -> None:
+def test_sgbm_matcher_marks_filled_pixels_as_not_valid() -> None:
     left, right = shifted_pair(96, 160, 7)
-    answer = BlockMatcher(height=96, width=160)(left, right)
-    assert answer.doubtful is not None
-    assert np.median(answer.disparity_px) == pytest.approx(7, abs=0.1)
-    assert answer.doubtful.mean() < 0.5
-    assert np.isfinite(answer.disparity_px).all()
+    match = sgbm_matcher(height=96, width=160).match(left, right)
+    assert np.median(match.disparity_px) == pytest.approx(7, abs=0.1)
+    assert 0.5 < match.valid.mean() < 1
+    assert np.isfinite(match.disparity_px).all()

@@ -44,11 +44,11 @@ def wait_until(condition: object, *, timeout_s: float = 5.0) -> None:
         time.sleep(0.005)
 
 
-def write_video(path: str, pictures: list[np.ndarray]) -> None:
-    height, width = pictures[0].shape[:2]
+def write_video(path: str, images: list[np.ndarray]) -> None:
+    height, width = images[0].shape[:2]
     writer = cv2.VideoWriter(path, cv2.VideoWriter.fourcc(*"FFV1"), 50.0, (width, height))
-    for picture in pictures:
-        writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    for image in images:
+        writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     writer.release()
 
 
@@ -56,18 +56,18 @@ def numbered(number: int) -> np.ndarray:
     return np.full((48, 64, 3), 10 * number, np.uint8)
 
 
-def test_the_newest_pair_is_shown_and_the_eyes_are_told_apart(two_cameras: dict[int, FakeCamera]) -> None:
+def test_next_returns_the_newest_pair_left_and_right(two_cameras: dict[int, FakeCamera]) -> None:
     with live() as rig:
         frame = first(rig)
         assert np.abs(frame.left_rgb.astype(int) - LEFT).max() <= 3
         assert np.abs(frame.right_rgb.astype(int) - RIGHT).max() <= 3
         time.sleep(0.3)
         newest = first(rig)
-        assert newest.captured_at_s - frame.captured_at_s > 0.1  # thirty pairs came meanwhile; here is the last one
+        assert newest.captured_at_s - frame.captured_at_s > 0.1  # some thirty pairs arrived in the meantime
         assert rig.live
 
 
-def test_swapped_and_turned_eyes(two_cameras: dict[int, FakeCamera]) -> None:
+def test_swap_and_upside_down_are_applied(two_cameras: dict[int, FakeCamera]) -> None:
     two_cameras[0].frozen = two_cameras[2].frozen = True
     with live(swap=True, upside_down="left") as rig:
         frame = first(rig)
@@ -75,7 +75,7 @@ def test_swapped_and_turned_eyes(two_cameras: dict[int, FakeCamera]) -> None:
     assert np.array_equal(frame.right_rgb, LEFT[::-1, ::-1])
 
 
-def test_skew_is_measured_and_too_much_of_it_is_dropped_and_counted(
+def test_pairs_with_too_much_skew_are_dropped_and_counted(
     two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_cameras[2].late_s = 0.004
@@ -86,32 +86,32 @@ def test_skew_is_measured_and_too_much_of_it_is_dropped_and_counted(
         assert rig.next(timeout_s=0.2) is None
         assert rig.skew_dropped > 5
         assert abs(rig.skew_ms) > 1
-        assert rig.complaint is None, "it may be a moment's"
-        monkeypatch.setattr(rig_module, "_APART_FOR_S", 0.1)
-        assert rig.complaint is not None
+        assert rig.warning is None, "only after some time"
+        monkeypatch.setattr(rig_module, "_SKEW_PATIENCE_S", 0.1)
+        assert rig.warning is not None
         assert re.fullmatch(
-            r"every pair is dropped: the eyes are \d ms apart, and --max-skew-ms allows 1", rig.complaint
+            r"every pair is dropped: left and right are \d ms apart, but --max-skew-ms is 1", rig.warning
         )
 
 
-def test_an_eye_that_fell_behind_catches_up(two_cameras: dict[int, FakeCamera]) -> None:
-    two_cameras[2].late_s = 0.05  # five pictures behind: its frame n belongs to the other's n + 5
+def test_late_camera_is_grabbed_again_until_in_step(two_cameras: dict[int, FakeCamera]) -> None:
+    two_cameras[2].late_s = 0.05  # five frames late: its frame n belongs to the other's n + 5
     with live() as rig:
         for _ in range(3):
             assert abs(first(rig).skew_ms) < 7
 
 
-def test_an_unplugged_camera_is_waited_for(two_cameras: dict[int, FakeCamera]) -> None:
+def test_disconnected_camera_is_reopened(two_cameras: dict[int, FakeCamera]) -> None:
     with live() as rig:
         first(rig)
         for loss in range(1, 4):
-            two_cameras[2].plugged = False
+            two_cameras[2].connected = False
             wait_until(lambda: rig.waiting_for is not None)
             assert rig.waiting_for == "--right 2"
             rig.next(timeout_s=0.01)
             assert rig.next(timeout_s=0.05) is None
             assert not rig.ended
-            two_cameras[2].plugged = True
+            two_cameras[2].connected = True
             wait_until(lambda: rig.waiting_for is None)
             assert time.monotonic() - first(rig).captured_at_s < 0.5
             assert rig.losses == loss
@@ -119,108 +119,112 @@ def test_an_unplugged_camera_is_waited_for(two_cameras: dict[int, FakeCamera]) -
         assert two_cameras[2].opened > 3
 
 
-def test_a_camera_that_never_gives_a_picture_is_told_apart_from_one_that_is_gone(
-    two_cameras: dict[int, FakeCamera], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_camera_without_a_first_frame_is_logged_once(
+    two_cameras: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    two_cameras[2].mute = True
+    two_cameras[2].silent = True
     with live() as rig:
         assert rig.next(timeout_s=0.1) is None
-        assert rig.complaint is not None
-        assert rig.complaint.startswith("--right 2 gives no picture; waiting. Two cameras may be too much for one USB")
+        assert rig.warning is not None
+        assert rig.warning.startswith(
+            "--right 2 gives no frame; waiting. Two cameras may exceed the bandwidth of one USB"
+        )
         frames = iter(rig)
         original = rig.next
 
         def next_pair(timeout_s: float) -> StereoFrame | None:
             frame = original(0.05)
-            two_cameras[2].mute = False
+            two_cameras[2].silent = False
             return frame
 
         monkeypatch.setattr(rig, "next", next_pair)
         assert next(frames).right_rgb.shape == RIGHT.shape
-        assert rig.complaint is None
-    assert capsys.readouterr().out.count("--right 2 gives no picture") == 1
+        assert rig.warning is None
+    assert [line.startswith("--right 2 gives no frame") for line in caplog.messages] == [True]
 
 
-def test_a_camera_that_comes_back_without_a_picture_is_lost_once(
+def test_camera_that_reopens_without_frames_counts_as_one_loss(
     two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("live_camera.rig._REOPEN_EVERY_S", 0.01)
     with live() as rig:
         first(rig)
-        before, two_cameras[2].mute = two_cameras[2].opened, True
+        before, two_cameras[2].silent = two_cameras[2].opened, True
         wait_until(lambda: two_cameras[2].opened > before + 3)
         assert (rig.losses, rig.waiting_for) == (1, "--right 2")
-        two_cameras[2].mute = False
+        two_cameras[2].silent = False
         wait_until(lambda: rig.waiting_for is None)
 
 
-def test_a_driver_that_holds_the_thread_is_told_before_it_gives_up(
+def test_stalled_driver_is_a_warning_before_it_times_out(
     two_cameras: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("live_camera.rig._STALLED_S", 0.1)
     with live() as rig:
         first(rig)
-        assert rig.complaint is None
-        two_cameras[2].fps = 1.0  # the next picture takes a second
-        wait_until(lambda: rig.complaint == "no pair comes any more; waiting")
+        assert rig.warning is None
+        two_cameras[2].fps = 2.0  # the next frame takes half a second
+        wait_until(lambda: rig.warning == "no frames from the cameras; waiting")
 
 
-def test_what_is_said_of_skew_does_not_change_with_each_pair(two_cameras: dict[int, FakeCamera]) -> None:
+def test_skew_warning_does_not_change_with_each_pair(two_cameras: dict[int, FakeCamera]) -> None:
     two_cameras[2].late_s = 0.004
     rig = live(max_skew_ms=2.0)
     with rig:
-        wait_until(lambda: rig._apart_since_s is not None)
-        rig._apart_since_s = time.monotonic() - 10
-        said = {rig.complaint for _ in range(20) if not time.sleep(0.01)}
-        assert len(said) == 1
-        assert "--max-skew-ms allows 2" in str(said)
+        wait_until(lambda: rig._skewed_since_s is not None)
+        rig._skewed_since_s = time.monotonic() - 10
+        warnings = {rig.warning for _ in range(20) if not time.sleep(0.01)}
+        assert len(warnings) == 1
+        assert "--max-skew-ms is 2" in str(warnings)
 
 
-def test_torn_pictures_are_left_out_and_counted(two_cameras: dict[int, FakeCamera]) -> None:
-    two_cameras[2].torn = 3
+def test_corrupt_frames_are_dropped_and_counted(two_cameras: dict[int, FakeCamera]) -> None:
+    two_cameras[2].corrupt = 3
     with live() as rig:
         first(rig)
-        assert rig.damaged == 3
+        assert rig.corrupt_frames == 3
         assert rig.losses == 0
-        two_cameras[2].torn = 10
+        two_cameras[2].corrupt = 10
         wait_until(lambda: rig.losses == 1)
         first(rig)
 
 
-def test_eyes_of_two_sizes_are_refused(two_cameras: dict[int, FakeCamera]) -> None:
-    two_cameras[2].picture = RIGHT[:40]
-    with live() as rig, pytest.raises(CameraError, match="the left eye gives 64x48, the right one 64x40"):
+def test_cameras_of_two_sizes_are_an_error(two_cameras: dict[int, FakeCamera]) -> None:
+    two_cameras[2].image = RIGHT[:40]
+    with live() as rig, pytest.raises(CameraError, match="the left camera gives 64x48, the right one 64x40"):
         rig.next(timeout_s=5)
 
 
-def test_a_size_that_changes_is_refused(two_cameras: dict[int, FakeCamera]) -> None:
+def test_changed_frame_size_is_an_error(two_cameras: dict[int, FakeCamera]) -> None:
     with live() as rig:
         first(rig)
-        two_cameras[0].picture = two_cameras[2].picture = LEFT[:40]
-        with pytest.raises(CameraError, match="gave 64x48 and now give 64x40"):
+        two_cameras[0].image = two_cameras[2].image = LEFT[:40]
+        with pytest.raises(CameraError, match="the frame size changed from 64x48 to 64x40"):
             list(rig)
 
 
-def test_both_eyes_get_what_the_left_one_chose(two_cameras: dict[int, FakeCamera]) -> None:
+def test_both_cameras_are_locked_to_the_settings_of_the_left_one(
+    two_cameras: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture
+) -> None:
     two_cameras[2].settings[cv2.CAP_PROP_EXPOSURE] = 20.0
     two_cameras[2].offers = {cv2.CAP_PROP_WB_TEMPERATURE: 2800.0}
-    said: list[str] = []
-    with open_rig(SourceOptions(left="0", right="2"), CameraOptions(), tell=said.append):
+    with open_rig(SourceOptions(left="0", right="2"), CameraOptions()):
         assert two_cameras[2].settings[cv2.CAP_PROP_EXPOSURE] == 156.0
-    assert said == ["--right 2: white balance 4600 was asked for, 2800 is set"]
+    assert caplog.messages == ["--right 2: white balance 4600 was requested, the camera uses 2800"]
 
 
-def test_colours_that_could_not_be_locked_are_told(two_cameras: dict[int, FakeCamera]) -> None:
-    two_cameras[2].mute = True
-    said: list[str] = []
-    with open_rig(SourceOptions(left="0", right="2"), CameraOptions(), tell=said.append):
-        assert said == [
-            "--right 2: gave no picture at first, so exposure and white balance of both eyes stay automatic; start "
-            "again to have them locked"
-        ]
+def test_settings_that_cannot_be_locked_are_logged(
+    two_cameras: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture
+) -> None:
+    two_cameras[2].silent = True
+    with open_rig(SourceOptions(left="0", right="2"), CameraOptions()):
+        assert caplog.messages[0] == (
+            "--right 2: gave no frame at first, so exposure and white balance of both cameras stay automatic; restart "
+            "to lock them"
+        )
 
 
-def test_one_device_with_both_eyes(machine: dict[int, FakeCamera]) -> None:
+def test_side_by_side_frame_is_split(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
     machine[1].frozen = True
     with open_rig(SourceOptions(side_by_side="1"), UNLOCKED) as rig:
@@ -229,31 +233,36 @@ def test_one_device_with_both_eyes(machine: dict[int, FakeCamera]) -> None:
     assert np.array_equal(frame.right_rgb, RIGHT)
     assert frame.skew_ms == 0
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT])[:, 1:])
-    with open_rig(SourceOptions(side_by_side="1"), UNLOCKED) as rig, pytest.raises(CameraError, match="is 127 px wide"):
+    with (
+        open_rig(SourceOptions(side_by_side="1"), UNLOCKED) as rig,
+        pytest.raises(CameraError, match="frame is 127 px wide"),
+    ):
         rig.next(timeout_s=5)
 
 
-def test_one_device_with_both_eyes_is_asked_for_both(machine: dict[int, FakeCamera]) -> None:
+def test_side_by_side_device_is_requested_at_twice_the_width(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
-    with open_rig(SourceOptions(side_by_side="1"), CameraOptions(width=640, height=480, exposure="auto")) as rig:
+    with open_rig(
+        SourceOptions(side_by_side="1"), CameraOptions(width=640, height=480, exposure="auto", white_balance="auto")
+    ) as rig:
         first(rig)
     assert machine[1].settings[cv2.CAP_PROP_FRAME_WIDTH] == 1280
     assert machine[1].settings[cv2.CAP_PROP_FRAME_HEIGHT] == 480
 
 
-def test_no_pair_of_two_videos_is_left_out_and_the_end_is_an_end(capsys: pytest.CaptureFixture[str]) -> None:
+def test_videos_give_every_pair_and_end_with_the_shorter_one(caplog: pytest.LogCaptureFixture) -> None:
     write_video("left.mkv", [numbered(number) for number in range(9)])
-    write_video("right.mkv", [numbered(number) for number in range(8)])  # one short: its last has no partner
+    write_video("right.mkv", [numbered(number) for number in range(8)])  # one frame less
     rig = open_rig(SourceOptions(left="left.mkv", right="right.mkv"), CameraOptions(), realtime=False)
     with rig:
         numbers = [(int(frame.left_rgb[0, 0, 0]), int(frame.right_rgb[0, 0, 0])) for frame in rig]
     assert numbers == [(10 * number, 10 * number) for number in range(8)]
     assert rig.ended
     assert not rig.live
-    assert capsys.readouterr().out == "--right right.mkv is at its end, and --left left.mkv would go on\n"
+    assert caplog.messages == ["--right right.mkv has ended; the remaining frames of --left left.mkv are not used"]
 
 
-def test_a_video_that_goes_away_does_not_play_again() -> None:
+def test_loop_over_a_deleted_video_is_an_error() -> None:
     write_video("both.mkv", [np.hstack([numbered(number)] * 2) for number in range(3)])
     rig = open_rig(SourceOptions(side_by_side="both.mkv", loop=True), CameraOptions(), realtime=False)
     with rig:
@@ -263,17 +272,17 @@ def test_a_video_that_goes_away_does_not_play_again() -> None:
             list(rig)
 
 
-def test_a_video_that_holds_no_picture_any_more_does_not_play_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loop_over_a_video_without_frames_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     write_video("both.mkv", [np.hstack([numbered(number)] * 2) for number in range(3)])
     rig = open_rig(SourceOptions(side_by_side="both.mkv", loop=True), CameraOptions(), realtime=False)
     with rig:
         first(rig)
-        monkeypatch.setattr(rig._eyes.cameras[0], "rewind", lambda: None)
-        with pytest.raises(CameraError, match="gives no picture any more when it is played again"):
+        monkeypatch.setattr(rig._cameras.cameras[0], "rewind", lambda: None)
+        with pytest.raises(CameraError, match="gives no frame when it is played again"):
             list(rig)
 
 
-def test_videos_play_at_their_own_rate_and_again_and_again() -> None:
+def test_looped_video_plays_at_its_own_rate() -> None:
     write_video("both.mkv", [np.hstack([numbered(number)] * 2) for number in range(3)])
     rig = open_rig(SourceOptions(side_by_side="both.mkv", loop=True), CameraOptions(), realtime=True)
     numbers: list[int] = []
@@ -287,7 +296,7 @@ def test_videos_play_at_their_own_rate_and_again_and_again() -> None:
     assert time.monotonic() - began_s >= 10 / 50 * 0.95
 
 
-def test_globs_of_pictures_pair_by_their_numbers() -> None:
+def test_image_globs_pair_by_number() -> None:
     for number in (3, 1, 2):
         write_rgb(Path(f"left{number}.png"), numbered(number))
         write_rgb(Path(f"right{number}.png"), numbered(10 + number))
@@ -297,9 +306,9 @@ def test_globs_of_pictures_pair_by_their_numbers() -> None:
     assert numbers == [(1, 11), (2, 12), (3, 13)]
 
 
-def test_a_damaged_picture_stops_with_its_name() -> None:
+def test_corrupt_image_is_an_error_with_its_name() -> None:
     write_rgb(Path("left1.png"), LEFT)
-    Path("right1.png").write_bytes(b"torn")
+    Path("right1.png").write_bytes(b"corrupt")
     with (
         open_rig(SourceOptions(left="left*.png", right="right*.png"), CameraOptions()) as rig,
         pytest.raises(DataError, match=r"right1\.png"),
@@ -308,19 +317,22 @@ def test_a_damaged_picture_stops_with_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("options", "message"),
     [
         ({}, "needs --left and --right, or --side-by-side"),
         ({"left": "0"}, "--left without --right"),
         ({"right": "0"}, "--right without --left"),
-        ({"left": "0", "right": "1", "side_by_side": "2"}, "--side-by-side names both eyes already"),
+        ({"left": "0", "right": "1", "side_by_side": "2"}, "--side-by-side gives both views already"),
         ({"left": "0", "right": "0"}, "--left and --right are both 0"),
-        ({"left": "0", "right": "gone.mp4"}, "--left 0 is live, --right gone.mp4 is a video; both eyes have to be"),
-        ({"left": "-1", "right": "2"}, "--left -1 is pictures in files, --right 2 is live"),
+        (
+            {"left": "0", "right": "gone.mp4"},
+            "--left 0 is a live camera, --right gone.mp4 is a video; both have to be of one kind",
+        ),
+        ({"left": "-1", "right": "2"}, "--left -1 is image files, --right 2 is a live camera"),
         ({"left": "", "right": "2"}, "--left: is empty"),
         ({"left": "a*.png", "right": "b*.png"}, r"a\*\.png: matches no file"),
     ],
 )
-def test_sources_that_do_not_work(flags: dict[str, str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        open_rig(SourceOptions(**flags), CameraOptions())  # pyright: ignore[reportArgumentType]
+def test_invalid_source_is_one_line(options: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_rig(SourceOptions(**options), CameraOptions())  # pyright: ignore[reportArgumentType]

@@ -6,11 +6,12 @@ import pytest
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity
+from foundation_stereo_depth.stereo.match import StereoMatch
 from live_camera import draw, view
 from live_camera.draw import ColourScale
-from live_camera.matcher import Answer
+from live_camera.matcher import MatchedFrame
 from live_camera.rig import StereoFrame
-from live_camera.view import CONFIDENCE_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, PAIR_WINDOW, Result, Status, ViewState
+from live_camera.view import CONFIDENCE_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, PAIR_WINDOW, Status, ViewState
 
 H, W = 48, 64
 CALIBRATION = StereoCalibration(
@@ -19,75 +20,81 @@ CALIBRATION = StereoCalibration(
 RED = (255, 0, 0)
 
 
-def result(*, depth: bool = True, network: bool = True) -> Result:
+def matched_frame(*, depth: bool = True, network: bool = True) -> MatchedFrame:
     left = np.full((90, 160, 3), RED, np.uint8)
     disparity_px = np.full((H, W), 5.0, np.float32)
     disparity_px[:, W // 2 :] = 2.5
     disparity_px[0, 0] = np.nan
     confidence = np.full((H, W), 0.9, np.float32)
     confidence[: H // 2] = 0.2
-    answer = Answer(
+    match = StereoMatch(
         disparity_px=disparity_px,
-        std_px=np.full((H, W), 0.5, np.float32) if network else None,
+        valid=confidence >= 0.5,
+        sigma_px=np.full((H, W), 0.5, np.float32) if network else None,
         confidence=confidence if network else None,
-        doubtful=None if network else confidence < 0.5,
     )
-    return Result(
+    return MatchedFrame(
         frame=StereoFrame(left_rgb=left, right_rgb=left, captured_at_s=0.0, skew_ms=0.0),
         left=left[:H, :W],
         right=left[:H, :W],
-        answer=answer,
+        match=match,
         depth_m=depth_from_disparity(disparity_px, CALIBRATION) if depth else None,
         calibration=CALIBRATION if depth else None,
     )
 
 
-def shown(pictures: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """The map in a window, without bar and text."""
-    body = pictures[name][draw.ROW_PX : -2 * draw.ROW_PX]
+def shown(images: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Return the map in a window, without bar and text."""
+    body = images[name][draw.ROW_PX : -2 * draw.ROW_PX]
     return body if name == PAIR_WINDOW else body[:, : -draw.BAR_PX]
 
 
-def test_a_network_with_a_calibration_gets_three_windows_of_the_cameras_aspect() -> None:
-    pictures = view.panels(result(), ViewState(), Status(), 0.5)
-    assert set(pictures) == {PAIR_WINDOW, DEPTH_WINDOW, "DL Confidence"}
-    assert shown(pictures, PAIR_WINDOW).shape == (270, 960, 3)  # 160x90 eyes, though the map is 64x48
-    assert shown(pictures, DEPTH_WINDOW).shape == (270, 480, 3)
-    assert shown(pictures, PAIR_WINDOW)[100, 100].tolist() == [0, 0, 255]  # red, in the order of the screen
+def test_network_with_calibration_has_three_windows_of_the_cameras_aspect() -> None:
+    images = view.draw_windows(matched_frame(), ViewState(), Status(), 0.5)
+    assert set(images) == {PAIR_WINDOW, DEPTH_WINDOW, "DL Confidence"}
+    assert shown(images, PAIR_WINDOW).shape == (270, 960, 3)  # frames of 160x90, though the map is 64x48
+    assert shown(images, DEPTH_WINDOW).shape == (270, 480, 3)
+    assert shown(images, PAIR_WINDOW)[100, 100].tolist() == [0, 0, 255]  # red, in the order of the screen
 
 
-def test_without_depth_or_confidence_their_windows_are_missing() -> None:
-    assert set(view.panels(result(depth=False), ViewState(), Status(), 0.5)) == {
+def test_windows_of_missing_depth_or_confidence_are_not_drawn() -> None:
+    assert set(view.draw_windows(matched_frame(depth=False), ViewState(), Status(), 0.5)) == {
         PAIR_WINDOW,
         DISPARITY_WINDOW,
         CONFIDENCE_WINDOW,
     }
-    assert set(view.panels(result(network=False), ViewState(), Status(), 0.5)) == {PAIR_WINDOW, DEPTH_WINDOW}
+    assert set(view.draw_windows(matched_frame(network=False), ViewState(), Status(), 0.5)) == {
+        PAIR_WINDOW,
+        DEPTH_WINDOW,
+    }
 
 
-def test_what_is_near_is_red_in_depth_and_in_disparity() -> None:
+def test_near_surfaces_are_red_in_depth_and_in_disparity() -> None:
     for depth, name in ((True, DEPTH_WINDOW), (False, DISPARITY_WINDOW)):
         state = ViewState(low=0.0, high=5.0)
-        body = shown(view.panels(result(depth=depth), state, Status(), 0.5), name).astype(int)
+        body = shown(view.draw_windows(matched_frame(depth=depth), state, Status(), 0.5), name).astype(int)
         near, far = body[100, 50], body[100, 400]
-        assert near[2] > near[0]
-        assert near[2] > far[2] or far[1] > near[1]
+        assert near[2] > near[0], "more red than blue"
+        assert near[2] - near[0] > far[2] - far[0] + 100, "redder than the far one"
         assert body[0, 0].tolist() == [0, 0, 0]  # unknown
 
 
-def test_doubt_is_hidden_where_asked() -> None:
+def test_low_confidence_is_hidden_on_request() -> None:
     for network in (True, False):
-        visible = shown(view.panels(result(network=network), ViewState(), Status(), 0.5), DEPTH_WINDOW)
-        hidden = shown(view.panels(result(network=network), ViewState(hide_doubtful=True), Status(), 0.5), DEPTH_WINDOW)
+        visible = shown(view.draw_windows(matched_frame(network=network), ViewState(), Status(), 0.5), DEPTH_WINDOW)
+        hidden = shown(
+            view.draw_windows(matched_frame(network=network), ViewState(hide_uncertain=True), Status(), 0.5),
+            DEPTH_WINDOW,
+        )
         assert hidden[50, 50].tolist() == list(draw.MASKED)
         assert np.array_equal(hidden[200], visible[200])
 
 
-def test_the_colours_stay_until_they_are_told_to_follow() -> None:
+def test_colour_range_is_kept_until_it_adapts() -> None:
     state = ViewState()
-    state.fit(np.full((8, 8), 2.0), is_depth=True)
+    state.fit_range(np.full((8, 8), 2.0), is_depth=True)
     assert (state.low, state.high) == (pytest.approx(1.8), pytest.approx(2.2))
-    state.fit(np.full((8, 8), 20.0), is_depth=True)
+    state.fit_range(np.full((8, 8), 20.0), is_depth=True)
     assert state.high == pytest.approx(2.2)
     state.press(ord("]"))
     assert state.high == pytest.approx(2.64)
@@ -95,40 +102,42 @@ def test_the_colours_stay_until_they_are_told_to_follow() -> None:
     assert state.high == pytest.approx(2.2)
     state.press(ord("a"))
     for _ in range(60):
-        state.fit(np.full((8, 8), 20.0), is_depth=True)
+        state.fit_range(np.full((8, 8), 20.0), is_depth=True)
     assert state.high == pytest.approx(22, rel=0.01)
     state.press(ord("["))
-    assert not state.follow
+    assert not state.adapt_range
 
 
 @pytest.mark.parametrize("depth_m", [0.5, 3.0, 12.5, 90.0])
-def test_however_often_the_range_is_narrowed_it_stays_one(depth_m: float) -> None:
+def test_narrowed_colour_range_never_becomes_empty(depth_m: float) -> None:
     state = ViewState()
-    state.fit(np.linspace(0.97 * depth_m, 1.03 * depth_m, 64).reshape(8, 8), is_depth=True)
+    state.fit_range(np.linspace(0.97 * depth_m, 1.03 * depth_m, 64).reshape(8, 8), is_depth=True)
     for _ in range(10):
         state.press(ord("["))
-        seen = replace(result(), depth_m=np.full((H, W), depth_m, np.float32))
-        assert DEPTH_WINDOW in view.panels(seen, state, Status(running="x"), 0.5)
+        matched = replace(matched_frame(), depth_m=np.full((H, W), depth_m, np.float32))
+        assert DEPTH_WINDOW in view.draw_windows(matched, state, Status(matcher="x"), 0.5)
 
 
-def test_no_value_at_all_leaves_the_colours_alone() -> None:
+def test_map_without_values_does_not_set_the_colour_range() -> None:
     state = ViewState()
-    state.fit(np.full((8, 8), np.nan), is_depth=True)
+    state.fit_range(np.full((8, 8), np.nan), is_depth=True)
     assert state.high is None
 
 
-def test_the_mouse_reads_disparity_depth_deviation_and_confidence() -> None:
-    here = result()
+def test_pixel_text_has_disparity_depth_sigma_and_confidence() -> None:
+    matched = matched_frame()
     # Z = f B / d = 1 m; sigma = Z^2 sigma_d / (f B) = 0.1 m.
-    assert here.read_out(10, 40) == (
+    assert view.describe_pixel(matched, 10, 40) == (
         "(10, 40)  5.00 px ± 0.50  1.000 m ± 0.100  P 90 %    9x9:  5.00 px ± 0.50  1.000 m ± 0.100  P 90 %"
     )
-    assert here.read_out(0, 0).startswith("(0, 0)  no disparity")
-    assert result(network=False).read_out(10, 40).startswith("(10, 40)  5.00 px  1.000 m    9x9")
-    assert result(depth=False, network=False).read_out(63, 47) == "(63, 47)  2.50 px    9x9:  2.50 px"
+    assert view.describe_pixel(matched, 0, 0).startswith("(0, 0)  no disparity")
+    assert view.describe_pixel(matched_frame(network=False), 10, 40).startswith("(10, 40)  5.00 px  1.000 m    9x9")
+    assert (
+        view.describe_pixel(matched_frame(depth=False, network=False), 63, 47) == "(63, 47)  2.50 px    9x9:  2.50 px"
+    )
 
 
-def test_the_mouse_over_a_colour_bar_reads_nothing() -> None:
+def test_mouse_over_a_colour_bar_has_no_cursor() -> None:
     windows = view.Windows.__new__(view.Windows)
     windows.state, windows._body_size, windows._map_size = ViewState(), (240, 320), (120, 160)
     row = view.draw.ROW_PX + 100
@@ -137,49 +146,49 @@ def test_the_mouse_over_a_colour_bar_reads_nothing() -> None:
         (DEPTH_WINDOW, 330, None),
         (PAIR_WINDOW, 330, (5, 50)),
     ):
-        windows._mouse(0, column, row, 0, name)
+        windows._track_mouse(0, column, row, 0, name)
         assert windows.state.cursor == cursor
 
 
-def test_lines_help_and_cursor_are_drawn() -> None:
-    plain = view.panels(result(), ViewState(), Status(), 0.5)
-    lines = view.panels(result(), ViewState(lines=True), Status(), 0.5)
+def test_lines_help_and_cursor_change_their_windows() -> None:
+    plain = view.draw_windows(matched_frame(), ViewState(), Status(), 0.5)
+    lines = view.draw_windows(matched_frame(), ViewState(lines=True), Status(), 0.5)
     assert not np.array_equal(plain[PAIR_WINDOW], lines[PAIR_WINDOW])
     assert np.array_equal(plain[DEPTH_WINDOW], lines[DEPTH_WINDOW])
-    cursor = view.panels(result(), ViewState(cursor=(10, 40)), Status(), 0.5)
+    cursor = view.draw_windows(matched_frame(), ViewState(cursor=(10, 40)), Status(), 0.5)
     assert all(not np.array_equal(plain[name], cursor[name]) for name in plain)
-    helped = view.panels(result(), ViewState(show_help=True), Status(), 0.5)
-    assert not (shown(helped, PAIR_WINDOW) == (0, 0, 255)).all(axis=2).any()
+    with_help = view.draw_windows(matched_frame(), ViewState(show_help=True), Status(), 0.5)
+    assert not (shown(with_help, PAIR_WINDOW) == (0, 0, 255)).all(axis=2).any()
 
 
-def test_complaints_take_the_place_of_the_read_out_in_another_colour() -> None:
-    pictures = view.panels(result(), ViewState(), Status(complaints=["the left eye is black"]), 0.5)
-    expected = draw.text_row("the left eye is black", pictures[PAIR_WINDOW].shape[1], draw.WARNING)
-    assert np.array_equal(pictures[PAIR_WINDOW][-draw.ROW_PX :], expected)
+def test_warnings_replace_the_pixel_text_in_another_colour() -> None:
+    images = view.draw_windows(matched_frame(), ViewState(), Status(warnings=["the left view is black"]), 0.5)
+    expected = draw.draw_text_row("the left view is black", images[PAIR_WINDOW].shape[1], draw.WARNING)
+    assert np.array_equal(images[PAIR_WINDOW][-draw.ROW_PX :], expected)
 
 
-def test_long_text_is_cut_and_never_wider_than_its_row() -> None:
-    row = draw.text_row("depth " * 100, 300, draw.TEXT)
+def test_long_text_is_cut_to_its_row() -> None:
+    row = draw.draw_text_row("depth " * 100, 300, draw.TEXT)
     assert row.shape == (draw.ROW_PX, 300, 3)
     assert (row[:, -5:] == draw.BACKGROUND).all()
-    assert (draw.text_row("", 300, draw.TEXT) == draw.BACKGROUND).all()
+    assert (draw.draw_text_row("", 300, draw.TEXT) == draw.BACKGROUND).all()
 
 
-def test_the_bar_has_the_colours_of_the_map() -> None:
-    scale = ColourScale(low=0.0, high=4.0, unit="m", downwards=True)
-    bar = draw.colour_bar(scale, 270)
+def test_colour_bar_has_the_colours_of_the_map() -> None:
+    scale = ColourScale(low=0.0, high=4.0, unit="m", reverse=True)
+    bar = draw.draw_colour_bar(scale, 270)
     values = np.array([[0.0, 4.0]], np.float32)
-    nearest, farthest = draw.coloured(values, scale, 1, 2, None)[0]
+    nearest, farthest = draw.apply_colours(values, scale, 1, 2, None)[0]
     assert np.abs(bar[34:255, 15].astype(int)[-1] - nearest).max() < 12
     assert np.abs(bar[34:255, 15].astype(int)[0] - farthest).max() < 12
     first = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_TURBO)[0, 0]
-    assert np.array_equal(draw.coloured(values, replace(scale, downwards=False), 1, 2, None)[0, 0], first)
+    assert np.array_equal(draw.apply_colours(values, replace(scale, reverse=False), 1, 2, None)[0, 0], first)
 
 
-def test_no_display_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_display_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(UserError, match="no display was found; --headless works without one"):
+    with pytest.raises(UserError, match="no display was found; use --headless to run without one"):
         view.check_display()
     monkeypatch.setenv("DISPLAY", ":8765")
     with pytest.raises(UserError, match="DISPLAY is :8765, but no window opens there"):
