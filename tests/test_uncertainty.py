@@ -98,10 +98,10 @@ def test_the_curves_of_a_hand_worked_case() -> None:
     counts = counts_of([0.0, 2.0, 4.0, 0.0], [0.1, 0.1, 8.0, 9.0])
     curve = counts.sparsification_of_epe()
     assert curve.at_random == 1.5
-    np.testing.assert_allclose(curve.by_doubt[[0, 25, 50]], [1.5, 2.0, 1.0])
+    np.testing.assert_allclose(curve.by_uncertainty[[0, 25, 50]], [1.5, 2.0, 1.0])
     np.testing.assert_allclose(curve.by_oracle[[0, 25, 50, 75]], [1.5, 2 / 3, 0, 0], atol=1e-12)
     bad = counts.sparsification_of_bad()
-    np.testing.assert_allclose(bad.by_doubt[[0, 25, 50]], [50, 200 / 3, 50])
+    np.testing.assert_allclose(bad.by_uncertainty[[0, 25, 50]], [50, 200 / 3, 50])
     np.testing.assert_allclose(bad.by_oracle[[0, 25, 50, 75]], [50, 100 / 3, 0, 0], atol=1e-12)
 
 
@@ -115,7 +115,7 @@ def test_the_histogram_agrees_with_sorting_every_pixel() -> None:
     sigma = np.exp(random.normal(size=5000)).astype(np.float32)
     error = np.abs(random.normal(size=5000).astype(np.float32) * sigma)
     curve = counts_of(error.tolist(), sigma.tolist()).sparsification_of_epe()
-    for by, key in ((curve.by_doubt, sigma), (curve.by_oracle, error)):
+    for by, key in ((curve.by_uncertainty, sigma), (curve.by_oracle, error)):
         ordered = error[np.argsort(key)]
         oracle = [ordered[: round(5000 * (1 - share))].mean() for share in curve.removed]
         np.testing.assert_allclose(by, oracle, atol=0.01)

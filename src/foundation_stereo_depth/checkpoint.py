@@ -1,4 +1,4 @@
-"""Checkpoints: what a run needs to go on, and what anyone needs to use its weights. Nothing in one can run code.
+"""Checkpoints: what resuming a run needs, and what using its weights needs. Nothing in one can run code.
 
 `last.pt` and `best.pt` hold everything, as tensors and plain values that `torch.load(weights_only=True)` accepts;
 `last.safetensors` and `best.safetensors` beside them hold the weights, with the rest that inference needs as JSON in
@@ -8,6 +8,7 @@ their header, for programs in other languages.
 import dataclasses
 import io
 import json
+import logging
 import pickle
 import warnings
 import zipfile
@@ -27,18 +28,20 @@ from foundation_stereo_depth.options.command_line import group_from_dict, matche
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
-"""The network that is installed with the program; MODEL_CARD.md says what it is."""
+"""The network that is installed with the program; MODEL_CARD.md describes it."""
 _DEFAULT = Path("default")
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_KIND = "foundation-stereo-depth checkpoint"
 SAFETENSORS_KEY = "foundation_stereo_depth"
-"""The key in the safetensors header under which the JSON stands."""
+"""The key of the JSON in the safetensors header."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training has come.
+    """How far training has progressed.
 
     Attributes:
         epoch: the epoch in progress, from 0; equal to the number of epochs once all are done.
@@ -55,17 +58,18 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One moment of a run.
+    """The state of a run at one moment.
 
     Attributes:
         model: the options that make the network (`ModelOptions`, plain).
         weights: what to evaluate and ship: the moving average where training keeps one.
-        uncertainty: the error's distribution, and the scale that validation data put on its standard deviation.
+        uncertainty: the error's distribution, and the factor on its standard deviation that was fitted to validation
+            data.
         metrics: of the newest finished epoch.
         run_id: the MLflow run.
-        progress: where the run stands.
+        progress: how far the run has progressed.
         options: all options of the run (`TrainOptions`, plain).
-        training: everything else that going on needs: raw weights, optimizer, schedule, random state, history.
+        training: everything else that resuming needs: raw weights, optimizer, schedule, random state, history.
     """
 
     model: dict[str, Any]
@@ -79,7 +83,7 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes `path` and the safetensors beside it, each complete or not at all, even across a power cut."""
+    """Write `path` and the safetensors beside it, each complete or not at all, even across a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {name: getattr(checkpoint, name) for name in _FIELDS} | {
         "kind": CHECKPOINT_KIND,
@@ -87,17 +91,17 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "progress": dataclasses.asdict(checkpoint.progress),
     }
     save_safetensors(path.with_suffix(".safetensors"), checkpoint.weights, inference_header(checkpoint))
-    # By way of memory: where a disk is full, torch.save hides what the system says of it.
+    # By way of memory: where a disk is full, torch.save hides the system's error.
     encoded = io.BytesIO()
     torch.save(content, encoded)
-    # The file that a run goes on from comes last: where it is new, everything beside it is.
+    # The file that a run resumes from comes last: where it is new, everything beside it is.
     write_atomically(path, lambda file: file.write(encoded.getbuffer()), durable=True)
 
 
 def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What inference needs beside the weights, fit for JSON: it stands in the header of every exported file.
+    """Return what inference needs beside the weights, fit for JSON: the header of every exported file.
 
-    How the pairs were augmented is there for those who teach the network more.
+    The augmentation is included for `--initial-weights`.
     """
     return {
         "kind": CHECKPOINT_KIND,
@@ -113,14 +117,14 @@ def inference_header(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def save_safetensors(path: Path, weights: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Writes weights with their header, complete or not at all."""
+    """Write weights with their header, complete or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     encoded = safetensors.torch.save(plain, metadata={SAFETENSORS_KEY: json.dumps(header)})
     write_atomically(path, lambda file: file.write(encoded), durable=True)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a `.pt` file, all tensors on the CPU.
+    """Return the checkpoint in a `.pt` file, all tensors on the CPU.
 
     Raises:
         CheckpointError: it is missing, damaged, of another program or version, or holds anything but data.
@@ -129,7 +133,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
-    """The checkpoint that a `.pt` file's content makes; `path` is for messages.
+    """Return the checkpoint made from a `.pt` file's content; `path` is for messages.
 
     Raises:
         CheckpointError: it is of another program or version, or incomplete.
@@ -151,13 +155,13 @@ def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
 
 
 def load_plain(path: Path) -> Any:
-    """The tensors and plain values of a file that `torch.save` wrote, on the CPU, whichever program it was.
+    """Return the tensors and plain values of a file that any program wrote by `torch.save`, on the CPU.
 
     Raises:
         CheckpointError: it is missing, damaged, or holds anything but data.
     """
     try:
-        # Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
+        # Read into memory first: the file may be replaced by its writer at any moment.
         encoded = path.read_bytes()
         damaged = _damaged_part(encoded)
         with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
@@ -169,14 +173,14 @@ def load_plain(path: Path) -> Any:
             f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
         ) from error
     except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: is not a whole checkpoint; is the file truncated?") from error
+        raise CheckpointError(f"{path}: is not a complete checkpoint; is the file truncated?") from error
     if damaged:
         raise CheckpointError(f"{path}: is damaged; its {damaged} has another checksum")
     return content
 
 
 def _damaged_part(encoded: bytes) -> str | None:
-    """The first part whose checksum, which PyTorch does not verify, is wrong; None where there is none."""
+    """Return the first part whose checksum, which PyTorch does not verify, is wrong; None if all are right."""
     if not zipfile.is_zipfile(io.BytesIO(encoded)):
         return None
     with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
@@ -184,7 +188,7 @@ def _damaged_part(encoded: bytes) -> str | None:
 
 
 def check_header(header: Any, path: Path) -> None:
-    """Lets pass what is marked as ours and of the version that is read here.
+    """Check that a header is of this program and of the format version that it reads.
 
     Raises:
         CheckpointError: it is of another program or version.
@@ -199,22 +203,18 @@ def check_header(header: Any, path: Path) -> None:
         )
 
 
-class UnknownScaleWarning(UserWarning):
-    """Weights came without our header: what their numbers mean is a guess."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class NetworkFacts:
-    """What a network's file says beside its weights.
+    """What a network's file holds beside its weights.
 
     Attributes:
-        header: everything, as the JSON that stands in exported files.
+        header: everything, as the JSON of exported files.
         model: the options that make the network.
         height, width: the size it was trained at, px.
         distribution: of its error, "laplace" or "gaussian".
-        sigma_scale: what validation data put on its standard deviation.
+        sigma_scale: the factor on its standard deviation that was fitted to validation data.
         data_options: the run's options about its data, plain; empty where the file keeps none, as all but a `.pt` do.
-        data_identity: the same for the same samples; None where the file does not say.
+        data_identity: the same for the same samples; None where the file does not state it.
     """
 
     header: dict[str, Any]
@@ -228,7 +228,7 @@ class NetworkFacts:
 
     @classmethod
     def from_header(cls, header: Any, path: Path) -> "NetworkFacts":
-        """From the JSON of a header.
+        """Return the facts in the JSON of a header.
 
         Raises:
             CheckpointError: it is not ours, of another version, or incomplete.
@@ -246,22 +246,27 @@ class NetworkFacts:
         except (KeyError, TypeError, ValueError, UserError) as error:
             raise CheckpointError(f"{path}: its header is not as this version writes it ({error})") from error
         if facts.distribution not in DISTRIBUTIONS:
-            raise CheckpointError(f"{path}: has errors of distribution {facts.distribution}, unknown to this version")
+            raise CheckpointError(f"{path}: its error distribution {facts.distribution} is unknown to this version")
         return facts
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork:
-    """Weights, and what they are."""
+    """Weights and what they are.
+
+    Attributes:
+        warning: what a user of the network has to know, for the log; None where all is known.
+    """
 
     facts: NetworkFacts
     weights: dict[str, Tensor]
+    warning: str | None = None
 
     def network(self) -> nn.Module:
-        """The network with its weights, in evaluation mode, on the CPU.
+        """Return the network with its weights, in evaluation mode, on the CPU.
 
         Raises:
-            CheckpointError: the weights do not fit the network that the header names.
+            CheckpointError: the weights do not fit the network that the header describes.
         """
         network = create_network(self.facts.model)
         try:
@@ -271,11 +276,14 @@ class TrainedNetwork:
         return network.eval()
 
 
-def read_trained(path: Path) -> TrainedNetwork:
-    """The network in a `.pt` or `.safetensors` file.
+def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
+    """Return the network in a `.pt` or `.safetensors` file.
 
-    Bare weights of a network of ours are taken with an `UnknownScaleWarning`. The path `default` stands for
-    `DEFAULT_WEIGHTS`.
+    Weights of our U-Net without our header are accepted, with a warning.
+
+    Args:
+        path: the file.
+        log_warning: log it; without, it is in the result alone.
 
     Raises:
         CheckpointError: the file is missing, damaged, of another program or version, or holds anything but data.
@@ -296,20 +304,21 @@ def read_trained(path: Path) -> TrainedNetwork:
             )
             return TrainedNetwork(facts=facts, weights=checkpoint.weights)
         header, weights = None, content
+    warning = None
     if header is None:
         header = _guessed_header(weights, path)
-        warnings.warn(
-            f"{path}: bare weights without our header: the scale of their disparity is unknown, so absolute depth may "
-            "be biased; the size and the error's distribution are taken to be this program's defaults",
-            UnknownScaleWarning,
-            stacklevel=2,
+        warning = (
+            f"{path}: weights without our header: the scale of their disparity is unknown, so absolute depth may be "
+            "biased; this program's defaults are assumed for the size and the error's distribution"
         )
-    return TrainedNetwork(facts=NetworkFacts.from_header(header, path), weights=weights)
+        if log_warning:
+            logger.warning(warning)
+    return TrainedNetwork(facts=NetworkFacts.from_header(header, path), weights=weights, warning=warning)
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
-        with path.open("rb"):  # for the system's own words where it cannot be read
+        with path.open("rb"):  # for the system's own error where it cannot be read
             pass
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(SAFETENSORS_KEY)
@@ -318,7 +327,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: is not a complete safetensors file ({error})") from error
 
 
 def _is_bare(content: Any) -> bool:
@@ -326,7 +335,7 @@ def _is_bare(content: Any) -> bool:
 
 
 def _guessed_header(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """A header made of the shapes of the weights and of defaults."""
+    """Return a header made from the shapes of the weights and from defaults."""
     stem = weights.get("stem.convolution.weight")
     levels = {name.split(".")[1] for name in weights if name.startswith("down.")}
     if stem is None or stem.ndim != 4 or not levels:

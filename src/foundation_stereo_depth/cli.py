@@ -1,26 +1,29 @@
-"""The commands. Each parses first and imports what is heavy afterwards, so that `--help` answers at once."""
+"""The commands. Each parses first and imports heavy packages afterwards, so that `--help` is fast."""
 
-import sys
+import logging
 from collections.abc import Sequence
 
+from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions
 from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 
+logger = logging.getLogger(__name__)
+
 
 def train_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-depth`: the exit status of a training run."""
+    """Run `foundation-stereo-depth`; return its exit status."""
     parser = command_line.create_parser(
         "foundation-stereo-depth",
         TrainOptions,
-        "Train a stereo-disparity network with per-pixel uncertainty, on FoundationStereo data or on made-up scenes. "
+        "Train a stereo-disparity network with per-pixel uncertainty, on a stereo data set or on synthetic scenes. "
         "`uv run mlflow ui` shows the runs.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        command_line.build_options(TrainOptions, explicit)  # a mistake is told before anything heavy is imported
+        command_line.build_options(TrainOptions, explicit)  # reports a mistake before anything heavy is imported
         from torch import OutOfMemoryError
 
         from foundation_stereo_depth.training.run import Stopped
@@ -29,27 +32,30 @@ def train_command(argv: Sequence[str] | None = None) -> int:
 
         options, resumed = resolve(explicit)
         try:
-            train(options, resumed)
+            folder = train(options, resumed)
         except Stopped as stopped:
-            print(stopped, file=sys.stderr)
+            logger.info(stopped)
             return stopped.exit_status
         except OutOfMemoryError as error:
             raise UserError(
                 f"the device ran out of memory with --batch-size {options.optimizer.batch_size} and --base-channels "
                 f"{options.model.base_channels} at {options.data.width}x{options.data.height}; lower one of them"
             ) from error
+        if log.is_first_process():
+            last, best = folder / "last.pt", folder / "best.pt"
+            print(f"weights: {best} (lowest validation EPE) and {last}" if best.exists() else f"weights: {last}")
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)
 
 
 def cache_command(argv: Sequence[str] | None = None) -> int:
-    """`foundation-stereo-cache`: the exit status of filling a cache, or of verifying one: 1 where it is not whole."""
+    """Run `foundation-stereo-cache`; return its exit status, which is 1 where `--verify` finds damaged entries."""
     parser = command_line.create_parser(
         "foundation-stereo-cache",
         CacheOptions,
-        "Fill a cache of NPZ files from a FoundationStereo folder; what is there already is kept, so an interrupted "
-        "build goes on where it was; what is damaged, or whose files have changed, is made anew.",
+        "Fill a cache of NPZ files from a stereo data set or with synthetic scenes. Valid entries are kept, so an "
+        "interrupted build resumes where it was; those that are damaged, or whose files have changed, are rebuilt.",
     )
     explicit = command_line.parse_explicit(parser, argv)
 

@@ -80,7 +80,7 @@ def pick_device(name: str, processes: Processes) -> torch.device:
     kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
     if not present[kind]:
         there = ", ".join(kind for kind, found in present.items() if found)
-        raise UserError(f"--device {kind}: torch {torch.__version__} finds none here, only {there}")
+        raise UserError(f"--device {kind}: torch {torch.__version__} finds none on this machine, only {there}")
     if kind != "cuda":
         return torch.device(kind)
     if processes.local_rank >= torch.cuda.device_count():

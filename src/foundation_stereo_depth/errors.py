@@ -1,9 +1,9 @@
-"""The errors that a user can mend. Everything else that is raised is our own mistake and keeps its traceback.
+"""The errors that a user can correct. Every other exception is a bug of this program and keeps its traceback.
 
     ValueError
     └── UserError            one line: what was asked, what was found, what to do next
-        ├── DataError        a data set, a picture, a disparity map or a cache entry is not as it should be
-        ├── CameraError      a camera, a stream or a recording is not there, or not as it was asked for
+        ├── DataError        a data set, an image, a disparity map or a cache entry is missing or damaged
+        ├── CameraError      a camera, a stream or a recording is missing, or not as requested
         ├── CalibrationError a rig's calibration is missing, damaged, or describes no usable rig
         ├── CheckpointError  a checkpoint is missing, damaged, foreign, or does not fit the options
         └── NotFiniteError   training ran into NaN or infinity
@@ -13,23 +13,23 @@ Commands print the line on standard error and end with exit status 2; see `optio
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done as asked."""
+    """A request of the user cannot be carried out as given."""
 
 
 class DataError(UserError):
-    """A file or folder of the data set, or of its cache, is not as it should be; the message names it."""
+    """A file or folder of the data set, or of its cache, is missing or damaged; the message names it."""
 
 
 class CameraError(UserError):
-    """A camera, a stream or a recording cannot be used as asked; the message names it."""
+    """A camera, a stream or a recording cannot be used as requested; the message names it."""
 
 
 class CalibrationError(UserError):
-    """A rig's calibration cannot be read, or describes no rig that depth could come from; the message says why."""
+    """A rig's calibration cannot be read, or describes no rig that can measure depth; the message says why."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be read, or does not fit what was asked; the message names it."""
+    """A checkpoint cannot be read, or does not fit the options; the message names it."""
 
 
 class NotFiniteError(UserError):

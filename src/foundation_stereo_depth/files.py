@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whatever happens while they are written."""
+"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
 
 import contextlib
 import errno
@@ -22,24 +22,24 @@ TEMPORARY_PREFIX = ".incomplete-"
 """Begins the name of a file that is being written: `.incomplete-<machine>-<random>`."""
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-[0-9a-f]{{12}}")
 _ABANDONED_AFTER_S = 24 * 3600
-"""A temporary file of another machine is taken for abandoned after a day: a write takes seconds."""
+"""The age at which a temporary file of another machine counts as abandoned; a write takes seconds."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:
-    """Calls `write` on a new file in the folder of `path`, then renames it to `path`.
+    """Call `write` on a new file in the folder of `path`, then renames it to `path`.
 
-    A reader sees the old file or the new one, never a part. On any failure the temporary file is removed and the old
-    one stays. Where `path` is a symbolic link, the link is replaced, and what it points to stays as it is.
+    A reader sees the old file or the new one, never a part. After a failure the temporary file is removed and the old
+    one stays. A symbolic link at `path` is replaced, and its target stays as it is.
 
     Args:
-        path: the file to make or replace; its folder exists.
+        path: the file to create or replace; its folder exists.
         write: writes the bytes.
         durable: survive a power cut as well: the bytes reach the disk before the name does.
-        replace: what is there already is replaced; else of two writers the first one's file stays, where the disk
-            has hard links (others have no such promise to give).
+        replace: replace an existing file; else of two writers the first one's file stays, where the disk has hard
+            links (others cannot guarantee that).
 
     Raises:
-        FileExistsError: it is there, and is not to be replaced.
+        FileExistsError: the file exists and is not to be replaced.
         OSError: the disk is full, read-only, forbidden; `filename` is `path`.
     """
     try:
@@ -55,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
                 _rename_unless_there(temporary, path)
     except OSError as error:
         if error.errno is not None:
-            # A full disk names no file at all, and the temporary name says nothing to anybody.
+            # A full disk names no file at all, and the temporary name would not help the user.
             error.filename, error.filename2 = str(path), None
         raise
     if durable and os.name == "posix":
@@ -67,21 +67,21 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
 
 
 def remove_abandoned(folder: Path) -> int:
-    """Removes the temporary files in `folder` whose writers are gone; returns how many.
+    """Remove the temporary files in `folder` whose writers have ended; return how many.
 
-    A writer holds a lock on its file, and the machine takes the lock away when the writer dies, however it dies. So a
-    file of this machine that can be locked has no writer. What another machine has locked cannot always be seen on a
-    network disk: its files go when they are a day old.
+    A writer holds a lock on its file, which the system releases when the writer ends, however it ends. So a file of
+    this machine that can be locked has no writer. Locks of another machine cannot always be seen on a network disk: its
+    files are removed when they are a day old.
     """
     removed = 0
     for entry in os.scandir(folder):
         named = _TEMPORARY.fullmatch(entry.name)
         if named is None or not entry.is_file(follow_symlinks=False):
             continue
-        # What goes away meanwhile was finished, or removed by another; what is somebody else's harms nobody.
+        # A file that disappears meanwhile was finished, or removed by another process; another user's may stay.
         with contextlib.suppress(OSError):
             old = time.time() - entry.stat(follow_symlinks=False).st_mtime > _ABANDONED_AFTER_S
-            removed += (old or named[1] == _machine()) and _removed_unless_locked(Path(entry.path), old=old)
+            removed += (old or named[1] == _machine()) and _remove_unless_locked(Path(entry.path), old=old)
     return removed
 
 
@@ -100,19 +100,19 @@ def _rename_unless_there(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _temporary_file(folder: Path) -> Generator[Path]:
-    """A new, empty file, seen by others to be in use until this context ends; gone after an error."""
+    """Create an empty file, locked until this context ends and removed after an error."""
     while True:
         # The temporary name does not contain the final one, which may be as long as the file system allows.
         temporary = folder / f"{TEMPORARY_PREFIX}{_machine()}-{secrets.token_hex(6)}"
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
         if sys.platform == "win32":
             break
-        # Some network disks have no locks. Then nobody else can lock the file either, and it is safe for a day.
+        # Some network disks have no locks. Then no other process can lock the file either, and it is kept for a day.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         if os.fstat(descriptor).st_nlink > 0:
             break
-        os.close(descriptor)  # it was taken for abandoned between its making and its locking
+        os.close(descriptor)  # it was removed as abandoned between its creation and its locking
     try:
         if sys.platform == "win32":  # where an open file can neither be renamed nor removed by others
             os.close(descriptor)
@@ -125,7 +125,7 @@ def _temporary_file(folder: Path) -> Generator[Path]:
             os.close(descriptor)
 
 
-def _removed_unless_locked(temporary: Path, *, old: bool) -> bool:
+def _remove_unless_locked(temporary: Path, *, old: bool) -> bool:
     if sys.platform == "win32":
         if old:
             temporary.unlink()
@@ -137,7 +137,7 @@ def _removed_unless_locked(temporary: Path, *, old: bool) -> bool:
         except BlockingIOError:
             return False
         except OSError:
-            if not old:  # a disk without locks, where age alone decides
+            if not old:  # a disk without locks, where the age decides
                 return False
         temporary.unlink()
     finally:
@@ -147,7 +147,7 @@ def _removed_unless_locked(temporary: Path, *, old: bool) -> bool:
 
 @functools.cache
 def _machine() -> str:
-    """Eight hex digits of this machine since it was started: names may repeat in a network, boots do not."""
+    """Return eight hex digits that identify this machine since it was started; host names may repeat in a network."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     if boot.exists():
         return boot.read_text()[:8]

@@ -8,6 +8,11 @@ import os
 import sys
 
 
+def is_first_process() -> bool:
+    """Return True unless torchrun started this process as another than its first; only the first one prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def configure(level: int = logging.INFO) -> None:
     """Send the records of both packages to standard error; of several torchrun processes only the first one writes.
 
@@ -48,4 +53,4 @@ class _FirstProcessFilter(logging.Filter):
     """Drops the records of all processes that torchrun started but the first."""
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 (what logging calls)
-        return os.environ.get("RANK", "0") == "0"
+        return is_first_process()

@@ -1,5 +1,6 @@
-"""Accuracy of disparity, as the field counts it. Everything is a sum or a count of whole numbers, so that metrics
-merge exactly, in any order, over batches, threads and processes.
+"""Accuracy of disparity: EPE, RMSE, bad-N and D1.
+
+All are sums or counts of whole numbers, so that they merge exactly, in any order, over batches, threads and processes.
 """
 
 import math
@@ -12,14 +13,14 @@ from torch import Tensor
 from foundation_stereo_depth.stereo.disparity import valid_mask
 
 BAD_THRESHOLDS_PX = (0.5, 1.0, 2.0, 3.0)
-_D1_PX, _D1_SHARE = 3.0, 0.05  # KITTI 2015: wrong if off by more than 3 px and by more than 5 % of the truth
+_D1_PX, _D1_FRACTION = 3.0, 0.05  # KITTI 2015: wrong if off by more than 3 px and by more than 5 % of the truth
 STEPS_PER_PX = 2**20
-"""Errors are summed as whole multiples of this part of a pixel: rounding is then the same however sums are grouped."""
+"""Errors are summed as whole multiples of this fraction of a pixel, so that rounding does not depend on the order."""
 _SQUARED_STEPS_PER_PX2 = 2**16
 """The same for squared errors, coarser so that a data set's sum stays below 2^63."""
 _LARGEST_PX = 2.0**15
 _LARGEST_SQUARED_PX2 = 2.0**24
-"""4096 px off is wrong enough; a prediction that is no number counts as off by the largest too."""
+"""The square of 4096 px. A prediction that is not a number counts as the largest error."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class DisparityErrors:
 
     @classmethod
     def none(cls, device: torch.device) -> "DisparityErrors":
-        """Of no pixel yet."""
+        """Return counts over no pixels."""
         return cls(torch.zeros(4 + len(BAD_THRESHOLDS_PX), dtype=torch.int64, device=device))
 
     def __add__(self, other: "DisparityErrors") -> "DisparityErrors":
@@ -42,11 +43,11 @@ class DisparityErrors:
 
     @property
     def valid(self) -> int:
-        """How many pixels were counted."""
+        """The number of pixels that were counted."""
         return int(self.counts[0])
 
     def figures(self) -> dict[str, float]:
-        """EPE and RMSE in px, bad-N and D1 in percent; empty where no pixel was valid."""
+        """Return EPE and RMSE in px, bad-N and D1 in percent; empty where no pixel was valid."""
         valid, error, squared, *bad = (int(count) for count in self.counts.tolist())
         if valid == 0:
             return {}
@@ -62,7 +63,7 @@ class DisparityErrors:
 def disparity_errors(
     disparity_px: Float[Tensor, "B 1 H W"], true_disparity_px: Float[Tensor, "B 1 H W"]
 ) -> DisparityErrors:
-    """The errors of a prediction at the pixels whose truth is known.
+    """Return the errors of a prediction at the pixels with known ground truth.
 
     bad-N counts errors above N px; D1 errors above 3 px that are also above 5 % of the true disparity (Menze and
     Geiger, "Object scene flow for autonomous vehicles", CVPR 2015, section 5). Exactly on a threshold is not bad.
@@ -70,8 +71,8 @@ def disparity_errors(
     valid = valid_mask(true_disparity_px)
     error_px = absolute_error(disparity_px, true_disparity_px)
     squared_px2 = error_px.square().clamp(max=_LARGEST_SQUARED_PX2)
-    sums = [whole_steps(error_px).sum(), (squared_px2 * _SQUARED_STEPS_PER_PX2).round().to(torch.int64).sum()]
-    d1 = error_px > (true_disparity_px.float() * _D1_SHARE).clamp(min=_D1_PX)  # above both; where unknown it is 0
+    sums = [round_to_steps(error_px).sum(), (squared_px2 * _SQUARED_STEPS_PER_PX2).round().to(torch.int64).sum()]
+    d1 = error_px > (true_disparity_px.float() * _D1_FRACTION).clamp(min=_D1_PX)  # above both; where unknown it is 0
     bad = [error_px > threshold for threshold in BAD_THRESHOLDS_PX]
     return DisparityErrors(torch.stack([valid.sum(), *sums, *(mask.count_nonzero() for mask in [*bad, d1])]))
 
@@ -79,7 +80,7 @@ def disparity_errors(
 def absolute_error(
     disparity_px: Float[Tensor, "B 1 H W"], true_disparity_px: Float[Tensor, "B 1 H W"]
 ) -> Float[Tensor, "B 1 H W"]:
-    """The absolute error in px, float32; 0 where the truth is unknown, the largest where the prediction is no number.
+    """Return the absolute error in px, float32; 0 where the truth is unknown, the largest for NaN predictions.
 
     At most 2^15 px, so that sums of it cannot overflow.
     """
@@ -88,6 +89,6 @@ def absolute_error(
     return torch.where(valid, error_px.nan_to_num(nan=_LARGEST_PX).clamp(max=_LARGEST_PX), 0.0)
 
 
-def whole_steps(error_px: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """Errors as whole multiples of 2^-20 px."""
+def round_to_steps(error_px: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """Return errors as whole multiples of 2^-20 px."""
     return (error_px * STEPS_PER_PX).round().to(torch.int64)

@@ -4,7 +4,7 @@ from torch import nn
 
 from foundation_stereo_depth.model.batch_norm import fuse_batch_norms
 from foundation_stereo_depth.model.guided import GuidedNetwork
-from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction, TrainingPrediction
+from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction
 from foundation_stereo_depth.model.prior import network_inputs, priors_of, wants_prior
 from foundation_stereo_depth.model.unet import UNet
 from foundation_stereo_depth.options.training import ModelOptions
@@ -13,7 +13,6 @@ __all__ = [
     "GuidedNetwork",
     "StereoNetwork",
     "StereoPrediction",
-    "TrainingPrediction",
     "UNet",
     "create_network",
     "fuse_batch_norms",

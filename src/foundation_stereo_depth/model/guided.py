@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingPrediction
+from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
 
 _MULTIPLE = 16  # of the padded size, px
@@ -64,10 +64,8 @@ class GuidedNetwork(nn.Module):
             last.bias.copy_(torch.cat([torch.zeros(9), shares]))  # pyright: ignore[reportOptionalMemberAccess]
         self.head = nn.Sequential(_convolution(half, half), last)
 
-    def forward(
-        self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]
-    ) -> StereoPrediction | TrainingPrediction:
-        """The prediction for a pair of any size from 32x32 up; while training, with the regions' own value.
+    def forward(self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> StereoPrediction:
+        """Return the prediction for a pair of any size from 32x32 up, with the regions' own value.
 
         Raises:
             UserError: the batch is too small to train on: one pair of one value per channel at a thirty-second.
@@ -103,9 +101,7 @@ class GuidedNetwork(nn.Module):
         log_variance = F.pixel_shuffle(log_variance, 2)
 
         disparity_px, log_variance = disparity_px[..., :H, :W], log_variance[..., :H, :W]
-        if self.training:
-            return TrainingPrediction(disparity_px, log_variance, region_px[..., : (H + 1) // 2, : (W + 1) // 2])
-        return StereoPrediction(disparity_px, log_variance)
+        return StereoPrediction(disparity_px, log_variance, region_px[..., : (H + 1) // 2, : (W + 1) // 2])
 
 
 def _seen(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> Float[Tensor, "B 13 H W"]:

@@ -1,6 +1,6 @@
-"""Dataclasses of options <-> argparse. The fields say everything; this module only translates.
+"""Dataclasses of options <-> argparse and <-> plain values in files; the fields define everything.
 
-Only flags that the user typed end up in the namespace, so that a resumed run can tell a wish from a default.
+Only flags that the user typed are in the namespace, so that a resumed run can distinguish them from defaults.
 """
 
 import argparse
@@ -25,6 +25,19 @@ Explicit = dict[str, Any]
 
 _VERBOSITY = "verbosity"
 
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+"""Options that were renamed: name of their class -> old name -> new name.
+
+Checkpoints of every release are read, so an entry stays here for ever:
+`"OptimizerOptions": {"lr": "learning_rate"}`.
+"""
+REMOVED_OPTIONS: dict[str, dict[str, tuple[Any, ...] | None]] = {}
+"""Options that were removed: name of their class -> name -> the values that mean what the program does without it.
+
+Another value is refused: the file would be read as something that it is not. None accepts every value, for options that
+changed no result: `"RuntimeOptions": {"cudnn_benchmark": None}`.
+"""
+
 
 class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
@@ -32,7 +45,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Answers a mistake with one line, where argparse would print the usage of fifty flags above it."""
+    """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
 
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
@@ -41,13 +54,13 @@ class _Parser(argparse.ArgumentParser):
 def create_parser(
     command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
 ) -> argparse.ArgumentParser:
-    """The parser of a command whose options are the groups of `options`.
+    """Return the parser of a command whose options are the groups of `options`.
 
     Args:
         command: its name.
         options: the dataclass of groups.
         description: what it does.
-        inputs: what stands before the flags: names and their help; only the first has to be given.
+        inputs: positional arguments: names and their help; only the first is required.
     """
     names = [name.upper() for name in inputs or ()]
     parser = _Parser(
@@ -69,13 +82,13 @@ def create_parser(
 
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
-    """What the user typed, and nothing that the user did not."""
+    """Return the flags that the user typed, without defaults."""
     typed = vars(parser.parse_args(arguments))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
 def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
-    """Options made of what was typed, over `base` (or the defaults).
+    """Return options made of what was typed, over `base` (or the defaults).
 
     Raises:
         UserError: a value is out of its range.
@@ -101,7 +114,7 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
         run: does the work; returns the status.
     """
     log.configure(explicit.get(_VERBOSITY, logging.INFO))
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may hold bytes that no encoding has
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         status = run()
@@ -116,7 +129,7 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
     except OSError as error:
         if error.filename is None:
             raise
-        # The machine refuses a path: full, read-only, forbidden.
+        # The system refuses a path: full, read-only, forbidden.
         return _print_error(command, f"{error.filename}: {error.strerror}", 2)
     return status
 
@@ -127,7 +140,7 @@ def _print_error(command: str, message: str, status: int) -> int:
 
 
 def options_to_dict(options: Any) -> dict[str, dict[str, Any]]:
-    """Groups of plain values (no Path), fit for a checkpoint or a table."""
+    """Return groups of plain values (no Path), for a checkpoint or a table."""
     return {
         group: {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
         for group, values in dataclasses.asdict(options).items()
@@ -135,25 +148,26 @@ def options_to_dict(options: Any) -> dict[str, dict[str, Any]]:
 
 
 def options_from_dict(options: type[Options], plain: dict[str, dict[str, Any]]) -> Options:
-    """The inverse of `options_to_dict`. Knobs that `plain` does not know take their defaults.
+    """Return options from `options_to_dict`'s result, perhaps an older version's; missing ones take their defaults.
 
     Raises:
-        UserError: `plain` has a option that this version does not know, or a value of another type or out of range.
+        UserError: `plain` has an option that this version does not know, or a value of another type or out of range.
     """
     return options(**{name: group_from_dict(group, plain.get(name, {})) for name, group in _groups(options).items()})
 
 
 def group_from_dict(group: type[Options], plain: dict[str, Any]) -> Options:
-    """One group of them, from values that came out of a file.
+    """Return one group of options from values that were read from a file.
 
     Raises:
         UserError: as `options_from_dict`.
     """
     hints = get_type_hints(group)
+    plain = _present_names(group, plain)
     unknown = sorted(set(plain) - set(hints))
     if unknown:
         raise UserError(f"unknown options {', '.join(unknown)}; they come from another version of this program")
-    values = {k: Path(v) if isinstance(v, str) and Path in get_args(hints[k]) else v for k, v in plain.items()}
+    values = {name: _from_plain(value, hints[name]) for name, value in plain.items()}
     for name, value in values.items():
         if not matches_type(value, hints[name]):
             allowed = inspect.formatannotation(hints[name])
@@ -161,8 +175,28 @@ def group_from_dict(group: type[Options], plain: dict[str, Any]) -> Options:
     return group(**values)
 
 
+def _present_names(group: type[Any], plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the options under the names that they have in this version, without those that were removed."""
+    renamed = RENAMED_OPTIONS.get(group.__name__, {})
+    removed = REMOVED_OPTIONS.get(group.__name__, {})
+    for name in set(plain) & set(removed):
+        harmless = removed[name]
+        if harmless is not None and plain[name] not in harmless:
+            raise UserError(
+                f"{flag_of(name)} is {plain[name]!r:.60}, an option that this version no longer has; use the version "
+                "that wrote it"
+            )
+    return {renamed.get(name, name): value for name, value in plain.items() if name not in removed}
+
+
+def _from_plain(value: Any, hint: Any) -> Any:
+    """Return a text as the Path that it stands for, unless it is one of the words that the option takes."""
+    words = [word for kind in _alternatives(hint) if get_origin(kind) is Literal for word in get_args(kind)]
+    return Path(value) if isinstance(value, str) and Path in _alternatives(hint) and value not in words else value
+
+
 def matches_type(value: Any, hint: Any) -> bool:
-    """True for a value of this type down to what it contains; of the types that options and checkpoints have."""
+    """Return True for a value of this type down to its elements; for the types of options and checkpoints."""
     kinds = get_args(hint)
     if get_origin(hint) in (types.UnionType, Union):
         return any(matches_type(value, kind) for kind in kinds)
@@ -176,12 +210,12 @@ def matches_type(value: Any, hint: Any) -> bool:
         )
     if hint is Any:
         return True
-    # A whole number is a number; what is true or false is none, though Python counts it among them.
+    # An int is accepted as a float; a bool is neither, though Python's isinstance says so.
     return isinstance(value, int | float if hint is float else hint) and (hint is bool or not isinstance(value, bool))
 
 
 def find_fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
-    """Flags typed with another value than the saved run has, though a resumed run may not change them."""
+    """Return the flags typed with another value than the saved run has, though a resumed run may not change them."""
     conflicts: list[str] = []
     for name, group in _groups(type(saved)).items():
         for field in dataclasses.fields(group):
@@ -244,7 +278,7 @@ def _converter(hint: Any) -> Any:
     plain = next(h for h in _alternatives(hint) if h in (int, float, str, Path))
 
     def convert(text: str) -> Any:
-        if plain is Path and not text.strip():  # an unset variable, say; the current folder would be taken
+        if plain is Path and not text.strip():  # an unset variable, say, which would mean the current folder
             raise ValueError
         return text if text in words else plain(text)
 

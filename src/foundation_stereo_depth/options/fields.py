@@ -1,4 +1,4 @@
-"""What a option is: a dataclass field that is a command-line flag too.
+"""Options: dataclass fields that are command-line flags too.
 
 A field `val_fraction` becomes `--val-fraction`; a boolean becomes `--x/--no-x`; the first docstring line of each
 class is the heading of its group in `--help`. Ranges are checked when an instance is made, wherever it comes from:
@@ -22,13 +22,13 @@ def option(
     fixed: bool = False,
     short: str | None = None,
 ) -> Any:
-    """A dataclass field that is also a command-line flag.
+    """Return a dataclass field that is also a command-line flag.
 
     Args:
-        default: the value when nobody says anything.
+        default: the value where it is not given.
         help: what it does, with the unit.
-        minimum: the smallest sensible number.
-        maximum: the largest sensible number.
+        minimum: the smallest number allowed.
+        maximum: the largest number allowed.
         fixed: a resumed run may not change it, because it would no longer be the same run.
         short: a second, one-letter flag such as `-o`.
     """
@@ -39,7 +39,7 @@ def option(
 
 
 def flag_of(name: str) -> str:
-    """The command-line flag of a field: `val_fraction` -> `--val-fraction`."""
+    """Return the command-line flag of a field: `val_fraction` -> `--val-fraction`."""
     return "--" + name.replace("_", "-")
 
 
@@ -53,22 +53,26 @@ class OptionGroup:
             minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            # Written so that NaN, which compares false with everything, is refused too.
+            # Negated, so that NaN, which compares false with everything, is refused too.
             if (minimum is not None and not value >= minimum) or (maximum is not None and not value <= maximum):
                 allowed = f"at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
                 raise UserError(f"{flag_of(field.name)} is {value}, but has to be {allowed}")
 
 
 def split_words(text: str) -> tuple[str, ...]:
-    """The words of a comma-separated flag, each once, in the order given."""
+    """Return the words of a comma-separated flag, each once, in the order given.
+
+    >>> split_words("png, npy,,png")
+    ('png', 'npy')
+    """
     return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
 def check_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
-    """Lets pass words that are allowed.
+    """Check that a comma-separated flag consists of allowed words.
 
     Raises:
-        UserError: another one is there, or none.
+        UserError: it contains another word, or none.
     """
     wrong = [word for word in split_words(text) if word not in allowed]
     if wrong or not split_words(text):
@@ -76,10 +80,13 @@ def check_words(flag: str, text: str, allowed: tuple[str, ...]) -> None:
 
 
 def parse_two_numbers(flag: str, text: str) -> tuple[int, int]:
-    """What goes across and down, of a flag such as `640x480` (px) or `9x6` (corners).
+    """Return the two whole numbers of a flag such as `640x480` (px, width and height) or `9x6` (corners).
+
+    >>> parse_two_numbers("--corners", "9x6")
+    (9, 6)
 
     Raises:
-        UserError: it is not written so.
+        UserError: it has another form.
     """
     if re.fullmatch(r"[1-9]\d*x[1-9]\d*", text, re.ASCII) is None:
         raise UserError(f"{flag} {text}: has to be two whole numbers, across and down, as in 640x480 or 9x6")

@@ -1,4 +1,4 @@
-"""The options of training and of the cache. A field is the flag, the default, the unit and the help, all at once."""
+"""The options of training and of the cache; a field is the flag, the default, the unit and the help."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,17 +40,17 @@ class DataOptions(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions(OptionGroup):
-    """augmentation: drawn anew for each eye of each sample in each epoch"""
+    """augmentation: random for each view of each sample in each epoch"""
 
     augment: bool = option(True, "augment the training pairs", fixed=True)
     brightness_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
     contrast_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
     saturation_jitter: float = option(0.25, "factor from 1 - x to 1 + x", minimum=0.0, maximum=1.0, fixed=True)
-    hue_jitter: float = option(0.05, "turn of the colour circle, from -x to +x", minimum=0.0, maximum=0.5, fixed=True)
+    hue_jitter: float = option(0.05, "turn of the hue circle, from -x to +x", minimum=0.0, maximum=0.5, fixed=True)
     gamma_jitter: float = option(0.2, "exponent from 1 / (1 + x) to 1 + x", minimum=0.0, maximum=4.0, fixed=True)
     lighting_jitter: float = option(
         0.1,
-        "smooth factor from 1 - x to 1 + x across each picture, as vignettes, shadows and reflections give",
+        "smooth factor from 1 - x to 1 + x across each image, as vignettes, shadows and reflections cause",
         minimum=0.0,
         maximum=1.0,
         fixed=True,
@@ -74,14 +74,14 @@ class AugmentOptions(OptionGroup):
         0.5, "probability that patches of the right view are replaced", minimum=0.0, maximum=1.0, fixed=True
     )
     erase_size_max: float = option(
-        0.15, "largest side of a replaced patch, share of the width", minimum=0.0, maximum=1.0, fixed=True
+        0.15, "largest side of a replaced patch, fraction of the width", minimum=0.0, maximum=1.0, fixed=True
     )
     flip_prob: float = option(
         0.0, "probability that both views are turned upside down", minimum=0.0, maximum=1.0, fixed=True
     )
     vertical_offset_max_px: float = option(
         0.7,
-        "largest smooth vertical offset of the right view, as a rig slightly out of true has",
+        "largest smooth vertical offset of the right view, as an inexactly calibrated rig has, px",
         minimum=0.0,
         maximum=10.0,
         fixed=True,
@@ -99,7 +99,7 @@ class ModelOptions(OptionGroup):
 
     model: Literal["unet", "guided"] = option(
         "unet",
-        "unet: a 6-channel U-Net on both eyes at once; guided: corrects OpenCV's semi-global matcher",
+        "unet: a 6-channel U-Net on both views at once; guided: corrects OpenCV's semi-global matcher",
         fixed=True,
     )
     base_channels: int = option(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
@@ -114,12 +114,12 @@ class LossOptions(OptionGroup):
         "laplace", "distribution of the error; it is stored with the weights", fixed=True
     )
     region_weight: float = option(
-        0.5, "guided: weight of the errors of its own values", minimum=0.0, maximum=100.0, fixed=True
+        0.5, "guided: weight of the region term of the loss", minimum=0.0, maximum=100.0, fixed=True
     )
     nll_beta: float = option(
         0.5,
         "weight each pixel by its predicted scale to this power, held constant in the gradient, so that hard pixels "
-        "are not starved; 0 is the plain likelihood, 1 gives the disparity the gradient of L1 (L2)",
+        "are still learned; 0 is the plain likelihood, 1 gives the disparity the gradient of L1 (L2)",
         minimum=0.0,
         maximum=1.0,
         fixed=True,
@@ -131,21 +131,22 @@ class OptimizerOptions(OptionGroup):
     """optimisation"""
 
     epochs: int = option(20, "passes over the training data", minimum=1)
-    initial_weights: Path | None = option(
+    initial_weights: Path | Literal["default"] | None = option(
         None,
-        "begin with the network in this .pt or .safetensors file in place of a random one; default: the installed one",
+        "start from the network in this .pt or .safetensors file, or with default from the installed one; else from "
+        "random weights",
         fixed=True,
     )
     batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)
     learning_rate: float = option(1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True)
     weight_decay: float = option(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
     warmup_fraction: float = option(
-        0.1, "share of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
+        0.1, "fraction of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
     )
     clip_norm: float = option(1.0, "largest norm of the gradient", minimum=1e-6, fixed=True)
     ema_decay: float = option(
         0.995,
-        "evaluate and ship an exponential moving average of the weights with this decay per step; 0 switches it off",
+        "evaluate and save an exponential moving average of the weights with this decay per step; 0 switches it off",
         minimum=0.0,
         maximum=0.99999,
         fixed=True,
@@ -171,13 +172,13 @@ class TrackingOptions(OptionGroup):
     """results"""
 
     output_dir: Path | None = option(None, "folder of best.pt and last.pt; else runs/<run id>")
-    resume: str | None = option(None, "go on with a run: its MLflow run id, or the path of a last.pt")
+    resume: str | None = option(None, "resume a run: its MLflow run id, or the path of its last.pt or folder")
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
     run_name: str | None = option(None, "MLflow run name")
-    checkpoint_minutes: float = option(10.0, "also save last.pt so often within an epoch", minimum=0.0)
+    checkpoint_minutes: float = option(10.0, "also save last.pt within an epoch, every so many minutes", minimum=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,12 +194,12 @@ class TrainOptions:
     tracking: TrackingOptions = TrackingOptions()
 
     def __post_init__(self) -> None:
-        # Several processes divide the batch; what is left to each the network itself looks at.
+        # Several processes divide the batch; the network itself checks the part of each.
         single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
         if self.model.model == "guided" and single:
             raise UserError(
-                "--model guided --height 32 --width 32 --batch-size 1: leaves one value per channel, too few to "
-                "normalise by; raise one of them"
+                "--model guided --height 32 --width 32 --batch-size 1: leaves one value per channel, too few for batch "
+                "normalisation; raise one of them"
             )
 
 

@@ -1,53 +1,63 @@
-"""The heteroscedastic loss: how unlikely the truth is under the disparity and the uncertainty that were predicted."""
+"""The terms of the training loss by name, and the weighted sum that is minimised.
 
+A new term is an entry in `loss_terms` and its weight one in `loss_weights`; it is then logged by training and by
+validation as `train/loss_<term>` and `validation/loss_<term>`.
+"""
+
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foundation_stereo_depth.model.prediction import StereoPrediction, TrainingPrediction
+from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.options.training import LossOptions
 from foundation_stereo_depth.stereo.disparity import valid_mask
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
 _ROBUST_PX = 10.0
-_PIXELS_PER_REGION = 4  # a pixel of half resolution stands for so many
+_PIXELS_PER_REGION = 4  # pixels of full resolution per pixel of half resolution
 
 
 class LossSum(NamedTuple):
     """A loss that merges over batches and processes: add the sums, add the counts, then divide.
 
     Attributes:
-        total: sum over valid pixels, nats where beta is 0; 0 where no pixel is valid.
-        valid: how many pixels that were.
+        total: sum over valid pixels; 0 where no pixel is valid.
+        valid: number of valid pixels of the ground truth, at full resolution.
     """
 
     total: Float[Tensor, ""]
     valid: Float[Tensor, ""]
 
 
-def training_loss(
-    prediction: StereoPrediction | TrainingPrediction,
-    true_disparity_px: Float[Tensor, "B 1 H W"],
-    options: LossOptions,
-) -> LossSum:
-    """The heteroscedastic loss, and for a network that has values of its own for regions their errors."""
-    loss = heteroscedastic_loss(prediction, true_disparity_px, options)
-    if not isinstance(prediction, TrainingPrediction):
-        return loss
-    true_px = true_disparity_px[..., ::2, ::2].float()
-    valid = valid_mask(true_px)
-    error_px = (prediction.region_px.float() - torch.where(valid, true_px, 0.0)).abs()
-    # Grows like L1 up to some px and like a logarithm beyond: what one eye alone sees must not drown the rest.
-    total = torch.where(valid, _ROBUST_PX * torch.log1p(error_px / _ROBUST_PX), 0.0).sum()
-    return LossSum(loss.total + options.region_weight * _PIXELS_PER_REGION * total, loss.valid)
+def loss_terms(
+    prediction: StereoPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
+) -> dict[str, LossSum]:
+    """Return the terms of the loss, unweighted: `nll`, and `region` for a network that returns `region_px`."""
+    terms = {"nll": heteroscedastic_loss(prediction, true_disparity_px, options)}
+    if prediction.region_px is not None:
+        terms["region"] = region_loss(prediction.region_px, true_disparity_px)
+    return terms
+
+
+def loss_weights(options: LossOptions) -> dict[str, float]:
+    """Return the weight of every term that `loss_terms` can return."""
+    return {"nll": 1.0, "region": options.region_weight}
+
+
+def weighted_loss(terms: Mapping[str, LossSum], options: LossOptions) -> LossSum:
+    """Return the weighted sum of the terms: the loss that is minimised."""
+    weights = loss_weights(options)
+    total = torch.stack([weights[name] * term.total for name, term in terms.items()]).sum()
+    return LossSum(total, terms["nll"].valid)
 
 
 def heteroscedastic_loss(
-    prediction: StereoPrediction | TrainingPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
+    prediction: StereoPrediction, true_disparity_px: Float[Tensor, "B 1 H W"], options: LossOptions
 ) -> LossSum:
-    """The summed negative log-likelihood on valid pixels, in float32.
+    """Return the negative log-likelihood summed over valid pixels, in nats where beta is 0, in float32.
 
     Plain likelihood divides the gradient of the disparity by the variance: pixels that are hard at first are given a
     large variance and then learn no more. Each pixel's loss is therefore weighted by its scale to the power beta, held
@@ -55,10 +65,22 @@ def heteroscedastic_loss(
     beta counts powers of the variance, here of what divides the error: sigma^2 for a Gaussian, b for a Laplacian).
     """
     valid = valid_mask(true_disparity_px)
-    # Where the truth is unknown the prediction itself stands in: no NaN is born that a mask would have to hide.
+    # Where the ground truth is unknown the prediction itself stands in, so that no NaN arises that has to be masked.
     predicted_px = prediction.disparity_px.float()
     error_px = predicted_px - torch.where(valid, true_disparity_px.float(), predicted_px.detach())
     log_scale, nll = DISTRIBUTIONS[options.loss].nll(error_px, prediction.log_variance.float())
     weight = (options.nll_beta * log_scale.detach()).exp()
     total = torch.where(valid, weight * nll, 0.0).sum()
     return LossSum(total, valid.sum().to(torch.float32))
+
+
+def region_loss(region_px: Float[Tensor, "B 1 h w"], true_disparity_px: Float[Tensor, "B 1 H W"]) -> LossSum:
+    """Return a robust error of disparities at half resolution, each counted as the four pixels that it stands for.
+
+    It grows like L1 up to some px and like a logarithm beyond, so that occluded regions do not dominate.
+    """
+    true_px = true_disparity_px[..., ::2, ::2].float()
+    valid = valid_mask(true_px)
+    error_px = (region_px.float() - torch.where(valid, true_px, 0.0)).abs()
+    total = torch.where(valid, _ROBUST_PX * torch.log1p(error_px / _ROBUST_PX), 0.0).sum()
+    return LossSum(_PIXELS_PER_REGION * total, valid_mask(true_disparity_px).sum().to(torch.float32))

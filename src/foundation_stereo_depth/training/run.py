@@ -1,8 +1,9 @@
-"""What stays of a run: checkpoints in its folder, preview pictures, and its record in MLflow. One process keeps it."""
+"""The results of a run: checkpoints and preview figures in its folder, and its record in MLflow."""
 
 import dataclasses
+import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -15,63 +16,42 @@ from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker, folder_of_run
-from foundation_stereo_depth.training.preview import preview_figure
+from foundation_stereo_depth.training.preview import draw_preview
 from foundation_stereo_depth.training.state import Metrics, TrainingState
 
+logger = logging.getLogger(__name__)
+
 SIGMA_SCALE = "validation/sigma_scale"
-"""The factor on the predicted deviation that makes its 68 % interval hold 68 % of the validation pixels."""
+"""The factor on the predicted deviation that makes its 68 % interval contain 68 % of the validation pixels."""
 _PREVIEWS = "previews"
-_EPOCH_METRIC = "train/loss"  # every epoch has it, so it tells which epochs MLflow has got
-
-
-def open_record(
-    options: TrainOptions, resumed: Checkpoint | None, processes: Processes, tell: Callable[[str], None]
-) -> "Record":
-    """The record of this run; in all processes but the first, one that keeps nothing."""
-    record = Record(options, resumed, tell) if processes.is_first else None
-    # What one process has to say of the run the others may have to say as well.
-    run_id, folder = processes.all_gather(("", Path()) if record is None else (record.run_id, record.folder))[0]
-    return record or _NoRecord(run_id, folder)
+_EPOCH_METRIC = "train/loss"  # every epoch has it, so it shows which epochs MLflow has
 
 
 class Record:
-    """The keeper of one run's results, as a context: leaving it by an exception marks the run FAILED.
+    """Writes the results of one run, in the first process alone: in the others every method does nothing.
+
+    A context: leaving it by an exception marks the run FAILED in MLflow.
 
     Args:
         options: all options.
-        resumed: where the run goes on from, if it does.
-        tell: says a line to the user.
+        resumed: the checkpoint that the run resumes from, if it does.
+        processes: all of them have to make a record at the same time.
 
     Attributes:
-        folder: where last.pt and best.pt are.
+        run_id: of the MLflow run.
+        folder: contains last.pt and best.pt.
     """
 
-    def __init__(self, options: TrainOptions, resumed: Checkpoint | None, tell: Callable[[str], None]) -> None:
+    def __init__(self, options: TrainOptions, resumed: Checkpoint | None, processes: Processes) -> None:
         self._options = options
-        self._tell = tell
-        self._saved_at = time.monotonic()
-        tracking = options.tracking
-        if tracking.output_dir is not None and (last := tracking.output_dir / "last.pt").exists():
-            found = load_checkpoint(last).run_id
-            if resumed is None or found != resumed.run_id:
-                raise UserError(
-                    f"--output-dir {tracking.output_dir}: holds the last.pt of another run, {found}; name another "
-                    f"folder, or go on with that run by --resume {last}"
-                )
-        (tracking.output_dir or folder_of_run("")).mkdir(parents=True, exist_ok=True)  # or MLflow had a run without one
-        self._tracker = Tracker(
-            uri=tracking.mlflow_tracking_uri,
-            experiment=tracking.experiment_name,
-            run_id=None if resumed is None else resumed.run_id,
-            run_name=tracking.run_name,
-            tell=tell,
-        )
-        self.run_id = self._tracker.run_id
-        self.folder = tracking.output_dir or folder_of_run(self.run_id)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _PREVIEWS).mkdir(exist_ok=True)
-        for folder in (self.folder, self.folder / _PREVIEWS):
-            remove_abandoned(folder)  # what a training that was killed while it saved has left: checkpoints are large
+        self._saved_at_s = time.monotonic()
+        self._tracker = _open_tracker(options, resumed) if processes.is_first else None
+        self.run_id = processes.all_gather("" if self._tracker is None else self._tracker.run_id)[0]
+        self.folder = options.tracking.output_dir or folder_of_run(self.run_id)
+        if self._tracker is not None:
+            self._previews.mkdir(parents=True, exist_ok=True)
+            for folder in (self.folder, self._previews):
+                remove_abandoned(folder)  # checkpoints are large
 
     def __enter__(self) -> "Record":
         return self
@@ -79,30 +59,36 @@ class Record:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._tracker is None:
+            return
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
 
     def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
-        """Says where things are, and sends what MLflow has not got yet."""
+        """Send the parameters of the run, and everything that MLflow lacks of the epochs before a resume."""
+        if self._tracker is None:
+            return
         plain = command_line.options_to_dict(self._options)
-        if not self._tracker.has_parameters:  # a new run, or one whose store went away as it began
+        if not self._tracker.has_parameters:  # a new run, or one whose store was lost as it began
             options = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
-            self._tracker.record(options | dict(facts))
-        self._tracker.tag({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
-        missing = self._tracker.missing_epochs(_EPOCH_METRIC, len(history)) if history else []
+            self._tracker.log_parameters(options | dict(facts))
+        self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
+        missing = self._tracker.find_missing_epochs(_EPOCH_METRIC, len(history)) if history else []
         for epoch in missing:
-            self._tracker.epoch(epoch, history[epoch - 1])
-        if history:  # files go to a store of their own, which may lack others than those of these epochs
-            pictures = [self._preview(epoch) for epoch in range(1, len(history) + 1)]
-            self._tracker.missing_files([picture for picture in pictures if picture.exists()], _PREVIEWS)
+            self._tracker.log_epoch(epoch, history[epoch - 1])
+        if history:  # files go to a store of their own, which may lack other epochs
+            figures = [self._preview_path(epoch) for epoch in range(1, len(history) + 1)]
+            self._tracker.send_missing_files([figure for figure in figures if figure.exists()], _PREVIEWS)
             self._send_checkpoints(["best.pt", "last.pt"])
 
     def is_due(self) -> bool:
-        """True when last.pt is older than --checkpoint-minutes."""
-        return time.monotonic() - self._saved_at > 60 * self._options.tracking.checkpoint_minutes
+        """Return True if last.pt is older than --checkpoint-minutes."""
+        return time.monotonic() - self._saved_at_s > 60 * self._options.tracking.checkpoint_minutes
 
     def save(self, state: TrainingState, name: str = "last.pt") -> None:
-        """Writes a checkpoint of this moment."""
+        """Write a checkpoint of the present state."""
+        if self._tracker is None:
+            return
         metrics = state.history[-1] if state.history else {}
         save_checkpoint(
             self.folder / name,
@@ -117,93 +103,93 @@ class Record:
                 training=state.to_plain(),
             ),
         )
-        self._saved_at = time.monotonic()
+        self._saved_at_s = time.monotonic()
 
     def finish_epoch(
         self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
     ) -> None:
-        """Saves the finished epoch, then tells MLflow of it: what is on disk cannot be lost by a server."""
-        # The best first: whoever goes on from last.pt takes for granted that what was best until then is there.
+        """Save the finished epoch, then send it to MLflow: what is on disk cannot be lost by a server."""
+        if self._tracker is None:
+            return
+        # The best first: a run that resumes from last.pt relies on the best one until then.
         if is_best:
             self.save(state, "best.pt")
         self.save(state)
         metrics, epoch = state.history[-1], len(state.history)
-        self._tracker.epoch(epoch, metrics)
+        self._tracker.log_epoch(epoch, metrics)
         if example is not None:
-            picture = self._preview(epoch)
+            path = self._preview_path(epoch)
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
-            figure = preview_figure(*example, title=f"validation after epoch {epoch}{epe}")
-            write_atomically(picture, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
-            self._tracker.file(picture, _PREVIEWS)
+            figure = draw_preview(*example, title=f"validation after epoch {epoch}{epe}")
+            write_atomically(path, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
+            self._tracker.send_file(path, _PREVIEWS)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
 
-    def weights(self) -> str:
-        """Says where they are."""
-        last, best = self.folder / "last.pt", self.folder / "best.pt"
-        return f"weights: {best} (lowest validation EPE) and {last}" if best.exists() else f"weights: {last}"
-
-    def _preview(self, epoch: int) -> Path:
-        return self.folder / _PREVIEWS / f"epoch_{epoch:04d}.png"
-
-    def _send_checkpoints(self, names: Sequence[str]) -> None:
-        for path in (self.folder / name for name in names):
-            if path.exists():
-                self._tracker.file(path, "checkpoints")
-
-    def bad_samples(self, bad: Sequence[str]) -> None:
-        """Lists the samples that could not be read, if any, on disk and in MLflow."""
-        if not bad:
+    def list_bad_samples(self, bad: Sequence[str]) -> None:
+        """List the samples that could not be read, if any, on disk and in MLflow."""
+        if self._tracker is None or not bad:
             return
         listing = self.folder / "bad_samples.txt"
         listing.write_text("".join(f"{line}\n" for line in bad))
-        self._tracker.file(listing, "data")
-        self._tracker.tag({"bad_samples": len(bad)})
-        self._tell(f"{len(bad)} samples could not be read and were left out, listed in {listing}; the first: {bad[0]}")
+        self._tracker.send_file(listing, "data")
+        self._tracker.set_tags({"bad_samples": len(bad)})
+        logger.warning(
+            "%d samples could not be read and were skipped, listed in %s; the first: %s", len(bad), listing, bad[0]
+        )
 
-    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
-        """Lists the cache entries that this epoch found damaged and made anew, if any, after those of earlier ones."""
-        if not rebuilt:
+    def list_rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
+        """Append the cache entries that this epoch found damaged and rebuilt, if any, to a list."""
+        if self._tracker is None or not rebuilt:
             return
         listing = self.folder / "rebuilt_entries.txt"
         with listing.open("a") as file:
             file.writelines(f"{path}\n" for path in rebuilt)
-        self._tracker.file(listing, "data")
-        self._tell(
-            f"{len(rebuilt)} cache entries were damaged and made anew, listed in {listing}; the first: {rebuilt[0]}"
-        )
+        self._tracker.send_file(listing, "data")
+        logger.warning(
+            "%d cache entries were damaged and have been rebuilt, listed in %s; the first: %s",
+            len(rebuilt), listing, rebuilt[0],
+        )  # fmt: skip
+
+    @property
+    def _previews(self) -> Path:
+        return self.folder / _PREVIEWS
+
+    def _preview_path(self, epoch: int) -> Path:
+        return self._previews / f"epoch_{epoch:04d}.png"
+
+    def _send_checkpoints(self, names: Sequence[str]) -> None:
+        assert self._tracker is not None
+        for path in (self.folder / name for name in names):
+            if path.exists():
+                self._tracker.send_file(path, "checkpoints")
 
 
-class _NoRecord(Record):
-    """Keeps nothing: in a data-parallel run only the first process writes."""
+def _open_tracker(options: TrainOptions, resumed: Checkpoint | None) -> Tracker:
+    """Start the MLflow run, or resume it, after checking that its results have a folder to go to.
 
-    def __init__(self, run_id: str, folder: Path) -> None:
-        self.run_id, self.folder = run_id, folder
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None: ...
-
-    def is_due(self) -> bool:
-        return False
-
-    def save(self, state: TrainingState, name: str = "last.pt") -> None: ...
-
-    def finish_epoch(
-        self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
-    ) -> None: ...
-
-    def weights(self) -> str:
-        return ""
-
-    def bad_samples(self, bad: Sequence[str]) -> None: ...
-
-    def rebuilt_entries(self, rebuilt: Sequence[str]) -> None: ...
+    Raises:
+        UserError: the folder holds another run, or the tracking store cannot be reached.
+    """
+    tracking = options.tracking
+    if tracking.output_dir is not None and (last := tracking.output_dir / "last.pt").exists():
+        found = load_checkpoint(last).run_id
+        if resumed is None or found != resumed.run_id:
+            raise UserError(
+                f"--output-dir {tracking.output_dir}: holds the last.pt of another run, {found}; name another "
+                f"folder, or resume that run by --resume {last}"
+            )
+    # Before the run is made in MLflow: a folder that cannot be created leaves no run there.
+    (tracking.output_dir or folder_of_run("")).mkdir(parents=True, exist_ok=True)
+    return Tracker(
+        uri=tracking.mlflow_tracking_uri,
+        experiment=tracking.experiment_name,
+        run_id=None if resumed is None else resumed.run_id,
+        run_name=tracking.run_name,
+    )
 
 
-class Stopped(Exception):  # noqa: N818 (it is no error: somebody asked for it)
-    """Training was asked to end by a signal, and ended with everything saved."""
+class Stopped(Exception):  # noqa: N818 (no error: the user asked for it)
+    """A signal asked training to stop, and it did after saving everything."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

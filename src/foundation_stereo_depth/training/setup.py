@@ -1,19 +1,18 @@
 """What a run begins with: its options, its data, and the weights of its first step."""
 
+import logging
 import tempfile
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import (
+    DEFAULT_WEIGHTS,
     Checkpoint,
     TrainedNetwork,
-    UnknownScaleWarning,
     load_checkpoint,
     read_trained,
 )
@@ -27,29 +26,30 @@ from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 
+logger = logging.getLogger(__name__)
+
 
 def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
-    """The options that flags and the environment make, and the checkpoint that `--resume` asks to go on from.
+    """Return the options from flags and environment, and the checkpoint that `--resume` names.
 
-    A run that begins with given weights takes over their network and their augmentation, unless flags name others:
-    one network learns from pairs that another would make nothing of. A resumed run keeps its
-    options; flags that do not change what it computes may be given anew, and so may `--epochs`, which stretches the
-    schedule.
+    A run with initial weights takes over their network and their augmentation, unless flags name others. A resumed run
+    keeps its options; flags that do not change what it computes may be given again, and so may `--epochs`, which
+    stretches the schedule.
 
     Raises:
         UserError: a flag is out of range, or would make the resumed run another one.
-        CheckpointError: there is nothing to go on from.
+        CheckpointError: there is nothing to resume from.
     """
-    wished = command_line.build_options(TrainOptions, explicit)
-    resume = wished.tracking.resume
+    requested = command_line.build_options(TrainOptions, explicit)
+    resume = requested.tracking.resume
     if resume is None:
-        # A run goes on with the data that it began with, whatever the environment says by then.
-        root = find_dataset_root(wished.data.dataset_root)
-        initial = wished.optimizer.initial_weights
+        # A run resumes with the data that it began with, whatever the environment says then.
+        root = find_dataset_root(requested.data.dataset_root)
+        initial = requested.optimizer.initial_weights
         base = replace(TrainOptions(), data=DataOptions(dataset_root=root))
         if initial is not None:
-            given = _given(initial)
-            base = replace(base, model=given.facts.model, augment=_augmentation(given, initial))
+            given = _read_initial(initial)
+            base = replace(base, model=given.facts.model, augment=_augmentation_of(given, initial))
         return command_line.build_options(TrainOptions, explicit, base=base), None
     path = Path(resume)
     if path.is_dir():
@@ -59,7 +59,7 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
         explicit = {"output_dir": path.parent} | explicit
     else:
         with tempfile.TemporaryDirectory() as folder:
-            found = checkpoint_of_run(wished.tracking.mlflow_tracking_uri, resume, Path(folder))
+            found = checkpoint_of_run(requested.tracking.mlflow_tracking_uri, resume, Path(folder))
             checkpoint = load_checkpoint(found)
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
     try:
@@ -68,14 +68,13 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
         raise CheckpointError(f"--resume {resume}: {error}") from error
     if conflicts := command_line.find_fixed_conflicts(explicit, saved):
         raise UserError(
-            f"--resume {resume}: a run that goes on keeps its {', '.join(conflicts)}; "
-            "leave that out, or start a new run"
+            f"--resume {resume}: a resumed run cannot change {', '.join(conflicts)}; leave that out, or start a new run"
         )
     return command_line.build_options(TrainOptions, explicit, base=saved), checkpoint
 
 
 class Data(NamedTuple):
-    """What a run trains and validates on, and what it records about that."""
+    """What a run trains and validates on, and the facts about it that are recorded."""
 
     train: Source
     validation: Source
@@ -83,11 +82,11 @@ class Data(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The same for the same samples, wherever they lie."""
+        """Return a name of the samples, the same wherever they are stored."""
         return str(self.facts.get("dataset_fingerprint", self.facts["dataset"]))
 
 
-def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str], None]) -> Data:
+def open_data(options: TrainOptions, device: torch.device) -> Data:
     """The data set that the options name, or made-up scenes where they name none.
 
     Raises:
@@ -98,7 +97,7 @@ def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str],
     if asked.require_cache and asked.cache_root is None:
         raise UserError("--require-cache: needs a --cache-root")
     if root is None and asked.cache_root is None:
-        tell(f"no data set named (--dataset-root, or ${DATASET_ROOT_VARIABLE}): training on made-up scenes")
+        logger.info("no data set named (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE)
 
         def scenes(length: int, seed: int) -> ProceduralSource:
             return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
@@ -114,29 +113,29 @@ def open_data(options: TrainOptions, device: torch.device, tell: Callable[[str],
                 "split_by": "seed",
             },
         )
-    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=tell)
+    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=logger.info)
     if files.incomplete:
-        tell(f"{len(files.incomplete)} frames lack a part and are left out, the first: {files.incomplete[0]}")
-    tell(f"{files.facts['dataset']}: split by {files.split.by}; {files.reading}")
+        logger.info("%d frames lack a part and are left out, the first: %s", len(files.incomplete), files.incomplete[0])
+    logger.info("%s: split by %s; %s", files.facts["dataset"], files.split.by, files.reading)
     return Data(files.train, files.validation, dict(files.facts))
 
 
 def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Module:
-    """The network before its first step, in training mode, on the CPU: random, or as `--initial-weights` has it.
+    """Return the network before its first step, in training mode, on the CPU: random, or from `--initial-weights`.
 
     Args:
         options: of the run.
-        resumed: where the run goes on from, if it does; then the weights are still to come from there.
+        resumed: the checkpoint that the run resumes from, if it does; its weights are loaded later.
 
     Raises:
         CheckpointError: the file of the weights cannot be used.
-        UserError: it holds another network than the options ask for.
+        UserError: it holds another network than the options name.
     """
     initial = options.optimizer.initial_weights
     if initial is None or resumed is not None:
         return create_network(options.model)
-    given = _given(initial)
-    if (found := _named(given.facts.model)) != (asked := _named(options.model)):
+    given = _read_initial(initial)
+    if (found := _flags_of(given.facts.model)) != (asked := _flags_of(options.model)):
         raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
     try:
         return given.network().train()
@@ -144,25 +143,25 @@ def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Modul
         raise CheckpointError(f"--initial-weights {initial}: {error}") from error
 
 
-def _given(path: Path) -> TrainedNetwork:
+def _read_initial(source: Path | Literal["default"]) -> TrainedNetwork:
+    path = DEFAULT_WEIGHTS if source == "default" else Path(source)
     if path.suffix == ".onnx":
         raise UserError(f"--initial-weights {path}: has to be a .pt or .safetensors file")
-    with warnings.catch_warnings(category=UnknownScaleWarning, action="ignore"):  # training finds the scale anew
-        given = read_trained(path)
+    given = read_trained(path, log_warning=False)  # of an unknown scale: training fits it again
     if not all(weights.isfinite().all() for weights in given.weights.values()):
-        raise CheckpointError(f"--initial-weights {path}: holds weights that are not finite")
+        raise CheckpointError(f"--initial-weights {source}: holds weights that are not finite")
     return given
 
 
-def _augmentation(given: TrainedNetwork, path: Path) -> AugmentOptions:
-    """What the file says of it; the defaults where it says nothing."""
-    said = given.facts.header.get("augment", {})
+def _augmentation_of(given: TrainedNetwork, source: Path | Literal["default"]) -> AugmentOptions:
+    """Return the augmentation that the file's header describes; the defaults if it describes none."""
+    plain = given.facts.header.get("augment", {})
     try:
-        return command_line.group_from_dict(AugmentOptions, said if isinstance(said, dict) else {"augment": said})
+        return command_line.group_from_dict(AugmentOptions, plain if isinstance(plain, dict) else {"augment": plain})
     except UserError as error:
-        raise CheckpointError(f"--initial-weights {path}: {error}") from error
+        raise CheckpointError(f"--initial-weights {source}: {error}") from error
 
 
-def _named(model: ModelOptions) -> str:
-    named = f"--model {model.model} --base-channels {model.base_channels}"
-    return named if model.model == "guided" else f"{named} --depth {model.depth}"
+def _flags_of(model: ModelOptions) -> str:
+    flags = f"--model {model.model} --base-channels {model.base_channels}"
+    return flags if model.model == "guided" else f"{flags} --depth {model.depth}"

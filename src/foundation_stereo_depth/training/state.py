@@ -1,6 +1,7 @@
-"""The state of training: all that one step changes, and so all that a resumed run needs."""
+"""The state of training: everything that a step changes, and so everything that a resumed run needs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from foundation_stereo_depth.options.training import OptimizerOptions
 Metrics = dict[str, float]
 
 
-class Look(NamedTuple):
-    """The numbers of the epoch so far, fetched from the device in one go."""
+class Snapshot(NamedTuple):
+    """The figures of the epoch so far, fetched from the device at once."""
 
     loss: float
     epe_px: float
@@ -34,12 +35,13 @@ class TrainingState:
 
     Attributes:
         average: the moving average of the weights; None where none is kept.
-        progress: where in which epoch training stands.
+        progress: how far training has progressed.
         errors, sums: of the epoch so far, over all processes; on the device. `sums` holds loss and valid pixels.
+        term_sums: the same for each term of the loss, unweighted; None in an epoch that a version without terms began.
         stop_votes: how often a process was asked to stop; it ends this process, and is no part of the run's state.
         first_bad_step: the first step of the epoch whose loss or gradient was not finite; -1 while there is none.
-        counts: what reading met in the epoch so far, in this process.
-        data: `Data.identity` of what is learnt from.
+        counts: cache hits, bad samples and so on of the epoch so far, in this process.
+        data: `Data.identity` of the training data.
         history: the metrics of every finished epoch.
     """
 
@@ -51,28 +53,29 @@ class TrainingState:
     stop_votes: Tensor
     first_bad_step: Tensor
     data: str
+    term_sums: dict[str, Tensor] | None = field(default_factory=dict[str, Tensor])
     progress: Progress = Progress()
     counts: ReadCounts = ReadCounts()
     history: list[Metrics] = field(default_factory=list[Metrics])
 
     @classmethod
-    def fresh(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
-        """Before the first step."""
+    def create(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
+        """Return the state before the first step."""
         optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.weight_decay)
         device = next(network.parameters()).device
         average = None
         if options.ema_decay > 0:
 
-            def follow(averages: Any, currents: Any, taken: Any) -> None:
-                # A young average trusts the newest weights more: it would be all beginning otherwise.
+            def update(averages: Any, currents: Any, taken: Any) -> None:
+                # The decay grows with the number of steps, or the first weights would dominate a short run.
                 decay = min((1 + int(taken)) / (10 + int(taken)), options.ema_decay)
                 if averages[0].is_floating_point():
                     torch._foreach_lerp_(averages, currents, 1 - decay)  # pyright: ignore
-                else:  # how many batches a normalisation has seen
+                else:  # the number of batches that a normalisation has counted
                     torch._foreach_copy_(averages, currents)  # pyright: ignore
 
-            # Averaged weights want averaged statistics: those of the newest weights cost up to 4 % of EPE.
-            average = AveragedModel(network, multi_avg_fn=follow, use_buffers=True)
+            # Averaged weights need averaged statistics: those of the newest weights cost up to 4 % of EPE.
+            average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
         return cls(
             network=network,
             optimizer=optimizer,
@@ -87,40 +90,59 @@ class TrainingState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose weights are evaluated and shipped."""
+        """The network whose weights are evaluated and shipped: the moving average where one is kept."""
         return self.network if self.average is None else self.average.module
 
-    def observe(self, sums: Tensor, gradient_norm: Tensor, errors: DisparityErrors, counts: ReadCounts) -> None:
-        """Takes note of one step, without waiting for the device. `sums` holds loss, valid pixels and stop votes."""
+    def add_step(
+        self,
+        sums: Tensor,
+        terms: Sequence[str],
+        gradient_norm: Tensor,
+        errors: DisparityErrors,
+        counts: ReadCounts,
+    ) -> None:
+        """Add the figures of one step to those of the epoch, without waiting for the device.
+
+        Args:
+            sums: loss, valid pixels, stop votes, and one sum for each of `terms`, over all processes.
+            terms: names of the terms of the loss.
+            gradient_norm: before clipping.
+            errors: over all processes.
+            counts: of this process.
+        """
         finite = sums.isfinite().all() & gradient_norm.isfinite()
         newly_bad = ~finite & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(newly_bad, self.progress.step_in_epoch, self.first_bad_step)
         self.sums += sums[:2]
         self.stop_votes += sums[2]
+        if self.term_sums is not None:
+            for name, total in zip(terms, sums[3:].to(self.sums.dtype), strict=True):
+                self.term_sums[name] = self.term_sums[name] + total if name in self.term_sums else total
         self.errors += errors
         self.counts = self.counts.plus(counts)
 
-    def look(self) -> Look:
-        """Waits for the device, and says how things stand in this process."""
+    def snapshot(self) -> Snapshot:
+        """Wait for the device; return the figures of the epoch so far."""
         loss, valid = self.sums.tolist()
         epe_px = self.errors.figures().get("epe_px", math.nan)
-        return Look(loss / max(valid, 1), epe_px, float(self.stop_votes), int(self.first_bad_step))
+        return Snapshot(loss / max(valid, 1), epe_px, float(self.stop_votes), int(self.first_bad_step))
 
     def advance(self, samples: int) -> None:
-        """One more step is done."""
+        """Count one more step."""
         now = self.progress
         self.progress = replace(
             now, step_in_epoch=now.step_in_epoch + 1, step=now.step + 1, samples=now.samples + samples
         )
 
     def training_metrics(self, processes: Processes) -> Metrics:
-        """Of the epoch so far, over all processes."""
+        """Return the metrics of the epoch so far, over all processes."""
         loss, valid = self.sums.tolist()
         reading = ReadCounts()
         for counts in processes.all_gather(self.counts):
             reading = reading.plus(counts)
         return {
             "train/loss": loss / max(valid, 1),
+            **{f"train/loss_{name}": float(total) / max(valid, 1) for name, total in (self.term_sums or {}).items()},
             **{f"train/{name}": value for name, value in self.errors.figures().items()},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "data/cache_hits": reading.cache_hits,
@@ -130,18 +152,19 @@ class TrainingState:
         }
 
     def finish_epoch(self, metrics: Metrics) -> bool:
-        """Closes the epoch; True where its validation EPE is the lowest so far."""
+        """Close the epoch; return True if its validation EPE is the lowest so far."""
         best = min((epoch.get("validation/epe_px", math.inf) for epoch in self.history), default=math.inf)
         self.history.append(metrics)
         now = self.progress
         self.progress = replace(now, epoch=now.epoch + 1, step_in_epoch=0)
         self.errors = DisparityErrors.none(self.errors.counts.device)
         self.sums = torch.zeros_like(self.sums)
+        self.term_sums = {}
         self.counts = ReadCounts()
         return metrics.get("validation/epe_px", math.inf) < best
 
     def to_plain(self) -> dict[str, Any]:
-        """What `restore` takes, as tensors and plain values."""
+        """Return what `restore` takes, as tensors and plain values."""
         return {
             "weights": self.network.state_dict(),
             "averaged": None if self.average is None else self.average.state_dict(),
@@ -149,22 +172,23 @@ class TrainingState:
             "random_state": torch.get_rng_state(),
             "errors": self.errors.counts,
             "sums": self.sums,
+            "term_sums": self.term_sums,
             "counts": tuple(self.counts),
             "data": self.data,
             "history": self.history,
         }
 
     def restore(self, checkpoint: Checkpoint, processes: Processes) -> None:
-        """Becomes the state that was saved.
+        """Restore the state that was saved.
 
         Raises:
             CheckpointError: the checkpoint holds no training state (it is for inference alone), or another network's.
-            UserError: the run learnt from other samples than there are now.
+            UserError: the run was trained on other samples than are found now.
         """
         saved = checkpoint.training
         if saved.get("data", self.data) != self.data:
             raise UserError(
-                f"--resume: run {checkpoint.run_id} learnt from other samples than there are now; bring them back "
+                f"--resume: run {checkpoint.run_id} was trained on other samples than are found now; restore them "
                 "(--dataset-root, --cache-root), or start a new run with its weights by --initial-weights"
             )
         try:
@@ -175,19 +199,24 @@ class TrainingState:
             torch.set_rng_state(saved["random_state"])
             self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
             self.sums = saved["sums"].to(self.sums)
-            if processes.is_first:  # whose they were
+            self.term_sums = self._restored_term_sums(saved, checkpoint.progress)
+            if processes.is_first:  # which saved its own
                 self.counts = ReadCounts(*saved["counts"])
             self.history = list(saved["history"])
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            said = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
-            raise CheckpointError(
-                f"the checkpoint of run {checkpoint.run_id} cannot be gone on from: {said}"
-            ) from error
+            reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
+            raise CheckpointError(f"the checkpoint of run {checkpoint.run_id} cannot be resumed: {reason}") from error
         self.progress = checkpoint.progress
+
+    def _restored_term_sums(self, saved: dict[str, Any], progress: Progress) -> dict[str, Tensor] | None:
+        if "term_sums" not in saved:  # version 0.1.0, which summed the loss alone
+            return None if progress.step_in_epoch else {}
+        sums: dict[str, Tensor] | None = saved["term_sums"]
+        return None if sums is None else {str(name): total.to(self.sums).reshape(()) for name, total in sums.items()}
 
 
 def learning_rate_at(step: int, total_steps: int, options: OptimizerOptions) -> float:
-    """The learning rate of a step: up in a straight line, down along half a cosine to zero.
+    """Return the learning rate of a step: it rises linearly, then falls to zero along half a cosine.
 
     After Smith and Topin, "Super-convergence", 2018: one cycle whose height is the peak.
     """

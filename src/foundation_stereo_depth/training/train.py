@@ -1,14 +1,15 @@
-"""Training: one function that reads like a recipe, and the few steps it is made of."""
+"""Training: one function that reads like a recipe, and the steps that it consists of."""
 
+import logging
 import math
 import platform
 import signal
-import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,91 +27,74 @@ from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import network_inputs, wants_prior
 from foundation_stereo_depth.options.training import TrainOptions
-from foundation_stereo_depth.training.loss import training_loss
-from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped, open_record
+from foundation_stereo_depth.training.loss import loss_terms, loss_weights, weighted_loss
+from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped
 from foundation_stereo_depth.training.setup import first_network, open_data
-from foundation_stereo_depth.training.state import Look, Metrics, TrainingState, learning_rate_at
+from foundation_stereo_depth.training.state import Metrics, Snapshot, TrainingState, learning_rate_at
 from foundation_stereo_depth.training.validate import Evaluation, evaluate
 from foundation_stereo_depth.uncertainty import fitted_scale
 
+logger = logging.getLogger(__name__)
+
 Item = TypeVar("Item")
+Example = tuple[StereoBatch, tuple[Tensor, ...]]
+"""A batch on the training device, and the inputs that the network makes of it."""
 
 _AUGMENTATION_SEED = 1
-"""Added to the seed for augmentation, so that a made-up scene and its augmentation do not share draws."""
+"""Added to the seed for augmentation, so that a synthetic scene and its augmentation use different random numbers."""
 _WATCHED_PIXELS = (..., slice(None, None, 2), slice(None, None, 2))
-"""Training errors are counted at one pixel in four: enough to watch, and the rest would cost one percent of a step."""
-_LOOK_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}
-"""Steps between looks at the numbers: a look waits for the device to finish what it was given."""
+"""Training errors are counted at one pixel in four; the others would cost one percent of a step."""
+_SNAPSHOT_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}
+"""Steps between snapshots of the figures: a snapshot waits for the device."""
 
 
-def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
-    """Trains a network as the options say; the run's folder and MLflow have the results.
+def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # noqa: PLR0915 (the main road)
+    """Train a network as the options say; return the folder of last.pt and best.pt.
 
     Args:
         options: all options.
-        resumed: a moment of an earlier run to go on from; `start.resolve` finds it.
+        resumed: the state of an earlier run to resume from; `setup.resolve` finds it.
 
     Raises:
         UserError: the options, the data, the checkpoint or the tracking store do not allow it.
         NotFiniteError: the loss or its gradient became NaN or infinite.
-        Stopped: an interrupt or termination signal came; everything learnt so far is saved.
+        Stopped: an interrupt or termination signal came; everything is saved.
     """
     processes = Processes.from_environment()
-    tell = _teller(processes)
     device = pick_device(options.runtime.device, processes)
     precision = pick_precision(options.runtime.precision, device)
-    batch_size = _checked_batch_size(options, processes)
+    batch_size = _check_batch_size(options, processes)
     processes.join(device)
 
-    data = open_data(options, device, tell)
+    data = open_data(options, device)
     torch.manual_seed(options.runtime.seed)
     network = first_network(options, resumed).to(device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    state = TrainingState.fresh(network, options.optimizer, data.identity)
+    state = TrainingState.create(network, options.optimizer, data.identity)
     if resumed is not None:
         state.restore(resumed, processes)
-    forward = _wrapped(network, options, processes, device)
+    forward = _wrap(network, options, processes, device)
+    total_steps = len(_training_plan(data.train, 0, options, processes)) * options.optimizer.epochs
 
-    def plan_of(epoch: int) -> list[Positions]:
-        seed, rank, world_size = options.runtime.seed, processes.rank, processes.world_size
-        return training_plan(len(data.train), batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
-
-    def prepared(batches: Iterable[StereoBatch], epoch: int) -> Iterator[tuple[StereoBatch, tuple[Tensor, ...]]]:
-        for batch in batches:
-            on_device = batch.to(device)
-            keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
-            on_device = flipped(on_device, keys, options.augment)
-            yield on_device, network_inputs(network, augmented_pair(on_device, keys, options.augment))
-
-    def examples(plan: list[Positions], epoch: int, bar: _Bar) -> Iterator[tuple[StereoBatch, tuple[Tensor, ...]]]:
-        batches = data.train.batches(plan, epoch)
-        if wants_prior(network):
-            # What a classical matcher says takes the CPU a while; meanwhile the device can be at work.
-            yield from bar.timed(one_ahead(prepared(batches, epoch)))
-            return
-        with closing(bar.timed(batches)) as timed:
-            yield from prepared(timed, epoch)
-
-    validated = validation_plan(len(data.validation), batch_size, rank=processes.rank, world_size=processes.world_size)
-    total_steps = len(plan_of(0)) * options.optimizer.epochs
-
-    with open_record(options, resumed, processes, tell) as record, StopSignals() as stop:
+    with Record(options, resumed, processes) as record, StopSignals() as stop:
         facts = data.facts | _facts(network, device, precision, processes)
         record.start(facts, state.history)
-        tell(_start_line(record, facts, options, state))
+        logger.info(_start_line(record, facts, options, state))
 
         for epoch in range(state.progress.epoch, options.optimizer.epochs):
-            plan = plan_of(epoch)
+            plan = _training_plan(data.train, epoch, options, processes)
+            progress = EpochProgress(epoch, len(plan), state, options, processes)
             network.train()
-            bar = _Bar(f"epoch {epoch + 1}/{options.optimizer.epochs}", len(plan), state, batch_size, processes)
-            for batch, inputs in examples(plan[state.progress.step_in_epoch :], epoch, bar):
+            for batch, inputs in _examples(network, data.train, plan, options, epoch=epoch, progress=progress):
                 # -------------------------------------------------------------------------------------- one step
                 with autocast(device, precision):
                     prediction = forward(*inputs)
-                loss = training_loss(prediction, batch.disparity_px, options.loss)
+                terms = loss_terms(prediction, batch.disparity_px, options.loss)
+                loss = weighted_loss(terms, options.loss)
 
                 # The mean is over the valid pixels of all processes; DDP averages gradients, hence the factor.
-                sums = processes.all_reduce(torch.stack([loss.total.detach(), loss.valid, stop.vote(device)]))
+                totals = [term.total.detach() for term in terms.values()]
+                sums = processes.all_reduce(torch.stack([loss.total.detach(), loss.valid, stop.vote(device), *totals]))
                 (loss.total * processes.world_size / sums[1].clamp(min=1)).backward()
                 gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.clip_norm)
                 for group in state.optimizer.param_groups:
@@ -124,61 +108,52 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
                     prediction.disparity_px.detach()[_WATCHED_PIXELS], batch.disparity_px[_WATCHED_PIXELS]
                 )
                 processes.all_reduce(errors.counts)
-                state.observe(sums, gradient_norm, errors, batch.counts)
+                state.add_step(sums, list(terms), gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
                 done = state.progress.step_in_epoch
-                if done % _LOOK_EVERY[device.type] == 0 or done == len(plan):
-                    look = state.look()
-                    if look.first_bad_step >= 0:
-                        raise _not_finite(look.first_bad_step, epoch, plan, data.train, record)
-                    bar.show(look)
-                    if look.stop_votes > 0:
-                        raise stop.ended(record, state)
+                if done % _SNAPSHOT_EVERY[device.type] == 0 or done == len(plan):
+                    snapshot = state.snapshot()
+                    if snapshot.first_bad_step >= 0:
+                        raise _not_finite(snapshot.first_bad_step, epoch, plan, data.train, record)
+                    progress.show(snapshot)
+                    if snapshot.stop_votes > 0:
+                        save_and_stop(record, state, stop.requested)
                     if record.is_due():
                         record.save(state)
 
-            def between_batches() -> None:
-                if record.is_due():
-                    record.save(state)
-                # Several processes have to agree on the moment, which they do at their next training step.
-                if stop.requested and processes.world_size == 1:
-                    raise stop.ended(record, state)
-
-            evaluated = state.evaluated.eval()
-            # Each process has normalised its own part of every batch; the first one's network is the one that is saved.
-            for statistics in evaluated.buffers():
-                processes.broadcast(statistics)
-            seen = evaluate(
-                evaluated,
+            validated = _validate(
                 data.validation,
-                validated,
-                options.loss,
+                state,
+                options,
+                processes,
                 precision=autocast(device, precision),
-                after_batch=between_batches,
+                record=record,
+                stop=stop,
             )
-            metrics = state.training_metrics(processes) | bar.figures() | _validation_metrics(seen, processes, options)
-            metrics["data/cache_unwritten"] = sum(processes.all_gather(state.counts.unwritten + seen.counts.unwritten))
-            bad = sorted({line for lines in processes.all_gather(state.counts.bad + seen.counts.bad) for line in lines})
-            rebuilt = [
-                path for paths in processes.all_gather(state.counts.rebuilt + seen.counts.rebuilt) for path in paths
-            ]
+            reading = _gather_reading(state, validated, processes)
+            metrics = state.training_metrics(processes) | progress.figures()
+            metrics |= _validation_metrics(validated, processes, options) | reading.metrics
             is_best = state.finish_epoch(metrics)
-            record.finish_epoch(state, is_best, seen.example)
-            record.bad_samples(bad)
-            record.rebuilt_entries(rebuilt)
-            tell(_epoch_line(epoch, options, metrics))
-        tell(record.weights())
+            record.finish_epoch(state, is_best, validated.example)
+            record.list_bad_samples(reading.bad)
+            record.list_rebuilt_entries(reading.rebuilt)
+            logger.info(_epoch_line(epoch, options, metrics))
     processes.leave()
+    return record.folder
 
 
 class StopSignals:
-    """While this context lasts, Ctrl-C and termination ask for an end between two steps; a second Ctrl-C insists."""
+    """A context in which Ctrl-C and termination request a stop between two steps; a second one interrupts at once.
+
+    Attributes:
+        requested: the number of the signal that came; 0 while none has.
+    """
 
     def __init__(self) -> None:
         self.requested: int = 0
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(
@@ -187,46 +162,62 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (what signal.signal calls)
+    def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (what signal.signal calls)
         if self.requested:
             raise KeyboardInterrupt
         self.requested = number
 
     def vote(self, device: torch.device) -> Tensor:
-        """1 where this process was asked to stop, else 0, for the sum over all processes."""
+        """Return 1 if this process was asked to stop, else 0, for the sum over all processes."""
         return torch.tensor(float(bool(self.requested)), device=device)
 
-    def ended(self, record: Record, state: TrainingState) -> Stopped:
-        """Saves everything, and says so."""
-        record.save(state)
-        where = f"after step {state.progress.step_in_epoch} of epoch {state.progress.epoch + 1}"
-        return Stopped(f"stopped {where}; go on with --resume {record.run_id}", self.requested or int(signal.SIGTERM))
+
+def save_and_stop(record: Record, state: TrainingState, signal_number: int) -> NoReturn:
+    """Save last.pt and end training.
+
+    Args:
+        record: writes it.
+        state: to save.
+        signal_number: of the signal that came; 0 where another process received it.
+
+    Raises:
+        Stopped: always.
+    """
+    record.save(state)
+    where = f"after step {state.progress.step_in_epoch} of epoch {state.progress.epoch + 1}"
+    raise Stopped(f"stopped {where}; resume with --resume {record.run_id}", signal_number or int(signal.SIGTERM))
 
 
-class _Bar:
-    """The progress bar of an epoch, and the clock behind its figures."""
+class EpochProgress:
+    """The progress bar of an epoch; it measures the speed, and how long the steps wait for data.
 
-    def __init__(self, name: str, steps: int, state: TrainingState, batch_size: int, processes: Processes) -> None:
-        self._first = state.progress.step_in_epoch
-        self._batch_size = batch_size
+    Attributes:
+        first_step: the step of the epoch that it begins at, after a resume.
+    """
+
+    def __init__(
+        self, epoch: int, steps: int, state: TrainingState, options: TrainOptions, processes: Processes
+    ) -> None:
+        self._batch_size = options.optimizer.batch_size
         self._bar = tqdm(
-            desc=name,
-            total=steps * batch_size,
-            initial=self._first * batch_size,
+            desc=f"epoch {epoch + 1}/{options.optimizer.epochs}",
+            total=steps * self._batch_size,
+            initial=state.progress.step_in_epoch * self._batch_size,
             unit="sample",
             disable=not processes.is_first,
             dynamic_ncols=True,
             leave=False,
         )
-        self._done = 0
+        self.first_step = state.progress.step_in_epoch
+        self._steps = 0
         self._waited_s = 0.0
+        self._elapsed_s = 0.0
         self._began_s = time.perf_counter()
 
-    def timed(self, items: Iterable[Item]) -> Generator[Item]:
-        """The same items, one per step; the time until each one comes counts as waiting for data.
+    def count_steps(self, items: Iterable[Item]) -> Generator[Item]:
+        """Yield the same items, one per step; the time until each one comes counts as waiting for data.
 
-        Reading and rendering are waited for; augmentation is a part of the step, like the network, unless it is done
-        ahead of it.
+        Reading and rendering count; augmentation is a part of the step, like the network, unless it is prefetched.
         """
         iterator = iter(items)
         try:
@@ -237,53 +228,158 @@ class _Bar:
                 if item is None:
                     return
                 yield item
-                self._done += 1
+                self._steps += 1
                 self._bar.update(self._batch_size)
         finally:  # also where the loop is left by an exception
             self._elapsed_s = time.perf_counter() - self._began_s
             self._bar.close()
 
-    def show(self, look: Look) -> None:
-        share = self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
-        self._bar.set_postfix_str(f"loss {look.loss:.3f}, EPE {look.epe_px:.2f} px, waiting {share:.0%}", refresh=False)
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the figures of the epoch so far beside the bar."""
+        waiting = self._waited_s / max(time.perf_counter() - self._began_s, 1e-9)
+        self._bar.set_postfix_str(
+            f"loss {snapshot.loss:.3f}, EPE {snapshot.epe_px:.2f} px, waiting {waiting:.0%}", refresh=False
+        )
 
     def figures(self) -> Metrics:
-        """Speed of the epoch, or of its part since a resume."""
+        """Return the speed of the epoch, or of its part since a resume."""
         return {
-            "speed/samples_per_s": self._done * self._batch_size / max(self._elapsed_s, 1e-9),
+            "speed/samples_per_s": self._steps * self._batch_size / max(self._elapsed_s, 1e-9),
             "speed/data_wait_percent": 100 * self._waited_s / max(self._elapsed_s, 1e-9),
         }
 
 
-def _teller(processes: Processes) -> Callable[[str], None]:
-    def tell(line: str) -> None:
-        if processes.is_first:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
-
-    return tell
-
-
-def _checked_batch_size(options: TrainOptions, processes: Processes) -> int:
+def _check_batch_size(options: TrainOptions, processes: Processes) -> int:
     batch_size = options.optimizer.batch_size
     if batch_size % processes.world_size:
         raise UserError(f"--batch-size {batch_size}: has to be a multiple of the {processes.world_size} processes")
     return batch_size
 
 
-def _wrapped(network: nn.Module, options: TrainOptions, processes: Processes, device: torch.device) -> nn.Module:
-    """The network as training calls it: compiled and data-parallel where that is asked for; the weights are shared."""
+def _wrap(network: nn.Module, options: TrainOptions, processes: Processes, device: torch.device) -> nn.Module:
+    """Return the network as training calls it, compiled and data-parallel if requested; it shares the weights."""
     forward = network
     if options.runtime.compile:
         mode, backend = options.runtime.compile_mode, options.runtime.compile_backend
         try:
             forward.compile(mode=mode, backend=backend)
         except RuntimeError as error:
-            said = str(error).splitlines()[0]
-            raise UserError(f"--compile-mode {mode} --compile-backend {backend}: torch refuses ({said})") from error
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--compile-mode {mode} --compile-backend {backend}: torch refuses ({reason})") from error
     if processes.world_size > 1:
         forward = DistributedDataParallel(forward, device_ids=[device.index] if device.type == "cuda" else None)
     return forward
+
+
+def _training_plan(source: Source, epoch: int, options: TrainOptions, processes: Processes) -> list[Positions]:
+    return training_plan(
+        len(source),
+        options.optimizer.batch_size,
+        seed=options.runtime.seed,
+        epoch=epoch,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+
+
+def _examples(
+    network: nn.Module,
+    source: Source,
+    plan: list[Positions],
+    options: TrainOptions,
+    *,
+    epoch: int,
+    progress: EpochProgress,
+) -> Iterator[Example]:
+    """Yield what remains of the epoch: augmented batches, and the inputs of the network."""
+    batches = source.batches(plan[progress.first_step :], epoch)
+    if wants_prior(network):
+        # The classical matcher runs on the CPU; meanwhile the device works on the batch before.
+        yield from progress.count_steps(one_ahead(_augment(batches, epoch, network, options)))
+        return
+    with closing(progress.count_steps(batches)) as counted:
+        yield from _augment(counted, epoch, network, options)
+
+
+def _augment(
+    batches: Iterable[StereoBatch], epoch: int, network: nn.Module, options: TrainOptions
+) -> Iterator[Example]:
+    device = next(network.parameters()).device
+    for batch in batches:
+        on_device = batch.to(device)
+        keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
+        on_device = flipped(on_device, keys, options.augment)
+        yield on_device, network_inputs(network, augmented_pair(on_device, keys, options.augment))
+
+
+def _validate(
+    source: Source,
+    state: TrainingState,
+    options: TrainOptions,
+    processes: Processes,
+    *,
+    precision: AbstractContextManager[object],
+    record: Record,
+    stop: StopSignals,
+) -> Evaluation:
+    """Evaluate the weights that are shipped on this process's part of the validation samples."""
+    network = state.evaluated.eval()
+    # Each process has normalised its own part of every batch; the first one's network is the one that is saved.
+    for statistics in network.buffers():
+        processes.broadcast(statistics)
+
+    def save_or_stop() -> None:
+        if record.is_due():
+            record.save(state)
+        # Several processes have to agree on the moment, which they do at their next training step.
+        if stop.requested and processes.world_size == 1:
+            save_and_stop(record, state, stop.requested)
+
+    batch_size, rank, world_size = options.optimizer.batch_size, processes.rank, processes.world_size
+    plan = validation_plan(len(source), batch_size, rank=rank, world_size=world_size)
+    return evaluate(network, source, plan, options.loss, precision=precision, after_batch=save_or_stop)
+
+
+class Reading(NamedTuple):
+    """What reading the samples of an epoch met, in all processes.
+
+    Attributes:
+        bad: samples that could not be read, with the reason.
+        rebuilt: cache entries that were damaged and have been rebuilt.
+        metrics: the number of samples that could not be written to the cache.
+    """
+
+    bad: list[str]
+    rebuilt: list[str]
+    metrics: Metrics
+
+
+def _gather_reading(state: TrainingState, validated: Evaluation, processes: Processes) -> Reading:
+    every = processes.all_gather(state.counts.plus(validated.counts))
+    return Reading(
+        bad=sorted({line for counts in every for line in counts.bad}),
+        rebuilt=[path for counts in every for path in counts.rebuilt],
+        metrics={"data/cache_unwritten": sum(counts.unwritten for counts in every)},
+    )
+
+
+def _validation_metrics(validated: Evaluation, processes: Processes, options: TrainOptions) -> Metrics:
+    errors = DisparityErrors(processes.all_reduce(validated.errors.counts))
+    every = processes.all_gather((validated.loss_sums, validated.valid))
+    valid = max(sum(valid for _, valid in every), 1)
+    weights = loss_weights(options.loss)
+    terms = {
+        name: math.fsum(sums.get(name, 0.0) for sums, _ in every) / valid
+        for name in weights
+        if any(name in sums for sums, _ in every)
+    }
+    scale = fitted_scale(processes.all_reduce(validated.error_ratios), options.loss.loss)
+    return {
+        "validation/loss": math.fsum(weights[name] * mean for name, mean in terms.items()),
+        **{f"validation/loss_{name}": mean for name, mean in terms.items()},
+        SIGMA_SCALE: scale,
+        **{f"validation/{name}": value for name, value in errors.figures().items()},
+    }
 
 
 def _facts(network: nn.Module, device: torch.device, precision: torch.dtype, processes: Processes) -> dict[str, object]:
@@ -299,19 +395,6 @@ def _facts(network: nn.Module, device: torch.device, precision: torch.dtype, pro
     }
 
 
-def _validation_metrics(seen: Evaluation, processes: Processes, options: TrainOptions) -> Metrics:
-    errors = DisparityErrors(processes.all_reduce(seen.errors.counts))
-    totals = processes.all_gather((seen.loss_total, seen.valid))
-    valid = sum(valid for _, valid in totals)
-    loss = math.fsum(total for total, _ in totals) / max(valid, 1)
-    scale = fitted_scale(processes.all_reduce(seen.error_ratios), options.loss.loss)
-    return {
-        "validation/loss": loss,
-        SIGMA_SCALE: scale,
-        **{f"validation/{name}": value for name, value in errors.figures().items()},
-    }
-
-
 def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source, record: Record) -> NotFiniteError:
     names = ", ".join(source.name(int(index)) for index in plan[step])
     last = record.folder / "last.pt"
@@ -323,9 +406,9 @@ def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source
 
 
 def _start_line(record: Record, facts: Mapping[str, object], options: TrainOptions, state: TrainingState) -> str:
-    begun = f", going on after step {state.progress.step}" if state.progress.step else ""
+    resumed = f", resumed after step {state.progress.step}" if state.progress.step else ""
     return (
-        f"run {record.run_id}{begun}: {options.model.model} of {facts['parameters']:,} parameters, "
+        f"run {record.run_id}{resumed}: {options.model.model} of {facts['parameters']:,} parameters, "
         f"{facts['computed_in']} on {facts['device_name']}; {facts['train_samples']} training and "
         f"{facts['validation_samples']} validation samples of {options.data.width}x{options.data.height}; results in "
         f"{record.folder}"
@@ -345,5 +428,5 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
     return (
         f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
         f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
-        + (f"; {unwritten:.0f} samples read could not be kept in the cache" if unwritten else "")
+        + (f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else "")
     )

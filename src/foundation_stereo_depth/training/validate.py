@@ -1,4 +1,4 @@
-"""How good a network is on a source of samples."""
+"""Evaluation of the network on validation samples while it trains."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -12,14 +12,19 @@ from foundation_stereo_depth.data.batch import VALIDATION_EPOCH, Positions, Read
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, network_inputs
 from foundation_stereo_depth.options.training import LossOptions
-from foundation_stereo_depth.training.loss import heteroscedastic_loss
+from foundation_stereo_depth.training.loss import loss_terms
 from foundation_stereo_depth.uncertainty import RATIO_BINS, error_ratio_counts
 
 
 class Evaluation(NamedTuple):
-    """Sums over the samples that one process saw, and its first batch to look at."""
+    """Sums over the samples that one process evaluated, and its first batch with the prediction.
 
-    loss_total: float
+    Attributes:
+        loss_sums: of each term of the loss, unweighted.
+        valid: pixels that they are summed over.
+    """
+
+    loss_sums: dict[str, float]
     valid: float
     errors: DisparityErrors
     error_ratios: Tensor
@@ -37,18 +42,18 @@ def evaluate(
     precision: AbstractContextManager[object],
     after_batch: Callable[[], None],
 ) -> Evaluation:
-    """Runs `network` over the batches of `plan`, unaugmented.
+    """Evaluate `network` on the batches of `plan`, unaugmented.
 
     Args:
         network: in evaluation mode.
-        source: what to evaluate on.
+        source: of the samples.
         plan: positions in `source`, batch by batch.
-        options: the loss to sum beside the errors.
+        options: of the loss that is summed beside the errors.
         precision: the context to compute in, entered for each batch.
         after_batch: called between batches; may raise to stop.
     """
     device = next(network.parameters()).device
-    loss_total, valid = 0.0, 0.0
+    loss_sums, valid = dict[str, float](), 0.0
     errors, counts = DisparityErrors.none(device), ReadCounts()
     error_ratios = torch.zeros(RATIO_BINS, dtype=torch.int64, device=device)
     example: tuple[StereoBatch, StereoPrediction] | None = None
@@ -57,12 +62,13 @@ def evaluate(
         inputs = network_inputs(network, as_pair(batch))
         with precision:
             prediction = network(*inputs)
-        loss = heteroscedastic_loss(prediction, batch.disparity_px, options)
-        loss_total += float(loss.total)
-        valid += float(loss.valid)
+        terms = loss_terms(prediction, batch.disparity_px, options)
+        for name, term in terms.items():
+            loss_sums[name] = loss_sums.get(name, 0.0) + float(term.total)
+        valid += float(terms["nll"].valid)
         error_ratios += error_ratio_counts(prediction.disparity_px, prediction.log_variance, batch.disparity_px)
         errors += disparity_errors(prediction.disparity_px, batch.disparity_px)
         counts = counts.plus(batch.counts)
         example = example or (batch, prediction)
         after_batch()
-    return Evaluation(loss_total, valid, errors, error_ratios, counts, example)
+    return Evaluation(loss_sums, valid, errors, error_ratios, counts, example)
