@@ -20,17 +20,15 @@ from tqdm import tqdm
 
 from foundation_stereo_depth import __version__
 from foundation_stereo_depth.checkpoint import NetworkFacts
-from foundation_stereo_depth.data.fsd import (
+from foundation_stereo_depth.data.dataset import (
     DATASET_ROOT_VARIABLE,
-    Split,
+    StereoDataset,
     find_dataset_root,
-    fingerprint,
-    split_samples,
-    take_spread,
+    open_dataset,
 )
-from foundation_stereo_depth.data.loader import read_ahead
+from foundation_stereo_depth.data.prefetch import prefetch
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
-from foundation_stereo_depth.data.torchvision_datasets import Benchmark, BenchmarkScene, FsdScenes, open_benchmark
+from foundation_stereo_depth.data.split import Split, fingerprint, split_samples, take_spread
 from foundation_stereo_depth.device import Processes, pick_device
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference import report
@@ -38,9 +36,9 @@ from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.inference.report import Plain, Score
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.options.command_line import group_from_dict
+from foundation_stereo_depth.options.datasets import parse_dataset_sources
 from foundation_stereo_depth.options.inference import BenchmarkOptions, EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions
-from foundation_stereo_depth.stereo.disparity import nearest_indices
 from foundation_stereo_depth.stereo.sgbm import match_blocks
 from foundation_stereo_depth.tracking import add_to_run
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
@@ -89,7 +87,7 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
     size = DataOptions() if predictor is None else predictor
     height, width = options.network.height or size.height, options.network.width or size.width
     device = pick_device(options.inference.device, Processes.single())
-    scenes = open_benchmark(asked.dataset, root, download=asked.download)
+    dataset = open_dataset(asked.dataset, root, download=asked.download)
 
     contenders: dict[str, Contender] = {}
     if predictor is not None:
@@ -102,18 +100,17 @@ def benchmark(network: Path | None, options: EvaluateOptions) -> str:
     totals: dict[str, Score] = {}
     # On a CPU, reading ahead would take the cores that are being timed.
     workers = 0 if device.type == "cpu" else 2
-    positions = _asked_positions(scenes, root, None if predictor is None else predictor.facts, asked)
+    positions = _asked_positions(dataset, root, None if predictor is None else predictor.facts, asked)
     warm = False
-    for native in tqdm(
-        read_ahead(positions, scenes.read, workers), total=len(positions), unit="scene", leave=False, file=sys.stderr
-    ):
-        scene = native if asked.at_native_size else _resized(native, height, width)
+    samples = prefetch(positions, dataset.read, workers)
+    for i, native in zip(positions, tqdm(samples, total=len(positions), unit="scene", leave=False), strict=True):
+        sample = native if asked.at_native_size else resize_sample(native, height, width)
         if not warm:  # the first call of each pays for what later ones find done
             for contender in contenders.values():
-                contender(scene.sample)
+                contender(sample)
             warm = True
-        scores = {name: _score(c, scene, distribution, device) for name, c in contenders.items()}
-        lines.append(_scene_plain(scene, scores))
+        scores = {name: _score(c, sample, distribution, device) for name, c in contenders.items()}
+        lines.append(_scene_plain(dataset.names.name(i), sample, scores))
         totals = {name: totals[name].plus(score) if totals else score for name, score in scores.items()}
 
     result = {
@@ -171,10 +168,10 @@ def _sgbm_contender(sample: StereoSample) -> Answer:
     return Answer(np.nan_to_num(found.disparity_px, nan=0.0), matched=found.matched)
 
 
-def _score(contender: Contender, scene: BenchmarkScene, distribution: str, device: torch.device) -> Score:
+def _score(contender: Contender, sample: StereoSample, distribution: str, device: torch.device) -> Score:
     """One scene's sums: errors everywhere, where both eyes see, where one does, and where the contender matched."""
     began_s = time.perf_counter()
-    answer = contender(scene.sample)  # ends with maps in main memory, so that nothing is left waiting on the device
+    answer = contender(sample)  # ends with maps in main memory, so that nothing is left waiting on the device
     elapsed_ms = 1000 * (time.perf_counter() - began_s)
     if device.type == "mps":
         device = torch.device("cpu")  # it has no float64
@@ -182,7 +179,7 @@ def _score(contender: Contender, scene: BenchmarkScene, distribution: str, devic
     def on_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
 
-    disparity_px, truth_px = on_device(answer.disparity_px), on_device(scene.sample.disparity_px)
+    disparity_px, truth_px = on_device(answer.disparity_px), on_device(sample.disparity_px)
 
     def errors_where(mask: np.ndarray | None) -> DisparityErrors:
         if mask is None:
@@ -194,23 +191,17 @@ def _score(contender: Contender, scene: BenchmarkScene, distribution: str, devic
         uncertainty = uncertainty_counts(disparity_px, on_device(answer.log_variance), truth_px, distribution)
     return Score(
         errors=disparity_errors(disparity_px, truth_px),
-        visible=errors_where(scene.non_occluded),
-        occluded=errors_where(None if scene.non_occluded is None else ~scene.non_occluded),
+        visible=errors_where(sample.non_occluded),
+        occluded=errors_where(None if sample.non_occluded is None else ~sample.non_occluded),
         matched=errors_where(answer.matched),
         uncertainty=uncertainty,
         latencies_ms=(elapsed_ms,),
     )
 
 
-def _resized(scene: BenchmarkScene, height: int, width: int) -> BenchmarkScene:
-    mask = scene.non_occluded
-    if mask is not None:
-        rows, columns = nearest_indices(mask.shape[0], height), nearest_indices(mask.shape[1], width)
-        mask = mask[rows[:, None], columns]
-    return dataclasses.replace(scene, sample=resize_sample(scene.sample, height, width), non_occluded=mask)
-
-
-def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions) -> list[int]:
+def _asked_positions(
+    scenes: StereoDataset, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions
+) -> list[int]:
     """Positions of the scenes to score. Standard error hears how many of them the network was trained on.
 
     Raises:
@@ -233,7 +224,7 @@ def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, 
                 f"{remedy}",
                 file=sys.stderr,
             )
-    elif facts is not None and asked.dataset == "fsd" and _is_root_of_run(facts, root):
+    elif facts is not None and _is_root_of_run(facts, root):
         print(
             f"warning: the network was trained on {root}, which holds other samples by now: it may know some of those "
             "that it is scored on",
@@ -242,10 +233,8 @@ def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, 
     return positions
 
 
-def _split_of_run(scenes: Benchmark, root: Path, facts: NetworkFacts | None) -> Split | str:
+def _split_of_run(scenes: StereoDataset, root: Path, facts: NetworkFacts | None) -> Split | str:
     """How the network's run divided these scenes; or, in words, why that is not known."""
-    if not isinstance(scenes, FsdScenes):
-        return "needs --dataset fsd, whose scenes training divides"
     if facts is None:
         return "needs the network whose run kept scenes apart, and --checkpoint none names none"
     if not facts.data_options:
@@ -267,7 +256,9 @@ def _keeps_apart(split: Split) -> bool:
 
 def _is_root_of_run(facts: NetworkFacts, root: Path) -> bool:
     named = facts.data_options.get("dataset_root")
-    return isinstance(named, str) and Path(named).resolve() == root.resolve()
+    roots = (named,) if isinstance(named, str) else named
+    sources = parse_dataset_sources(roots if isinstance(roots, tuple) else None, "fsd")
+    return any(source.root.resolve() == root.resolve() for source in sources)
 
 
 def _spread(length: int, at_most: int | None) -> list[int]:
@@ -277,10 +268,10 @@ def _spread(length: int, at_most: int | None) -> list[int]:
     return [(2 * i + 1) * length // (2 * at_most) for i in range(at_most)]
 
 
-def _scene_plain(scene: BenchmarkScene, scores: dict[str, Score]) -> Plain:
-    height, width = scene.sample.left.shape[:2]
+def _scene_plain(name: str, sample: StereoSample, scores: dict[str, Score]) -> Plain:
+    height, width = sample.left.shape[:2]
     return {
-        "name": scene.name,
+        "name": name,
         "height": height,
         "width": width,
         "results": {name: score.to_plain() for name, score in scores.items()},

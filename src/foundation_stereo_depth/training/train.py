@@ -19,8 +19,8 @@ from foundation_stereo_depth import __version__
 from foundation_stereo_depth.checkpoint import Checkpoint
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair, flipped
 from foundation_stereo_depth.data.batch import Positions, Source, StereoBatch, training_plan, validation_plan
+from foundation_stereo_depth.data.prefetch import prefetch_next
 from foundation_stereo_depth.data.random import sample_keys
-from foundation_stereo_depth.data.read_ahead import one_ahead
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
@@ -62,7 +62,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
     batch_size = _checked_batch_size(options, processes)
     processes.join(device)
 
-    data = open_data(options, device, tell)
+    data = open_data(options, device)
     torch.manual_seed(options.runtime.seed)
     network = first_network(options, resumed).to(device)
     network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -86,7 +86,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> None:
         batches = data.train.batches(plan, epoch)
         if wants_prior(network):
             # What a classical matcher says takes the CPU a while; meanwhile the device can be at work.
-            yield from bar.timed(one_ahead(prepared(batches, epoch)))
+            yield from bar.timed(prefetch_next(prepared(batches, epoch)))
             return
         with closing(bar.timed(batches)) as timed:
             yield from prepared(timed, epoch)
