@@ -24,7 +24,7 @@ from foundation_stereo_depth.cli import cache_command, train_command
 from foundation_stereo_depth.data.batch import ReadCounts, StereoBatch, validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, open_cache
-from foundation_stereo_depth.data.fsd import find_samples
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import DataError
@@ -438,7 +438,7 @@ def test_hostile_names_stay_inside_the_cache(tmp_path: Path) -> None:
     outside = {name: data for name, data in tree_of(tmp_path).items() if not name.startswith(str(root.parent))}
     assert outside == around
     assert len(list(root.glob("*/*.npz"))) == samples
-    assert sorted(open_cache(root, 48, 64).names()) == sorted(find_samples(dataset).names)
+    assert sorted(open_cache(root, 48, 64).names()) == sorted(open_fsd(dataset).names)
     from_cache, met, _ = epoch(None, root)
     from_files, _, _ = epoch(dataset, None)
     assert met.cache_hits == samples

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, DEFAULT_WEIGHTS, save_safetensors
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import resize_sample
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference.export import export_network
 from foundation_stereo_depth.inference.predictor import Predictor
@@ -271,10 +270,10 @@ def test_an_export_has_both_inputs_and_answers_alike(tmp_path: Path) -> None:
 def test_the_installed_network_is_small_and_better_than_the_matcher_on_real_pairs(shared_data: Path) -> None:
     assert DEFAULT_WEIGHTS.stat().st_size < 16e6
     predictor = Predictor.from_checkpoint("default", device="cpu")
-    index = find_samples(shared_data / "fsd-sample")
+    index = open_fsd(shared_data / "fsd-sample")
     ours_px, matchers_px, within = [], [], []
     for i in range(len(index.names)):
-        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        sample = index.read(i, (240, 320))
         known = np.isfinite(sample.disparity_px) & (sample.disparity_px > 0)
         answer = predictor(sample.left, sample.right)
         error_px = np.abs(answer.disparity_px - sample.disparity_px)[known]
