@@ -371,8 +371,8 @@ def _find_part(options: CacheBuildOptions) -> _Part:
 def _describe_build(cache: SampleCache, report: CacheReport) -> str:
     counts = report.counts
     return (
-        f"{cache.root}: {report.written:,} entries written ({_format_bytes(report.size)}; {counts['damaged']:,} of them "
-        f"in place of damaged ones, {counts['changed']:,} in place of ones whose files have changed), "
+        f"{cache.root}: {report.written:,} entries written ({_format_bytes(report.size)}; {counts['damaged']:,} of "
+        f"them in place of damaged ones, {counts['changed']:,} in place of ones whose files have changed), "
         f"{counts['found']:,} found, {counts['bad']:,} samples bad; {report.speed}"
     )
 

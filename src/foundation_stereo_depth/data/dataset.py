@@ -1,6 +1,6 @@
 """Stereo data sets: what one is, and the sources that `--dataset` names. Files, benchmarks and synthetic scenes alike.
 
-To add a data set: a module with a class that has these members, a line in `_SOURCES`, and its name in
+To add a data set: a module with a class that has these members, a line in `DATASET_SOURCES`, and its name in
 `options.datasets.DatasetName`.
 """
 
@@ -56,7 +56,7 @@ class StereoDataset(Protocol):
         ...
 
 
-_SOURCES: dict[str, Callable[[Path, Path | None], StereoDataset]] = {
+DATASET_SOURCES: dict[str, Callable[[Path, Path | None], StereoDataset]] = {
     "fsd": open_fsd,
     "folders": lambda root, _: open_folders(root),
     "synthetic": lambda root, _: open_synthetic(str(root)),
@@ -79,8 +79,8 @@ def open_dataset(name: str, root: Path, *, keep_in: Path | None = None, download
     """
     if download and name != "middlebury2014":
         raise UserError(f"--download: torchvision downloads only middlebury2014; get {name} from its authors")
-    if name in _SOURCES:
-        return _SOURCES[name](root, keep_in)
+    if name in DATASET_SOURCES:
+        return DATASET_SOURCES[name](root, keep_in)
     from foundation_stereo_depth.data.torchvision_datasets import open_benchmark  # noqa: PLC0415 (half a second)
 
     return open_benchmark(name, root, download=download)
