@@ -31,9 +31,9 @@ from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair
 from foundation_stereo_depth.data.cache import open_cache
 from foundation_stereo_depth.data.codecs import encode_fsd_disparity
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import FileSource, open_files
-from foundation_stereo_depth.data.loops import compiled_loops
+from foundation_stereo_depth.data.loops import compile_loops
 from foundation_stereo_depth.data.memory import keep_freed_memory
 from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.sample import StereoSample
@@ -189,14 +189,14 @@ def fsd_tree(root: Path, frames: int) -> None:
 
 
 def measure_fill(root: Path, rounds: int) -> dict[str, object]:
-    """Files to entry, with the loops that a process compiles after its first samples."""
+    """Files to entry, with the compiled loops that builds of large caches use."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     keep_freed_memory()
-    loops = compiled_loops()
+    compile_loops()
     frames = 4
     fsd_tree(root / "fsd", frames)
-    index = find_samples(root / "fsd")
+    dataset = open_fsd(root / "fsd")
     cache = open_cache(root / "cache", HEIGHT, WIDTH)
     (root / "reference").mkdir()
 
@@ -204,15 +204,15 @@ def measure_fill(root: Path, rounds: int) -> dict[str, object]:
     # millisecond more.
     def straightforward(turn: int) -> None:
         for i in range(frames):
-            reference.fill(index.paths(i), root / f"reference/{turn}-{i}.npz", HEIGHT, WIDTH)
+            reference.fill(dataset.paths(i), root / f"reference/{turn}-{i}.npz", HEIGHT, WIDTH)
 
     def ours(turn: int) -> None:
         for i in range(frames):
-            cache.write("s", f"{turn}-{i}", read_fsd_sample(index.paths(i), (HEIGHT, WIDTH), loops))
+            cache.write("s", f"{turn}-{i}", dataset.read(i, (HEIGHT, WIDTH)))
 
     return compared(take_turns({"reference": straightforward, "ours": ours}, rounds, frames), "reference") | {
-        "jpeg_bytes": index.paths(0).left.stat().st_size,
-        "png_bytes": index.paths(0).disparity.stat().st_size,
+        "jpeg_bytes": dataset.paths(0).left.stat().st_size,
+        "png_bytes": dataset.paths(0).disparity.stat().st_size,
     }
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from training_loop import commit, device_name
 
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
 from foundation_stereo_depth.stereo.sgbm import prior_planes
 
@@ -38,10 +38,9 @@ def warped_back(sample: StereoSample) -> np.ndarray:
 
 
 def real_samples(root: Path) -> Iterator[StereoSample]:
-    """The pairs of an FSD folder, at the network's size."""
-    index = find_samples(root)
-    for i in range(len(index.names)):
-        yield resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH)
+    """Return the pairs of an FSD folder, at the network's size."""
+    dataset = open_fsd(root)
+    return (dataset.read(i, (_HEIGHT, _WIDTH)) for i in range(len(dataset)))
 
 
 def made_up() -> Iterator[StereoSample]:

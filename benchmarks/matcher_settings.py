@@ -14,8 +14,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.stereo.sgbm import filled_from_background, match, prior_planes
 
 _HEIGHT, _WIDTH = 240, 320
@@ -76,8 +76,8 @@ def figures(samples: list[StereoSample], variant: Variant) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset-root", type=Path, required=True)
-    index = find_samples(parser.parse_args().dataset_root)
-    samples = [resize_sample(read_fsd_sample(index.paths(i)), _HEIGHT, _WIDTH) for i in range(len(index.names))]
+    index = open_fsd(parser.parse_args().dataset_root)
+    samples = [index.read(i, (_HEIGHT, _WIDTH)) for i in range(len(index.names))]
     names = ("epe_px", "bad_1_percent", "bad_2_percent", "d1_percent")
     recommended = figures(samples, VARIANTS["recommended settings, RGB (sgbm.match)"])
     for name, variant in VARIANTS.items():

@@ -24,7 +24,7 @@ import numpy as np
 from foundation_stereo_depth.data.batch import validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, SampleCache, open_cache
-from foundation_stereo_depth.data.fsd import find_samples
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
 from foundation_stereo_depth.options.training import CacheBuildOptions, DataOptions
@@ -71,7 +71,7 @@ class Watch:
     """Reads entries, and holds them against what they have to be."""
 
     def __init__(self, cache: SampleCache, dataset: Path, expected: SampleCache) -> None:
-        names = find_samples(dataset).names
+        names = open_fsd(dataset).names
         self._cache = cache
         self._expected = {}
         for i in range(len(names)):
@@ -96,8 +96,8 @@ class Watch:
                     continue
                 there += 1
                 self.wrong += any(
-                    not np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-                    for a, b in zip(vars(found).values(), vars(expected).values(), strict=True)
+                    not np.array_equal(getattr(found, part), getattr(expected, part), equal_nan=part == "disparity_px")
+                    for part in ("left", "right", "disparity_px")
                 )
                 if time.perf_counter() > until_s > 0:
                     return there

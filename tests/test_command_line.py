@@ -124,7 +124,7 @@ def test_a_bad_sample_stops_the_cache_unless_skipped(fsd_tree: Path, capsys: pyt
     (fsd_tree / "scene_0/dataset/data/left/rgb/0000.png").write_bytes(b"")
     flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 2
-    assert "0000.png: 0 bytes that are not a whole picture" in capsys.readouterr().err
+    assert "0000.png: 0 bytes that are not a complete image" in capsys.readouterr().err
     assert cache_command([*flags, "--skip-bad", "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "1 samples bad" in out

@@ -1,4 +1,6 @@
 import errno
+import io
+import logging
 import os
 import re
 import shutil
@@ -14,6 +16,7 @@ from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data import build_cache as module
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import SampleCache, open_cache
+from foundation_stereo_depth.data.synthetic import dataset as synthetic
 from foundation_stereo_depth.data.synthetic.torch_scenes import SCENES_STAMP, scene_names
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
@@ -61,9 +64,9 @@ def test_the_report_counts_what_was_done(fsd_tree: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "cache: 3 entries written (76.9kB; 1 of them in place of damaged ones, 1 in place of ones whose" in out
     assert "2 found, 1 samples bad" in out
-    assert "cache/cache_faults.txt names the damaged, changed and bad ones" in out
+    assert "cache/cache_faults.txt lists the damaged, changed and bad ones" in out
     named = sorted(Path("cache/cache_faults.txt").read_text().splitlines())
-    assert [line.split(":")[0] for line in named] == ["bad", "changed, made anew", "damaged, made anew"]
+    assert [line.split(":")[0] for line in named] == ["bad", "changed, rebuilt", "damaged, rebuilt"]
     for line, name in zip(
         named, ("left/rgb/0001.png", "cache/scene_1/0001.npz", "cache/scene_0/0000.npz"), strict=True
     ):
@@ -124,7 +127,7 @@ def test_verification_names_every_damaged_entry_and_writes_nothing(
     flags = ["--verify", "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0
     assert (
-        "cache: 6 of 6 entries are whole, 0 damaged, 0 made of files that have changed; 154kB read"
+        "cache: 6 of 6 entries are valid, 0 damaged, 0 made of files that have changed; 154kB read"
         in capsys.readouterr().out
     )
     Path("cache/scene_0/0000.npz").write_bytes(b"")
@@ -136,7 +139,7 @@ def test_verification_names_every_damaged_entry_and_writes_nothing(
     out = capsys.readouterr().out
     assert "damaged: cache/scene_0/0000.npz: " in out
     assert "damaged: cache/scene_2/0001.npz: " in out
-    assert "cache: 4 of 6 entries are whole, 2 damaged" in out
+    assert "cache: 4 of 6 entries are valid, 2 damaged" in out
     assert contents() == before
     assert sorted(path.name for path in Path("cache").iterdir()) == ["cache.json", "scene_0", "scene_1", "scene_2"]
 
@@ -154,7 +157,7 @@ def test_verification_against_a_data_set(
     capsys.readouterr()
     assert cache_command(flags) == 1
     out = capsys.readouterr().out
-    assert "cache: 3 of 5 entries are whole, 1 damaged, 1 made of files that have changed" in out
+    assert "cache: 3 of 5 entries are valid, 1 damaged, 1 made of files that have changed" in out
     assert f"{fsd_tree}: 1 of 4 samples have no entry; 2 entries have no sample" in out
 
 
@@ -165,7 +168,7 @@ def test_verification_reads_a_cache_of_another_program(fsd_tree: Path, capsys: p
         np.savez(f"cache/s/{frame}.npz", left=pictures[0], right=pictures[1], disparity=disparity_px)
     flags = ["--verify", "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0
-    assert "cache: 2 of 2 entries are whole" in capsys.readouterr().out
+    assert "cache: 2 of 2 entries are valid" in capsys.readouterr().out
     assert not Path("cache/cache.json").exists()
 
 
@@ -216,8 +219,7 @@ def test_what_was_damaged_is_listed_though_the_build_stops(fsd_tree: Path) -> No
         build_cache(options_for(fsd_tree, overwrite=False, workers=4))
     report = Path("cache/cache_faults.txt").read_text()
     assert (
-        report.count("damaged, made anew")
-        == sum(entry.stat().st_size > 0 for entry in Path("cache").glob("*/*.npz")) - 1
+        report.count("damaged, rebuilt") == sum(entry.stat().st_size > 0 for entry in Path("cache").glob("*/*.npz")) - 1
     )
 
 
@@ -285,11 +287,13 @@ def test_a_full_disk_stops_the_build_with_one_line(
     save, saved = np.savez, []
 
     def full(file, **arrays):
+        if isinstance(file, io.BytesIO):  # the reader's layout, in memory
+            return save(file, **arrays)
         saved.append(file)
         if len(saved) > 2:
             file.write(b"half")
             raise OSError(number, os.strerror(number))
-        save(file, **arrays)
+        return save(file, **arrays)
 
     with monkeypatch.context() as patch:
         patch.setattr(np, "savez", full)
@@ -302,15 +306,16 @@ def test_a_full_disk_stops_the_build_with_one_line(
     assert counts(build_cache(options_for(fsd_tree))) == (2, 4, 0, 0, 0)
 
 
-def test_what_a_killed_writer_left_is_removed_and_told(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_killed_writer_left_is_removed_and_logged(fsd_tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     from foundation_stereo_depth.files import _machine
 
     build_cache(options_for(fsd_tree))
     left = Path(f"cache/scene_1/{TEMPORARY_PREFIX}{_machine()}-0123456789ab")
     left.write_bytes(b"half")
+    caplog.set_level(logging.INFO)
     build_cache(options_for(fsd_tree))
     assert not left.exists()
-    assert "cache: removed 1 temporary files whose writers are gone" in capsys.readouterr().out
+    assert "cache: removed 1 temporary files of processes that have ended" in caplog.messages
 
 
 def test_a_second_builder_may_list_faults_in_the_same_file(fsd_tree: Path, monkeypatch) -> None:
@@ -326,7 +331,7 @@ def test_a_second_builder_may_list_faults_in_the_same_file(fsd_tree: Path, monke
     assert counts(build_cache(options_for(fsd_tree))) == (5, 0, 1, 0, 0)
     assert [line.split(":")[0] for line in Path("cache/cache_faults.txt").read_text().splitlines()] == [
         "bad",
-        "damaged, made anew",
+        "damaged, rebuilt",
     ]
 
 
@@ -362,7 +367,7 @@ def test_a_pool_of_made_up_scenes_is_always_the_same(tmp_path: Path, capsys: pyt
     assert "2 entries written" in capsys.readouterr().out
     both = ["--procedural-samples", "5", "--dataset-root", "x", *flags, "y"]
     assert cache_command(both) == 2
-    assert "both say what to fill it with" in capsys.readouterr().err
+    assert "both name what to cache" in capsys.readouterr().err
 
 
 def test_scenes_of_another_version_are_made_anew(
@@ -370,7 +375,7 @@ def test_scenes_of_another_version_are_made_anew(
 ) -> None:
     flags = ["--procedural-samples", "2", "--height", "48", "--width", "64", "--cache-root", "pool"]
     with monkeypatch.context() as earlier:
-        earlier.setattr(module, "SCENES_STAMP", SCENES_STAMP + 1)
+        earlier.setattr(synthetic, "SCENES_STAMP", SCENES_STAMP + 1)
         assert cache_command(flags) == 0
     before = contents(Path("pool"))
     assert cache_command(flags) == 0

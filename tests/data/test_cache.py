@@ -24,9 +24,9 @@ def test_an_entry_is_what_was_written_with_disparity_in_float16(tmp_path: Path) 
     written, sample = cache.write("s", "0", sample_of()), sample_of()
     read = cache.read("s", "0")
     assert read is not None
-    for a, b, source in zip(vars(written).values(), vars(read).values(), vars(sample).values(), strict=True):
-        np.testing.assert_array_equal(a, b)
-        np.testing.assert_allclose(b, source, rtol=5e-4)
+    for part in ("left", "right", "disparity_px"):
+        np.testing.assert_array_equal(getattr(read, part), getattr(written, part))
+        np.testing.assert_allclose(getattr(read, part), getattr(sample, part), rtol=5e-4)
     assert read.disparity_px.dtype == np.float16
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from foundation_stereo_depth.cli import cache_command, train_command
 from foundation_stereo_depth.data.batch import ReadCounts, StereoBatch, validation_plan
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import DamagedEntryError, RefusedEntryError, open_cache
-from foundation_stereo_depth.data.fsd import find_samples
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import DataError
@@ -38,13 +39,29 @@ def build(dataset: Path, root: Path, **changes) -> dict[str, int]:
     return dict(build_cache(CacheBuildOptions(dataset_root=dataset, cache_root=root, **SIZE, **changes)).counts)
 
 
+class Warnings(logging.Handler):
+    """Collects the warnings of the loader."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 def epoch(dataset: Path | None, root: Path | None, **changes) -> tuple[StereoBatch, ReadCounts, list[str]]:
-    """One batch of all samples, what reading it met, and what the user was told."""
-    told: list[str] = []
-    options = DataOptions(**{"cache_root": root, "val_fraction": 0.0, "num_workers": 2, **SIZE} | changes)
-    source = open_files(options, dataset, pin_memory=False, tell=told.append).train
-    (batch,) = source.batches(validation_plan(len(source), len(source)), epoch=0)
-    return batch, batch.counts, told
+    """Return one batch of all samples, what reading it met, and the warnings that were logged."""
+    warnings = Warnings()
+    logger = logging.getLogger("foundation_stereo_depth.data.loader")
+    logger.addHandler(warnings)
+    try:
+        options = DataOptions(**{"cache_root": root, "val_fraction": 0.0, "num_workers": 2, **SIZE} | changes)
+        source = open_files(options, dataset, pin_memory=False).train
+        (batch,) = source.batches(validation_plan(len(source), len(source)), epoch=0)
+    finally:
+        logger.removeHandler(warnings)
+    return batch, batch.counts, warnings.lines
 
 
 def same_pixels(a: StereoBatch, b: StereoBatch) -> bool:
@@ -111,8 +128,8 @@ def test_training_removes_what_a_killed_writer_left_where_it_writes(fsd_tree: Pa
     for path in left:
         path.write_bytes(b"half")
     Path("cache/scene_1/0001.npz").unlink()
-    _, met, told = epoch(fsd_tree, Path("cache"))
-    assert (met.cache_hits, met.cache_misses, told) == (5, 1, [])
+    _, met, warned = epoch(fsd_tree, Path("cache"))
+    assert (met.cache_hits, met.cache_misses, warned) == (5, 1, [])
     assert [path.exists() for path in left] == [True, False], "where every entry is there, nobody looks"
 
 
@@ -180,14 +197,14 @@ def test_a_full_disk_ends_the_build_and_not_the_training(
             assert 0 < len(entries) < 6
             assert {p.suffix for p in disk.rglob("*") if p.is_file()} == {".npz", ".json"}, "nothing half is left"
 
-            batch, met, told = epoch(fsd_tree, disk / "cache")
+            batch, met, warned = epoch(fsd_tree, disk / "cache")
             assert same_pixels(batch, expected)
             assert met.cache_hits >= len(entries)
             assert met.cache_hits + met.cache_misses == 6
             assert met.unwritten > 0
-            assert len(told) == 1
+            assert len(warned) == 1
             assert re.search(
-                r"(left on device|of the disk is free)\): training goes on from the data set itself", told[0]
+                r"(left on device|of the disk is free)\): training continues from the data set itself", warned[0]
             )
 
 
@@ -212,10 +229,10 @@ def test_training_leaves_room_for_checkpoints(fsd_tree: Path, monkeypatch) -> No
     monkeypatch.setattr(shutil, "disk_usage", usage_of)
     assert epoch(fsd_tree, Path("cache"), max_samples=3)[1].unwritten == 0
     free[0] = 99
-    _, met, told = epoch(fsd_tree, Path("cache"))
+    _, met, warned = epoch(fsd_tree, Path("cache"))
     assert (met.cache_hits, met.unwritten) == (3, 3)
-    assert len(told) == 1
-    assert "less than 1% of the disk is free" in told[0]
+    assert len(warned) == 1
+    assert "less than 1% of the disk is free" in warned[0]
     assert build(fsd_tree, Path("cache")) == {"found": 3, "missing": 3}
 
 
@@ -229,11 +246,11 @@ def test_a_read_only_disk_ends_the_build_and_not_the_training(tmp_path: Path, fs
             (root / "scene_2/0001.npz").write_bytes(b"damaged")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         expected, _, _ = epoch(fsd_tree, tmp_path / "whole")
-        batch, met, told = epoch(fsd_tree, root)
+        batch, met, warned = epoch(fsd_tree, root)
         assert same_pixels(batch, expected)
         assert (met.cache_hits, met.cache_misses, met.unwritten) == ((4, 2, 2) if filled else (0, 6, 6))
-        assert len(told) == 1
-        assert "Read-only file system" in told[0]
+        assert len(warned) == 1
+        assert "Read-only file system" in warned[0]
         with pytest.raises(OSError, match="Read-only file system") as refused:
             build(fsd_tree, root)
         assert str(root) in refused.value.filename
@@ -247,9 +264,9 @@ def test_a_damaged_entry_that_cannot_be_made_anew_is_named(tmp_path: Path, fsd_t
         build(fsd_tree, disk / "cache")
         (disk / "cache/scene_2/0001.npz").write_bytes(b"damaged")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        _, met, told = epoch(fsd_tree, disk / "cache")
+        _, met, warned = epoch(fsd_tree, disk / "cache")
     assert (met.cache_hits, met.unwritten) == (5, 1)
-    assert re.search(r"scene_2/0001\.npz: Read-only file system, and what is there is damaged", told[0])
+    assert re.search(r"scene_2/0001\.npz: Read-only file system, and what is there is damaged", warned[0])
 
 
 def test_a_cache_beside_a_disk_s_own_folder_is_a_cache(fsd_tree: Path, open_folder: Path) -> None:
@@ -291,8 +308,8 @@ def test_a_whole_read_only_cache_is_found_whole(tmp_path: Path, fsd_tree: Path) 
         build(fsd_tree, disk / "cache")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         assert build(fsd_tree, disk / "cache") == {"found": 6}
-        _, met, told = epoch(fsd_tree, disk / "cache", require_cache=True)
-        assert (met.cache_hits, told) == (6, [])
+        _, met, warned = epoch(fsd_tree, disk / "cache", require_cache=True)
+        assert (met.cache_hits, warned) == (6, [])
 
 
 def test_a_forbidden_cache_ends_the_build_and_not_the_training(
@@ -303,12 +320,12 @@ def test_a_forbidden_cache_ends_the_build_and_not_the_training(
     root.mkdir(mode=0o555)
     flags = ["--dataset-root", str(dataset), "--cache-root", str(root), "--height", "48", "--width", "64"]
     with as_nobody():
-        batch, met, told = epoch(dataset, root)
+        batch, met, warned = epoch(dataset, root)
         assert cache_command(flags) == 2
     assert np.array_equal(batch.left, expected.left)
     assert (met.cache_misses, met.unwritten) == (6, 6)
-    assert len(told) == 1
-    assert "Permission denied" in told[0]
+    assert len(warned) == 1
+    assert "Permission denied" in warned[0]
     assert f"foundation-stereo-cache: {root}" in capsys.readouterr().err.splitlines()[-1]
     assert list(root.iterdir()) == []
 
@@ -322,8 +339,8 @@ def test_training_says_once_and_counts_what_it_could_not_write(
 
     monkeypatch.setattr("foundation_stereo_depth.data.cache.write_atomically", refuse)
     if number != errno.ENOSPC:  # a whole run takes two seconds; once will do
-        _, met, told = epoch(fsd_tree, Path("cache"))
-        assert (met.cache_misses, met.unwritten, len(told)) == (6, 6, 1)
+        _, met, warned = epoch(fsd_tree, Path("cache"))
+        assert (met.cache_misses, met.unwritten, len(warned)) == (6, 6, 1)
         return
     train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34))
     out = capsys.readouterr().out
@@ -340,19 +357,19 @@ def test_training_says_that_files_have_changed_since_they_were_cached(tmp_path: 
     build(fsd_tree, root)
     assert epoch(fsd_tree, root)[2] == []
     write_fsd_sample(fsd_tree, "scene_1", "0001", 48, 64, seed=5)
-    batch, met, told = epoch(fsd_tree, root)
+    batch, met, warned = epoch(fsd_tree, root)
     assert met.cache_hits == 6
-    assert told == [
-        "1 of 6 cache entries that were looked at were made of files that have changed, and are used as they are; "
-        "foundation-stereo-cache makes all such entries anew"
+    assert warned == [
+        "1 of 6 cache entries that were checked were made of files that have changed since, and are used as they are; "
+        "foundation-stereo-cache rebuilds all such entries"
     ]
     build(fsd_tree, root)
-    again, _, told = epoch(fsd_tree, root)
-    assert told == []
+    again, _, warned = epoch(fsd_tree, root)
+    assert warned == []
     assert not same_pixels(again, batch)
 
 
-def test_a_thousand_damaged_entries_with_stamps_are_told_apart_from_whole_ones(tmp_path: Path) -> None:
+def test_a_thousand_damaged_entries_with_stamps_are_warned_apart_from_whole_ones(tmp_path: Path) -> None:
     """Bytes changed, cut, moved, added at random: an entry is damaged, says nothing of its files, or says the truth."""
     cache = open_cache(tmp_path, 48, 64)
     stamp = np.arange(6, dtype=np.int64).reshape(3, 2) * 10**9
@@ -438,7 +455,7 @@ def test_hostile_names_stay_inside_the_cache(tmp_path: Path) -> None:
     outside = {name: data for name, data in tree_of(tmp_path).items() if not name.startswith(str(root.parent))}
     assert outside == around
     assert len(list(root.glob("*/*.npz"))) == samples
-    assert sorted(open_cache(root, 48, 64).names()) == sorted(find_samples(dataset).names)
+    assert sorted(open_cache(root, 48, 64).names()) == sorted(open_fsd(dataset).names)
     from_cache, met, _ = epoch(None, root)
     from_files, _, _ = epoch(dataset, None)
     assert met.cache_hits == samples
@@ -476,9 +493,9 @@ def test_a_scene_that_is_a_link_is_never_written_to(
     flags = ["--dataset-root", str(fsd_tree), "--cache-root", str(root), "--height", "48", "--width", "64"]
     assert cache_command(flags) == 2
     assert "scene_0: is a link that may lead out of the cache" in capsys.readouterr().err.splitlines()[-1]
-    _, met, told = epoch(fsd_tree, root)
-    assert (met.cache_hits, met.unwritten, len(told)) == (5, 1, 1)
-    assert "scene_0: is a link" in told[0]
+    _, met, warned = epoch(fsd_tree, root)
+    assert (met.cache_hits, met.unwritten, len(warned)) == (5, 1, 1)
+    assert "scene_0: is a link" in warned[0]
     assert tree_of(elsewhere) == before
 
 
@@ -516,7 +533,7 @@ def test_names_that_a_disk_takes_for_one_are_refused(tmp_path: Path, twin: str) 
     shutil.copy(root / "cache.json", root / "CACHE.JSON")
     if twin.isascii():
         for refused in (build, epoch):
-            with pytest.raises(DataError, match=r"this disk takes R\w+/0 and room/0 for one name"):
+            with pytest.raises(DataError, match=r"this disk ignores case, so R\w+/0 and room/0 would be one entry"):
                 refused(dataset, root)
     else:
         assert build(dataset, root) == {"found": 2}

@@ -27,7 +27,7 @@ from foundation_stereo_depth.data.codecs import (
 from foundation_stereo_depth.errors import DataError
 
 
-def test_a_picture_that_promises_too_much_is_refused(tmp_path: Path) -> None:
+def test_image_with_a_header_of_impossible_size_is_refused(tmp_path: Path) -> None:
     write_rgb(tmp_path / "x.jpg", np.zeros((24, 32, 3), np.uint8))
     encoded = bytearray((tmp_path / "x.jpg").read_bytes())
     size = encoded.index(b"\xff\xc0") + 5  # of the frame header, which has no checksum
@@ -92,9 +92,9 @@ def test_disparities_beyond_the_code_are_refused(value: float) -> None:
 
 
 def test_rgb_stays_rgb(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
-    write_rgb(tmp_path / "a.png", picture)
-    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), picture)
+    image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    write_rgb(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), image)
 
 
 def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
@@ -105,18 +105,18 @@ def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.98])
-def test_a_truncated_picture_is_named(tmp_path: Path, suffix: str, kept: float) -> None:
-    path = tmp_path / f"torn{suffix}"
+def test_error_names_a_truncated_image(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"truncated{suffix}"
     write_rgb(path, np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(DataError, match=f"torn{suffix}.*(not a whole picture|is damaged)"):
+    complete = path.read_bytes()
+    path.write_bytes(complete[: int(len(complete) * kept)])
+    with pytest.raises(DataError, match=f"truncated{suffix}.*(not a complete image|is damaged)"):
         read_rgb(path)
 
 
 @pytest.mark.parametrize("hole", [slice(1000, 3000), slice(2000, None), slice(-2, None)])
 def test_a_jpeg_of_which_a_part_is_zeros_is_named(tmp_path: Path, hole: slice) -> None:
-    """As power cuts and copies that were broken off leave them; OpenCV and Pillow take them for pictures."""
+    """As power cuts and interrupted copies leave them; OpenCV and Pillow accept them."""
     path = tmp_path / "holed.jpg"
     write_rgb(path, np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8))
     encoded = bytearray(path.read_bytes())
@@ -127,10 +127,10 @@ def test_a_jpeg_of_which_a_part_is_zeros_is_named(tmp_path: Path, hole: slice) -
 
 
 def test_a_jpeg_is_decoded_as_opencv_does(tmp_path: Path) -> None:
-    picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8), (131, 93))
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8), (131, 93))
     for name, flags in {"usual": [], "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]}.items():
         path = tmp_path / f"{name}.jpg"
-        cv2.imwrite(str(path), picture, flags)
+        cv2.imwrite(str(path), image, flags)
         np.testing.assert_array_equal(read_rgb(path), cv2.imread(str(path), cv2.IMREAD_COLOR_RGB))
 
 
@@ -157,13 +157,13 @@ def test_a_16_bit_disparity_map_is_refused(tmp_path: Path) -> None:
         read_fsd_disparity(tmp_path / "deep.png")
 
 
-def test_a_disparity_wider_than_the_picture_is_refused(tmp_path: Path) -> None:
+def test_disparity_wider_than_the_image_is_refused(tmp_path: Path) -> None:
     write_rgb(tmp_path / "d.png", encode_fsd_disparity(np.full((2, 60), 61.0, np.float32)))
-    with pytest.raises(DataError, match=r"disparity of 61.0 px in a picture 60 px wide"):
+    with pytest.raises(DataError, match=r"disparity of 61.0 px in an image 60 px wide"):
         read_fsd_disparity(tmp_path / "d.png")
 
 
-def test_16_bit_pictures_are_scaled_to_8(tmp_path: Path) -> None:
+def test_16_bit_images_are_scaled_to_8(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "deep.png"), np.array([[[0, 0x1234, 0xFFFF]]], np.uint16))
     np.testing.assert_array_equal(read_rgb(tmp_path / "deep.png"), [[[0xFF, 0x12, 0]]])
     cv2.imwrite(str(tmp_path / "deep_grey.png"), np.array([[0x8000]], np.uint16))

@@ -1,4 +1,3 @@
-import re
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ def test_epochs_and_seeds_differ_and_repeat() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_processes_share_the_same_batches(world_size: int) -> None:
+def test_processes_divide_the_same_batches(world_size: int) -> None:
     alone = training_plan(50, 8, seed=5, epoch=2)
     parts = [training_plan(50, 8, seed=5, epoch=2, rank=rank, world_size=world_size) for rank in range(world_size)]
     for step, batch in enumerate(alone):
@@ -46,7 +45,7 @@ def test_processes_share_the_same_batches(world_size: int) -> None:
     assert sorted(seen.tolist()) == list(range(50))
 
 
-def test_fewer_samples_than_a_batch_still_make_one() -> None:
+def test_fewer_samples_than_a_batch_are_repeated() -> None:
     assert [len(batch) for batch in training_plan(3, 8, seed=0, epoch=0)] == [8]
 
 
@@ -65,7 +64,7 @@ def test_batches_hold_what_the_files_hold(tmp_path: Path, fsd_tree: Path) -> Non
     assert data.train.name(2) == "scene_1/0000"
 
 
-def test_the_number_of_threads_changes_nothing(tmp_path: Path, fsd_tree: Path) -> None:
+def test_batches_do_not_depend_on_the_number_of_threads(tmp_path: Path, fsd_tree: Path) -> None:
     several = [
         all_batches(open_files(options_for(tmp_path, num_workers=n), fsd_tree, pin_memory=False).train)
         for n in (0, 1, 4)
@@ -85,7 +84,7 @@ def test_the_first_epoch_fills_the_cache_and_the_second_reads_the_same_from_it(t
     assert torch.equal(first.right, second.right)
 
 
-def test_a_cache_alone_is_a_data_set(tmp_path: Path, fsd_tree: Path) -> None:
+def test_cache_alone_is_a_data_set(tmp_path: Path, fsd_tree: Path) -> None:
     options = options_for(tmp_path, cache_root=tmp_path / "cache")
     from_files = open_files(options, fsd_tree, pin_memory=False)
     expected = all_batches(from_files.train, 6)[0]
@@ -94,7 +93,7 @@ def test_a_cache_alone_is_a_data_set(tmp_path: Path, fsd_tree: Path) -> None:
     assert from_cache.facts["dataset_fingerprint"] == from_files.facts["dataset_fingerprint"]
 
 
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, fsd_tree: Path) -> None:
+def test_damaged_entry_is_rebuilt(tmp_path: Path, fsd_tree: Path) -> None:
     options = options_for(tmp_path, cache_root=tmp_path / "cache")
     source = open_files(options, fsd_tree, pin_memory=False).train
     expected = all_batches(source, 6)[0]
@@ -106,7 +105,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, fsd_tree: Path) -> None:
     assert all_batches(source, 6)[0].counts.cache_hits == 6
 
 
-def test_a_required_cache_fails_on_a_miss_and_on_damage(tmp_path: Path, fsd_tree: Path) -> None:
+def test_required_cache_fails_on_a_miss_and_on_damage(tmp_path: Path, fsd_tree: Path) -> None:
     cache_root = tmp_path / "cache"
     with pytest.raises(DataError, match="no such entry, and --require-cache allows no other source"):
         all_batches(
@@ -124,21 +123,21 @@ def test_a_required_cache_fails_on_a_miss_and_on_damage(tmp_path: Path, fsd_tree
         )
 
 
-def test_a_bad_sample_stops_unless_skipped_and_is_then_named(tmp_path: Path, fsd_tree: Path) -> None:
+def test_unreadable_sample_stops_unless_skipped(tmp_path: Path, fsd_tree: Path) -> None:
     bad = fsd_tree / "scene_1/dataset/data/left/rgb/0001.png"
-    bad.write_bytes(b"not a picture")
-    with pytest.raises(DataError, match=r"0001\.png: 13 bytes that are not a whole picture"):
+    bad.write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"0001\.png: 12 bytes that are not a complete image"):
         all_batches(open_files(options_for(tmp_path), fsd_tree, pin_memory=False).train)
     batch = all_batches(open_files(options_for(tmp_path, skip_bad=True), fsd_tree, pin_memory=False).train, 6)[0]
     assert len(batch.counts.bad) == 1
     assert batch.counts.bad[0].startswith(str(bad))
     assert batch.disparity_px[3].isnan().all()
     assert not batch.disparity_px[2].isnan().all()
-    assert torch.equal(batch.left[3], batch.left[0])  # it shows what a good one shows
+    assert torch.equal(batch.left[3], batch.left[0])  # its images are those of a good sample
     assert batch.left[3].any()
 
 
-def test_at_most_so_many_samples(tmp_path: Path, fsd_tree: Path) -> None:
+def test_max_samples_limits_the_samples(tmp_path: Path, fsd_tree: Path) -> None:
     write_fsd_sample(fsd_tree, "scene_9", "0", 48, 64, seed=3)
     data = open_files(options_for(tmp_path, max_samples=3), fsd_tree, pin_memory=False)
     assert len(data.train) == 3
@@ -146,29 +145,10 @@ def test_at_most_so_many_samples(tmp_path: Path, fsd_tree: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_an_epoch_taken_up_in_its_middle_goes_on_in_the_same_order(
-    tmp_path: Path, fsd_tree: Path, workers: int
-) -> None:
+def test_epoch_resumed_in_its_middle_keeps_its_order(tmp_path: Path, fsd_tree: Path, workers: int) -> None:
     source = open_files(options_for(tmp_path, num_workers=workers), fsd_tree, pin_memory=False).train
     plan = training_plan(len(source), 2, seed=3, epoch=1)
-    whole = [batch.indices.tolist() for batch in source.batches(plan, 1)]
-    assert whole == [batch.tolist() for batch in plan]
+    all_indices = [batch.indices.tolist() for batch in source.batches(plan, 1)]
+    assert all_indices == [batch.tolist() for batch in plan]
     for done in range(len(plan)):
-        assert [batch.indices.tolist() for batch in source.batches(plan[done:], 1)] == whole[done:]
-
-
-def test_the_line_says_what_was_picked_and_why(tmp_path: Path, fsd_tree: Path) -> None:
-    asked = open_files(options_for(tmp_path, num_workers=3), fsd_tree, pin_memory=False)
-    assert asked.reading == "reading with 3 threads (as --num-workers says)"
-    picked = open_files(options_for(tmp_path, num_workers="auto"), fsd_tree, pin_memory=False)
-    assert re.fullmatch(r"reading with \d threads? \(measured samples/s: [\d,]+ with 1.*\)", picked.reading)
-    assert picked.facts["reading_threads"] == picked.train.workers
-
-
-def test_measuring_changes_nothing(tmp_path: Path, fsd_tree: Path) -> None:
-    """Neither an entry, nor what the epoch will count; complaints come when a sample is read in earnest."""
-    options = options_for(tmp_path, num_workers="auto", cache_root=tmp_path / "cache")
-    bad = fsd_tree / "scene_1/dataset/data/left/rgb/0001.png"
-    bad.write_bytes(b"not a picture")
-    open_files(options, fsd_tree, pin_memory=False)
-    assert [path.name for path in (tmp_path / "cache").rglob("*")] == ["cache.json"]
+        assert [batch.indices.tolist() for batch in source.batches(plan[done:], 1)] == all_indices[done:]

@@ -17,16 +17,22 @@ from zlib_ng import zlib_ng
 from foundation_stereo_depth.data import npz
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 
-HEIGHT, WIDTH = 5, 7  # small, so that every place in a file can be tried
+HEIGHT, WIDTH = 5, 7  # small, so that every byte of a file can be tried
 KINDS = {
     "left": Kind(dtype=np.dtype(np.uint8), shape=(HEIGHT, WIDTH, 3)),
     "right": Kind(dtype=np.dtype(np.uint8), shape=(HEIGHT, WIDTH, 3)),
     "disparity": Kind(dtype=np.dtype(np.float16), shape=(HEIGHT, WIDTH)),
 }
+EXTRAS = {"source": Kind(dtype=np.dtype("<i8"), shape=(3, 2))}
 Arrays = dict[str, np.ndarray]
 
 
+def make_reader() -> NpzReader:
+    return NpzReader(KINDS, EXTRAS)
+
+
 def arrays_of(seed: int = 0) -> Arrays:
+    """Return what is read of a file."""
     random = np.random.default_rng(seed)
     left, right = random.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
     return {"left": left, "right": right, "disparity": random.uniform(0, 60, (HEIGHT, WIDTH)).astype(np.float16)}
@@ -41,12 +47,16 @@ def stored(arrays: Arrays) -> bytes:
 def read(encoded: bytes, path: Path, reader: NpzReader | None = None) -> Arrays:
     path.write_bytes(encoded)
     into = {key: np.full(kind.shape, 7, kind.dtype) for key, kind in KINDS.items()}
-    (reader or NpzReader(KINDS)).read(path, into)
+    (reader or make_reader()).read(path, into)
     return into
 
 
 def same(a: Arrays, b: Arrays) -> bool:
     return all(a[key].tobytes() == b[key].tobytes() for key in KINDS)
+
+
+def stamped(arrays: Arrays) -> bytes:
+    return stored(arrays | {"source": np.arange(6).reshape(3, 2) * 10**9})
 
 
 def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_STORED, **settings: object) -> bytes:
@@ -126,6 +136,7 @@ def dated(arrays: Arrays) -> bytes:
 
 LEGAL: dict[str, Callable[[Arrays], bytes]] = {
     "as NumPy stores": stored,
+    "with a stamp": stamped,
     "keys in another order": lambda a: stored({key: a[key] for key in ("disparity", "right", "left")}),
     "more members": lambda a: stored(a | {"depth": np.ones(5), "name": np.array("x")}),
     "another member first": lambda a: stored({"a": np.arange(3)} | a),
@@ -144,8 +155,8 @@ LEGAL: dict[str, Callable[[Arrays], bytes]] = {
 
 @pytest.mark.parametrize("variant", LEGAL)
 def test_every_legal_variant_is_read_as_numpy_reads_it(tmp_path: Path, variant: str) -> None:
-    reader = NpzReader(KINDS)
-    for seed in range(3):  # the second and third time with what was learnt from the first
+    reader = make_reader()
+    for seed in range(2):
         encoded = LEGAL[variant](arrays_of(seed))
         with np.load(io.BytesIO(encoded), allow_pickle=False) as expected:
             assert same(
@@ -153,37 +164,23 @@ def test_every_legal_variant_is_read_as_numpy_reads_it(tmp_path: Path, variant: 
             )
 
 
-def test_what_is_stored_takes_the_fast_road_and_the_rest_does_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow: list[bool] = []
-    slowly_read = npz._slowly_read
-    monkeypatch.setattr(npz, "_slowly_read", lambda *a: slow.append(True) or slowly_read(*a))
+def test_what_numpy_stores_is_read_without_the_general_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    general: list[bool] = []
+    read_any = npz._read_any
+    monkeypatch.setattr(npz, "_read_any", lambda *a: general.append(True) or read_any(*a))
     fast = set()
     for variant, make in LEGAL.items():
-        slow.clear()
+        general.clear()
         read(make(arrays_of()), tmp_path / "0.npz")
-        fast |= set() if slow else {variant}
-    members = {"keys in another order", "more members", "another member first"}
-    assert fast == members | {"as NumPy stores", "zip without NumPy's extra field", "dated", "a comment"}
+        fast |= set() if general else {variant}
+    assert fast == {"as NumPy stores", "with a stamp"}
 
 
-def test_a_layout_is_learnt_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken_apart: list[int] = []
-    layout_of = npz._layout_of
-    monkeypatch.setattr(npz, "_layout_of", lambda *a: taken_apart.append(1) or layout_of(*a))
-    reader = NpzReader(KINDS)
-    for seed in range(5):
-        for variant in ("as NumPy stores", "more members", "dated", "as NumPy stores"):
-            assert same(read(LEGAL[variant](arrays_of(seed)), tmp_path / "0.npz", reader), arrays_of(seed))
-    assert len(taken_apart) == 3
-
-
-def test_threads_may_share_a_reader(tmp_path: Path) -> None:
+def test_reader_is_shared_by_threads(tmp_path: Path) -> None:
     expected = [arrays_of(seed) for seed in range(40)]
     for i, arrays in enumerate(expected):
         (tmp_path / f"{i}.npz").write_bytes(list(LEGAL.values())[i % 5](arrays))
-    reader = NpzReader(KINDS)
+    reader = make_reader()
 
     def read_one(i: int) -> bool:
         into = {key: np.empty(kind.shape, kind.dtype) for key, kind in KINDS.items()}
@@ -207,41 +204,39 @@ def outcome(encoded: bytes, path: Path, whole: Arrays, reader: NpzReader) -> str
     return "read"
 
 
-@pytest.mark.parametrize("variant", ["as NumPy stores", "deflated", "another member first"])
-def test_every_truncation_is_noticed(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize("variant", ["as NumPy stores", "with a stamp", "deflated"])
+def test_every_truncation_is_refused(tmp_path: Path, variant: str) -> None:
     whole = arrays_of()
     encoded = LEGAL[variant](whole)
-    reader = NpzReader(KINDS)
+    reader = make_reader()
     read(encoded, tmp_path / "0.npz", reader)
-    for length in range(0, len(encoded), 1 if variant == "as NumPy stores" else 5):
+    for length in range(0, len(encoded), 2 if variant == "as NumPy stores" else 7):
         assert outcome(encoded[:length], tmp_path / "0.npz", whole, reader) == "refused", length
 
 
-@pytest.mark.parametrize("variant", ["as NumPy stores", "deflated", "another member first", "a comment"])
-@pytest.mark.parametrize("primed", [True, False])
-def test_flipped_bits_are_noticed_or_do_not_matter(tmp_path: Path, variant: str, primed: bool) -> None:
-    """200 trials for each of eight cases: 1,600 in all."""
+@pytest.mark.parametrize(
+    "variant", ["as NumPy stores", "with a stamp", "deflated", "another member first", "a comment"]
+)
+def test_flipped_bits_are_refused_or_change_nothing(tmp_path: Path, variant: str) -> None:
+    """200 trials for each of five cases: 1,000 in all."""
     whole = arrays_of()
     encoded = LEGAL[variant](whole)
-    random = np.random.default_rng(0)
+    random, reader = np.random.default_rng(0), make_reader()
     outcomes = []
     for bit in random.integers(0, 8 * len(encoded), 200):
-        reader = NpzReader(KINDS)
-        if primed:
-            read(encoded, tmp_path / "0.npz", reader)
         flipped = bytearray(encoded)
         flipped[bit // 8] ^= 1 << (bit % 8)
         outcomes.append(outcome(bytes(flipped), tmp_path / "0.npz", whole, reader))
     assert outcomes.count("refused") > 50
 
 
-def test_every_byte_outside_the_arrays(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_any_byte_outside_the_arrays_is_refused_or_changes_nothing(tmp_path: Path) -> None:
     """A bit of every byte of every header, directory and end record: 754 trials."""
     whole = arrays_of()
     encoded = stored(whole)
     body = {key: (encoded.index(array.tobytes()), array.nbytes) for key, array in whole.items()}
     inside = {i for start, length in body.values() for i in range(start, start + length)}
-    reader = NpzReader(KINDS)
+    reader = make_reader()
     read(encoded, tmp_path / "0.npz", reader)
     trials = 0
     for position in sorted(set(range(len(encoded))) - inside):
@@ -253,13 +248,13 @@ def test_every_byte_outside_the_arrays(tmp_path: Path) -> None:
 
 
 @settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     variant=st.sampled_from(sorted(LEGAL)),
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=4),
 )
-def test_anything_cut_out_and_put_in_is_noticed_or_does_not_matter(
+def test_edited_files_are_refused_or_read_unchanged(
     tmp_path: Path, variant: str, edits: list[tuple[int, int, bytes]]
 ) -> None:
     whole = arrays_of()
@@ -267,15 +262,15 @@ def test_anything_cut_out_and_put_in_is_noticed_or_does_not_matter(
     for place, cut, put in edits:
         at = place % (len(encoded) + 1)
         encoded = encoded[:at] + put + encoded[at + cut :]
-    outcome(encoded, tmp_path / "0.npz", whole, NpzReader(KINDS))
+    outcome(encoded, tmp_path / "0.npz", whole, make_reader())
 
 
 @settings(
-    max_examples=300, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(header=st.one_of(st.binary(max_size=200), st.text("{}()[]'<>|=,: -_descrfotnhapTuFls0123456789", max_size=120)))
-def test_no_header_with_a_right_checksum_does_harm(tmp_path: Path, header: bytes | str) -> None:
-    """A writer who means harm gets the checksums right: what is left is refusal."""
+def test_hostile_header_with_a_right_checksum_is_refused(tmp_path: Path, header: bytes | str) -> None:
+    """Checksums do not stop an attacker: the header itself has to be refused."""
     text = header if isinstance(header, bytes) else header.encode()
     left = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + arrays_of()["left"].tobytes()
     with pytest.raises(NpzError):
@@ -291,7 +286,7 @@ def test_noise_is_refused(tmp_path: Path, encoded: bytes) -> None:
         read(encoded, tmp_path / "0.npz")
 
 
-# --------------------------------------------------------------------------------------------- what means harm
+# --------------------------------------------------------------------------------------------- hostile
 
 
 def header_of(descr: str, shape: str) -> bytes:
@@ -307,10 +302,10 @@ def lying_about_sizes(arrays: Arrays) -> bytes:
     return bytes(encoded)
 
 
-HARMFUL: dict[str, Callable[[Arrays], bytes]] = {
-    "a bomb": lambda a: zipped(members_of(a) | {"left.npy": bytes(200_000_000)}, zipfile.ZIP_DEFLATED, compresslevel=9),
+HOSTILE: dict[str, Callable[[Arrays], bytes]] = {
+    "a bomb": lambda a: zipped(members_of(a) | {"left.npy": bytes(60_000_000)}, zipfile.ZIP_DEFLATED, compresslevel=9),
     "a bomb behind a right header": lambda a: zipped(
-        members_of(a) | {"left.npy": npy(a["left"]) + bytes(200_000_000)}, zipfile.ZIP_DEFLATED, compresslevel=9
+        members_of(a) | {"left.npy": npy(a["left"]) + bytes(60_000_000)}, zipfile.ZIP_DEFLATED, compresslevel=9
     ),
     "a bomb of another method": lambda a: zipped(
         members_of(a) | {"left.npy": npy(a["left"]) + bytes(50_000_000)}, zipfile.ZIP_BZIP2
@@ -323,35 +318,35 @@ HARMFUL: dict[str, Callable[[Arrays], bytes]] = {
     "another type": lambda a: stored(a | {"left": a["left"].astype(np.float64)}),
     "another shape": lambda a: stored(a | {"disparity": a["disparity"][:-1]}),
     "a part": lambda a: stored({"left": a["left"]}),
-    "ten thousand members": lambda _: zipped({f"{i}": b"" for i in range(10_000)}),
+    "thousands of members": lambda _: zipped({f"{i}": b"" for i in range(3_000)}),
     "much more than it should be": lambda a: stored(a | {"more": np.zeros(2_000_000)}),
 }
 
 
-@pytest.mark.parametrize("harm", HARMFUL)
-def test_harm_is_refused_before_memory_is_taken(tmp_path: Path, harm: str) -> None:
-    encoded = HARMFUL[harm](arrays_of())
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_file_is_refused_before_memory_is_taken(tmp_path: Path, kind: str) -> None:
+    encoded = HOSTILE[kind](arrays_of())
     path = tmp_path / "0.npz"
     path.write_bytes(encoded)
     into = {key: np.empty(kind.shape, kind.dtype) for key, kind in KINDS.items()}
     tracemalloc.start()
     with pytest.raises(NpzError):
-        NpzReader(KINDS).read(path, into)
+        make_reader().read(path, into)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak_bytes < len(encoded) + 16 * 2**20
 
 
-def test_a_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
+def test_file_of_a_terabyte_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "0.npz"
     path.write_bytes(stored(arrays_of()))
     os.truncate(path, 10**12)
     with pytest.raises(NpzError, match="where such arrays never need"):
-        NpzReader(KINDS).read(path, arrays_of())
+        make_reader().read(path, arrays_of())
 
 
-def test_a_second_member_of_one_name_is_no_way_in(tmp_path: Path) -> None:
-    """Python's reader takes the last of two; so do we, whatever was learnt before."""
+def test_the_last_of_two_members_of_one_name_is_read(tmp_path: Path) -> None:
+    """Python's reader takes the last of two; so does ours."""
     first, last = arrays_of(0), arrays_of(1)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
@@ -361,12 +356,12 @@ def test_a_second_member_of_one_name_is_no_way_in(tmp_path: Path) -> None:
     assert same(read(file.getvalue(), tmp_path / "0.npz"), last)
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_missing_file_and_folder_raise_different_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        NpzReader(KINDS).read(tmp_path / "none.npz", arrays_of())
+        make_reader().read(tmp_path / "none.npz", arrays_of())
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(NpzError, match="cannot be read"):
-        NpzReader(KINDS).read(tmp_path / "folder.npz", arrays_of())
+        make_reader().read(tmp_path / "folder.npz", arrays_of())
 
 
 def test_checksums_are_zips() -> None:

@@ -7,14 +7,14 @@ import pytest
 from conftest import write_fsd_sample
 
 from foundation_stereo_depth.data import scan as scanning
-from foundation_stereo_depth.data.fsd import FsdIndex, find_samples
+from foundation_stereo_depth.data.fsd import FsdDataset, open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.options.training import DataOptions
 
 
 @pytest.fixture(autouse=True)
 def keep_every_scan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "_WORTH_KEEPING", 0)
+    monkeypatch.setattr(scanning, "_KEEP_FROM_SAMPLES", 0)
 
 
 @pytest.fixture
@@ -42,25 +42,25 @@ def settled(fsd_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return fsd_tree
 
 
-def same(a: FsdIndex, b: FsdIndex) -> bool:
+def same(a: FsdDataset, b: FsdDataset) -> bool:
     return list(a.names) == list(b.names) and a.incomplete == b.incomplete and np.array_equal(a.suffixes, b.suffixes)
 
 
 def test_a_kept_scan_is_used_again(settled: Path, scanned: list[str]) -> None:
     (settled / "scene_1/dataset/data/right/rgb/0001.png").unlink()
-    first = find_samples(settled, Path("kept"))
+    first = open_fsd(settled, Path("kept"))
     assert scanned == ["scene_0", "scene_1", "scene_2"]
     assert len(list(Path("kept").iterdir())) == 1
-    again = find_samples(settled, Path("kept"))
+    again = open_fsd(settled, Path("kept"))
     assert len(scanned) == 3
     assert same(first, again)
     assert again.names.name(2) == "scene_1/0000"
-    assert [str(frame) for frame in again.incomplete] == ["scene_1/0001 (no right picture)"]
+    assert [str(frame) for frame in again.incomplete] == ["scene_1/0001 (no right image)"]
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "disparity"])
 def test_a_change_in_a_scene_scans_that_scene_again(settled: Path, scanned: list[str], change: str) -> None:
-    find_samples(settled, Path("kept"))
+    open_fsd(settled, Path("kept"))
     scanned.clear()
     data = settled / "scene_1/dataset/data"
     if change == "add":
@@ -71,28 +71,28 @@ def test_a_change_in_a_scene_scans_that_scene_again(settled: Path, scanned: list
         (data / "right/rgb/0000.png").rename(data / "right/rgb/0009.png")
     else:
         (data / "left/disparity/0000.png").unlink()
-    again = find_samples(settled, Path("kept"))
+    again = open_fsd(settled, Path("kept"))
     assert scanned == ["scene_1"]
-    assert same(again, find_samples(settled))
+    assert same(again, open_fsd(settled))
 
 
 def test_scenes_that_come_and_go_are_noticed(settled: Path, scanned: list[str]) -> None:
-    find_samples(settled, Path("kept"))
+    open_fsd(settled, Path("kept"))
     scanned.clear()
     write_fsd_sample(settled, "scene_9", "0000", 48, 64, seed=1)
     (settled / "scene_0").rename(settled.parent / "gone")
-    again = find_samples(settled, Path("kept"))
+    again = open_fsd(settled, Path("kept"))
     assert scanned == ["scene_9"]
     assert again.names.scenes == ("scene_1", "scene_2", "scene_9")
     scanned.clear()
-    assert same(find_samples(settled, Path("kept")), again)
+    assert same(open_fsd(settled, Path("kept")), again)
     assert scanned == []
 
 
 def test_folders_that_changed_a_moment_before_are_not_trusted(fsd_tree: Path, scanned: list[str]) -> None:
     grown_old(fsd_tree)  # which sets the first of their two times only
     for _ in range(2):
-        find_samples(fsd_tree, Path("kept"))
+        open_fsd(fsd_tree, Path("kept"))
     assert len(scanned) == 6
 
 
@@ -100,44 +100,43 @@ def test_two_data_sets_may_share_a_folder(settled: Path, scanned: list[str], tmp
     other = tmp_path / "other"
     write_fsd_sample(other, "scene_0", "0042", 48, 64, seed=1)
     for _ in range(2):
-        assert len(find_samples(settled, Path("kept"))) == 6
-        assert list(find_samples(other, Path("kept")).names) == ["scene_0/0042"]
+        assert len(open_fsd(settled, Path("kept"))) == 6
+        assert list(open_fsd(other, Path("kept")).names) == ["scene_0/0042"]
     assert len(scanned) == 4
 
 
 def test_a_damaged_scan_is_made_anew(settled: Path, scanned: list[str]) -> None:
     """It is but a shortcut, which a power cut may tear."""
-    names = list(find_samples(settled, Path("kept")).names)
+    names = list(open_fsd(settled, Path("kept")).names)
     (file,) = Path("kept").iterdir()
     whole = file.read_bytes()
     for damaged in (b"", whole[:200], whole[:-30], b"PK" * 100):
         scanned.clear()
         file.write_bytes(damaged)
-        assert list(find_samples(settled, Path("kept")).names) == names
+        assert list(open_fsd(settled, Path("kept")).names) == names
         assert len(scanned) == 3
-        find_samples(settled, Path("kept"))
+        open_fsd(settled, Path("kept"))
         assert len(scanned) == 3, "it was kept again"
 
 
 def test_another_version_is_scanned_anew(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    find_samples(settled, Path("kept"))
+    open_fsd(settled, Path("kept"))
     monkeypatch.setattr(scanning, "_FORMAT", 2)
     for _ in range(2):
-        find_samples(settled, Path("kept"))
+        open_fsd(settled, Path("kept"))
     assert len(scanned) == 6
 
 
-def test_a_scan_that_cannot_be_kept_is_told(settled: Path) -> None:
+def test_scan_that_cannot_be_kept_is_logged(settled: Path, caplog: pytest.LogCaptureFixture) -> None:
     Path("kept").write_text("a file where a folder should be")
-    told: list[str] = []
-    assert len(find_samples(settled, Path("kept"), told.append)) == 6
-    assert len(told) == 1
-    assert told[0].endswith("so the data set is scanned again at the next start")
+    assert len(open_fsd(settled, Path("kept"))) == 6
+    (message,) = caplog.messages
+    assert message.endswith("so the data set is scanned again at the next start")
 
 
 def test_a_small_scan_is_not_kept(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanning, "_WORTH_KEEPING", 7)
-    find_samples(settled, Path("kept"))
+    monkeypatch.setattr(scanning, "_KEEP_FROM_SAMPLES", 7)
+    open_fsd(settled, Path("kept"))
     assert not Path("kept").exists()
 
 
@@ -158,8 +157,8 @@ def test_a_required_cache_that_is_not_there_is_not_made(settled: Path) -> None:
 def test_a_long_scan_shows_a_bar(
     settled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    find_samples(settled)
+    open_fsd(settled)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(scanning, "_BAR_AFTER_S", -1.0)
-    assert len(find_samples(settled)) == 6
+    assert len(open_fsd(settled)) == 6
     assert "scanning" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from benchmark_trees import TREES, H, W, eth3d, instereo2k, kitti2015, pfm, truth
 
 from foundation_stereo_depth.data.torchvision_datasets import BENCHMARKS, open_benchmark
-from foundation_stereo_depth.errors import DataError, UserError
+from foundation_stereo_depth.errors import DataError
 
 OF_OCCLUSION = {"eth3d", "kitti2015", "sintel"}
 
@@ -18,21 +18,20 @@ def test_every_benchmark_has_a_tree() -> None:
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_a_tree_is_read_pair_by_pair_with_its_own_truth(name: str, tmp_path: Path) -> None:
+def test_each_pair_is_read_with_its_own_truth(name: str, tmp_path: Path) -> None:
     TREES[name](tmp_path)
     benchmark = open_benchmark(name, tmp_path)
     assert len(benchmark) == (4 if name == "crestereo" else 2)
-    assert len({benchmark.name(i) for i in range(len(benchmark))}) == len(benchmark)
+    assert len({benchmark.names.name(i) for i in range(len(benchmark))}) == len(benchmark)
     for i in range(len(benchmark)):
         scene = benchmark.read(i)
-        assert scene.name == benchmark.name(i)
-        number = int(scene.sample.left[0, 0, 0]) // 10
-        assert np.abs(scene.sample.left.astype(int) - 10 * number).max() <= 1
-        assert (scene.sample.right == scene.sample.left + 1).all()
+        number = int(scene.left[0, 0, 0]) // 10
+        assert np.abs(scene.left.astype(int) - 10 * number).max() <= 1
+        assert (scene.right == scene.left + 1).all()
         expected_px = truth(number, np.nan if name != "sceneflow" else 10.0 * (number + 1))
         tolerance = 0.02 if name in ("crestereo", "instereo2k", "fallingthings") else 1e-3
-        np.testing.assert_allclose(scene.sample.disparity_px, expected_px, atol=tolerance)
-        assert scene.sample.disparity_px.dtype == np.float32
+        np.testing.assert_allclose(scene.disparity_px, expected_px, atol=tolerance)
+        assert scene.disparity_px.dtype == np.float32
         if name in OF_OCCLUSION:
             assert scene.non_occluded is not None
             assert not scene.non_occluded[:, -1].any()
@@ -44,36 +43,28 @@ def test_a_tree_is_read_pair_by_pair_with_its_own_truth(name: str, tmp_path: Pat
             assert scene.non_occluded is None
 
 
-def test_the_folder_itself_may_be_named_too(tmp_path: Path) -> None:
+def test_root_may_be_the_folder_itself(tmp_path: Path) -> None:
     eth3d(tmp_path)
     assert len(open_benchmark("eth3d", tmp_path / "ETH3D")) == 2
 
 
-def test_the_fsd_layout_is_a_benchmark(fsd_tree: Path) -> None:
-    benchmark = open_benchmark("fsd", fsd_tree)
-    assert (len(benchmark), benchmark.name(3)) == (6, "scene_1/0001")
-    scene = benchmark.read(3)
-    assert scene.sample.left.shape == (48, 64, 3)
-    assert scene.non_occluded is None
-
-
 @pytest.mark.parametrize("name", TREES)
-def test_another_folder_is_refused_by_name(name: str, tmp_path: Path) -> None:
+def test_folder_of_another_layout_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"does not hold {name} as torchvision"):
         open_benchmark(name, tmp_path)
     with pytest.raises(DataError, match="no such folder"):
         open_benchmark(name, tmp_path / "nowhere")
 
 
-def test_a_missing_truth_is_not_shifted_to_the_next_scene(tmp_path: Path) -> None:
+def test_missing_truth_is_not_shifted_to_the_next_scene(tmp_path: Path) -> None:
     eth3d(tmp_path)
     (tmp_path / "ETH3D/two_view_training_gt/delivery_area_1l/disp0GT.pfm").unlink()
-    with pytest.raises(DataError, match="has 2 pairs of pictures but 1 disparity maps"):
+    with pytest.raises(DataError, match="has 2 pairs of images but 1 disparity maps"):
         open_benchmark("eth3d", tmp_path)
 
 
-def test_a_truth_missing_here_and_pictures_there_are_noticed(tmp_path: Path) -> None:
-    """The counts are right all the same, and every truth in between would be the next scene's."""
+def test_missing_truth_and_missing_images_of_equal_number_are_refused(tmp_path: Path) -> None:
+    """The counts are equal, and every truth in between would be the next scene's."""
     instereo2k(tmp_path)
     scenes = tmp_path / "InStereo2k/test"
     shutil.copytree(scenes / "001", scenes / "002")
@@ -84,27 +75,27 @@ def test_a_truth_missing_here_and_pictures_there_are_noticed(tmp_path: Path) -> 
         open_benchmark("instereo2k", tmp_path)
 
 
-def test_a_missing_truth_of_kitti_leaves_its_picture_out(tmp_path: Path) -> None:
+def test_missing_truth_of_kitti_2015_leaves_its_pair_out(tmp_path: Path) -> None:
     kitti2015(tmp_path)
     for folder in ("disp_occ_0", "disp_occ_1"):
         (tmp_path / f"Kitti2015/training/{folder}/000000_10.png").unlink()
     benchmark = open_benchmark("kitti2015", tmp_path)
-    assert [benchmark.name(i) for i in range(len(benchmark))] == ["training/image_2/000001_10"]
-    assert benchmark.read(0).sample.left[0, 0, 0] == 10
+    assert [benchmark.names.name(i) for i in range(len(benchmark))] == ["training--image_2/000001_10"]
+    assert benchmark.read(0).left[0, 0, 0] == 10
 
 
-def test_kitti_2015_without_the_truth_of_visible_pixels_tells_no_occlusion(tmp_path: Path) -> None:
+def test_kitti_2015_without_disp_noc_has_no_occlusion_mask(tmp_path: Path) -> None:
     kitti2015(tmp_path)
     (tmp_path / "Kitti2015/training/disp_noc_0/000000_10.png").unlink()
     assert open_benchmark("kitti2015", tmp_path).read(0).non_occluded is None
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torchvision leaves the other eye's file open
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # torchvision leaves the right view's file open
 @pytest.mark.parametrize("kept", [0, 4, 45])
-def test_a_damaged_picture_is_named(tmp_path: Path, kept: int) -> None:
+def test_error_names_a_damaged_image(tmp_path: Path, kept: int) -> None:
     eth3d(tmp_path)
-    torn = tmp_path / "ETH3D/two_view_training/terrains_1s/im1.png"
-    torn.write_bytes(torn.read_bytes()[:kept])
+    truncated = tmp_path / "ETH3D/two_view_training/terrains_1s/im1.png"
+    truncated.write_bytes(truncated.read_bytes()[:kept])
     with pytest.raises(DataError, match="terrains_1s/im0 cannot be read"):
         open_benchmark("eth3d", tmp_path).read(1)
 
@@ -114,8 +105,3 @@ def test_parts_of_different_size_are_refused(tmp_path: Path) -> None:
     pfm(tmp_path / "ETH3D/two_view_training_gt/terrains_1s/disp0GT.pfm", np.ones((H + 1, W)))
     with pytest.raises(DataError, match="has parts of the sizes"):
         open_benchmark("eth3d", tmp_path).read(1)
-
-
-def test_nothing_else_is_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="downloads only middlebury2014"):
-        open_benchmark("eth3d", tmp_path, download=True)

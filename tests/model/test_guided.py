@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, DEFAULT_WEIGHTS, save_safetensors
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import resize_sample
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference.export import export_network
 from foundation_stereo_depth.inference.predictor import Predictor
@@ -269,10 +268,10 @@ def test_exported_network_takes_the_prior_and_predicts_the_same(tmp_path: Path) 
 def test_installed_network_is_small_and_better_than_sgbm_on_real_pairs(shared_data: Path) -> None:
     assert DEFAULT_WEIGHTS.stat().st_size < 16e6
     predictor = Predictor.open(device="cpu")
-    index = find_samples(shared_data / "fsd-sample")
+    index = open_fsd(shared_data / "fsd-sample")
     ours_px, matchers_px, within = [], [], []
     for i in range(len(index.names)):
-        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        sample = index.read(i, (240, 320))
         known = np.isfinite(sample.disparity_px) & (sample.disparity_px > 0)
         found = predictor(sample.left, sample.right)
         error_px = np.abs(found.disparity_px - sample.disparity_px)[known]

@@ -4,8 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from foundation_stereo_depth.data.fsd import find_samples, read_fsd_sample
-from foundation_stereo_depth.data.sample import resize_sample
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.stereo.sgbm import (
     disparities_for,
     filled_from_background,
@@ -114,9 +113,9 @@ MEASURED_EPE_PX = {
 
 
 def test_real_scenes_score_as_measured(shared_data: Path) -> None:
-    index = find_samples(shared_data / "fsd-sample")
+    index = open_fsd(shared_data / "fsd-sample")
     for i in range(len(index)):
-        sample = resize_sample(read_fsd_sample(index.paths(i)), 240, 320)
+        sample = index.read(i, (240, 320))
         found = match(sample.left, sample.right)
         epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
         assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)

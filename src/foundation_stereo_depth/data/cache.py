@@ -1,4 +1,4 @@
-"""The NPZ cache: samples at the network's size on a fast disk, written once and read ever after.
+"""The NPZ cache: samples at the network's size on a fast disk, written once and read in every later epoch.
 
     <cache_root>/cache.json                  format version, height, width, resampling
     <cache_root>/<scene>/<stem>.npz          stored, not deflated: left, right uint8 [H,W,3]; disparity float16 [H,W];
@@ -34,31 +34,31 @@ ENTRY_SUFFIX = ".npz"
 
 _SOURCE_KEY = "source"
 _SOURCE_BYTES = 3 * 2 * 8
-_LOOKED_AT = 16
-"""Entries of another program whose size is looked at until one tells it."""
+_PROBED_ENTRIES = 16
+"""Entries of another program that are opened until one of them gives its size."""
 _RESAMPLING = "images by area average, disparity by nearest sample at the pixel centre"
 
 
-def _npy_header() -> bytes:
-    """What NumPy writes before the six numbers of a SourceStamp."""
+def _stamp_header() -> bytes:
+    """Return what NumPy writes before the six numbers of a SourceStamp."""
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (3, 2)})
     return file.getvalue()
 
 
-_SOURCE_HEADER = _npy_header()
+_SOURCE_HEADER = _stamp_header()
 
 
 class DamagedEntryError(DataError):
-    """An entry is there but cannot be used; with its source at hand it can be made anew."""
+    """An entry is there but cannot be used; where its source is at hand it can be rebuilt."""
 
 
 class MissingEntryError(DataError):
-    """There is no entry where only entries are read."""
+    """There is no entry, and samples are read from entries only."""
 
 
 class RefusedEntryError(DataError):
-    """An entry cannot be written without leaving the cache's own folder."""
+    """An entry would have to be written outside the cache's own folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +70,24 @@ class SampleCache:
     width: int
 
     def path(self, scene: str, stem: str) -> Path:
-        """Where the entry of a sample lies."""
+        """Return the file of a sample's entry."""
         return self.root / scene / (stem + ENTRY_SUFFIX)
 
     @functools.cached_property
     def reader(self) -> NpzReader:
-        """Reads entries; it learns what they have in common."""
-        picture = Kind(dtype=np.dtype(np.uint8), shape=(self.height, self.width, 3))
+        """Return what reads entries of this size."""
+        image = Kind(dtype=np.dtype(np.uint8), shape=(self.height, self.width, 3))
         disparity = Kind(dtype=np.dtype(np.float16), shape=(self.height, self.width))
-        return NpzReader({"left": picture, "right": picture, "disparity": disparity})
+        stamp = Kind(dtype=np.dtype("<i8"), shape=(3, 2))
+        return NpzReader({"left": image, "right": image, "disparity": disparity}, {_SOURCE_KEY: stamp})
 
     @functools.cached_property
-    def _tidied(self) -> set[Path]:
-        """Folders in which this process has looked for what killed writers left."""
+    def _cleaned_folders(self) -> set[Path]:
+        """Return the folders from which this process has removed what killed writers left."""
         return set()
 
     def empty_sample(self) -> StereoSample:
-        """Room for one entry."""
+        """Return arrays for one entry, uninitialised."""
         size = (self.height, self.width)
         return StereoSample(
             left=np.empty((*size, 3), np.uint8),
@@ -95,39 +96,39 @@ class SampleCache:
         )
 
     def read(self, scene: str, stem: str, into: StereoSample | None = None) -> StereoSample | None:
-        """The cached sample, its checksums verified; None where there is no entry.
+        """Return the cached sample, its checksums verified; None where there is no entry.
 
         Args:
             scene: the sample's scene.
             stem: its frame.
-            into: arrays of the entries' size and types to read to, and to return, in place of new ones.
+            into: arrays of the entries' size and types to read into and return, in place of new ones.
 
         Raises:
-            DamagedEntryError: the entry is not a whole NPZ of the expected keys, types and size.
+            DamagedEntryError: the entry is not a complete NPZ of the expected keys, types and size.
         """
         sample = self.empty_sample() if into is None else into
-        # A path as text: pathlib takes longer to make one than the checksums take.
+        # A path as text: making a pathlib.Path takes longer than the checksums.
         path = f"{self.root}/{scene}/{stem}{ENTRY_SUFFIX}"
         try:
             self.reader.read(path, {"left": sample.left, "right": sample.right, "disparity": sample.disparity_px})
         except FileNotFoundError:
             return None
         except NpzError as error:
-            raise DamagedEntryError(f"{path}: {error}; delete it to have it made anew") from error
+            raise DamagedEntryError(f"{path}: {error}; delete it to have it rebuilt") from error
         return sample
 
     def source(self, scene: str, stem: str) -> SourceStamp | None:
-        """What the entry was made of; None where there is no entry, or one that does not say.
+        """Return the stamp of the files that the entry was made of; None without an entry, or without a stamp in it.
 
         Raises:
-            DamagedEntryError: the entry is not a whole NPZ.
+            DamagedEntryError: the entry is not a complete NPZ.
         """
         path = self.path(scene, stem)
         try:
             with zipfile.ZipFile(path) as entry:
                 members = {member.filename: member for member in entry.infolist()}
                 member = members.get(f"{_SOURCE_KEY}.npy")
-                # Whatever else another program keeps under this key is not read, however large it says it is.
+                # Whatever else another program keeps under this key is not read, however large its header says it is.
                 if member is None or member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
                     return None
                 with entry.open(member) as file:
@@ -135,7 +136,7 @@ class SampleCache:
         except FileNotFoundError:
             return None
         except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
-            raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it made anew") from error
+            raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it rebuilt") from error
         if not array.startswith(_SOURCE_HEADER) or len(array) != len(_SOURCE_HEADER) + _SOURCE_BYTES:
             return None
         return np.frombuffer(array, "<i8", offset=len(_SOURCE_HEADER)).reshape(3, 2).astype(np.int64)
@@ -149,16 +150,16 @@ class SampleCache:
         *,
         leave_free: float = 0.0,
     ) -> StereoSample:
-        """Makes or replaces an entry; returns the sample as a later `read` will.
+        """Create or replace an entry; return the sample as a later `read` will.
 
         Disparity is rounded to float16, a relative error of at most 0.05 %.
 
         Args:
-            scene: the first half of the sample's name.
-            stem: the other half.
+            scene: the sample's scene.
+            stem: its frame.
             sample: at the cache's size.
-            source: what it was made of, kept with it, so that `foundation-stereo-cache` notices when that changes.
-            leave_free: the disk counts as full when no more than this share of it is free.
+            source: stamp of its files, kept with it, so that `foundation-stereo-cache` notices when they change.
+            leave_free: the disk counts as full when no more than this fraction of it is free.
 
         Raises:
             RefusedEntryError: it would have to be written outside the cache.
@@ -176,19 +177,19 @@ class SampleCache:
         arrays = {"left": rounded.left, "right": rounded.right, "disparity": rounded.disparity_px}
         if source is not None:
             arrays[_SOURCE_KEY] = source.astype("<i8")
-        # Not forced to the disk: an entry torn by a power cut fails its checksum and is made anew.
+        # Not forced to the disk: an entry truncated by a power cut fails its checksum and is rebuilt.
         write_atomically(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
         return rounded
 
     def remove_abandoned(self) -> int:
-        """Removes what writers that were killed left behind; returns how many files."""
+        """Remove what killed writers left, and return how many files."""
         if not self.root.exists():
             return 0
         inside = (entry.path for entry in _folders(self.root) if not entry.is_symlink())
         return sum(remove_abandoned(Path(folder)) for folder in (self.root, *inside))
 
     def names(self) -> SampleNames:
-        """Every sample that has an entry.
+        """Return every sample that has an entry.
 
         Raises:
             DataError: there is none.
@@ -209,30 +210,30 @@ class SampleCache:
             raise DataError(f"{self.root}: holds no <scene>/<stem>{ENTRY_SUFFIX}; fill it with foundation-stereo-cache")
         return SampleNames.from_pairs(scenes, frames)
 
-    def refuse_twins(self, names: SampleNames) -> None:
-        """Checks that no two samples share an entry, as `Room` and `room` do on a disk that takes them for one name.
+    def check_case_collisions(self, names: SampleNames) -> None:
+        """Check that no two samples share an entry, as `Room` and `room` do on a disk that ignores case.
 
         Raises:
             DataError: two do.
         """
         manifest = self.root / MANIFEST
         if not manifest.exists() or not manifest.with_name(MANIFEST.upper()).exists():
-            return  # this disk tells capitals apart
+            return  # this disk is case-sensitive
         seen: dict[str, str] = {}
         for name in names:
             folded = unicodedata.normalize("NFC", name).casefold()
             if folded in seen:
                 raise DataError(
-                    f"{self.root}: this disk takes {seen[folded]} and {name} for one name; rename one of them, or name "
-                    "a --cache-root on a disk that tells capitals apart"
+                    f"{self.root}: this disk ignores case, so {seen[folded]} and {name} would be one entry; rename one "
+                    "of them, or choose a --cache-root on a case-sensitive disk"
                 )
             seen[folded] = name
 
     def make_root(self) -> None:
-        """Makes the cache's folder and its manifest, where there is nothing yet.
+        """Create the cache's folder and its manifest, where there is nothing yet.
 
         Raises:
-            DataError: another program was quicker, with another size.
+            DataError: another program did so first, with another size.
             OSError: the disk is full, read-only, forbidden.
         """
         self.root.mkdir(parents=True, exist_ok=True)
@@ -240,7 +241,7 @@ class SampleCache:
         if not manifest.exists() and not _first_entries(self.root, 1):
             remove_abandoned(self.root)
             text = json.dumps(_manifest_of(self), indent=2) + "\n"
-            with contextlib.suppress(FileExistsError):  # another program was quicker
+            with contextlib.suppress(FileExistsError):  # another program was first
                 write_atomically(manifest, lambda file: file.write(text.encode()), durable=True, replace=False)
         _check_manifest(self)
 
@@ -250,19 +251,19 @@ class SampleCache:
         if not folder.is_dir():
             self.make_root()
             folder.mkdir(exist_ok=True)
-        if folder not in self._tidied:
-            # A writer that was killed here left an entry missing, so whoever needs it comes by: training too.
-            self._tidied.add(folder)
+        if folder not in self._cleaned_folders:
+            # Where a writer was killed an entry is missing, so its next writer comes here: training too.
+            self._cleaned_folders.add(folder)
             remove_abandoned(folder)
 
 
 def as_cached(sample: StereoSample) -> StereoSample:
-    """The sample as it comes back from a cache: whether an epoch met a hit or a miss must not show in the losses."""
+    """Return the sample as a cache returns it: hits and misses must give the same losses."""
     return StereoSample(left=sample.left, right=sample.right, disparity_px=sample.disparity_px.astype(np.float16))
 
 
 def open_cache(root: Path, height: int, width: int) -> SampleCache:
-    """The cache at `root`, where there may be nothing yet: its first entry will make the folder and the manifest.
+    """Return the cache at `root`, where there may be nothing yet: its first entry creates the folder and manifest.
 
     Raises:
         DataError: the cache was made with another size or format version.
@@ -282,13 +283,13 @@ def _manifest_of(cache: SampleCache) -> dict[str, str | int]:
 
 
 def _folders(root: Path) -> list[os.DirEntry[str]]:
-    """The folders that may hold entries. One has every disk of its own, and only its system may enter it."""
+    """Return the folders that may hold entries: all but `lost+found`, which only the system may enter."""
     with os.scandir(root) as inside:
         return [entry for entry in inside if entry.is_dir() and entry.name != "lost+found"]
 
 
 def _first_entries(root: Path, at_most: int) -> list[str]:
-    """Paths of some entries, no matter which."""
+    """Return the paths of any `at_most` entries."""
     found: list[str] = []
     for folder in _folders(root):
         with os.scandir(folder.path) as inside:
@@ -301,8 +302,8 @@ def _first_entries(root: Path, at_most: int) -> list[str]:
 
 
 def _check_foreign_size(cache: SampleCache) -> None:
-    """Refuses entries of another program that are of another size; what is damaged says nothing of size."""
-    for path in _first_entries(cache.root, _LOOKED_AT) if cache.root.is_dir() else ():
+    """Refuse entries of another program that have another size; damaged ones are skipped."""
+    for path in _first_entries(cache.root, _PROBED_ENTRIES) if cache.root.is_dir() else ():
         try:
             with zipfile.ZipFile(path) as entry, entry.open("left.npy") as file:
                 np.lib.format.read_magic(file)

@@ -1,4 +1,4 @@
-"""File encodings: bytes <-> RGB pictures, bytes <-> disparity in px. Every order of channels is settled here."""
+"""File encodings: bytes <-> RGB images, bytes <-> disparity in px. The order of channels is handled here alone."""
 
 import io
 import re
@@ -9,7 +9,6 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8, UInt16
 
-from foundation_stereo_depth.data.loops import Loops
 from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import write_atomically
@@ -30,39 +29,66 @@ _JPEG_BEGINS = b"\xff\xd8\xff"
 
 
 def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The picture in RGB; grey pictures get three equal channels, 16-bit ones are scaled to 8.
+    """Return the image in RGB; grey images get three equal channels, 16-bit ones are scaled to 8.
 
     Raises:
-        DataError: the file is missing, or is not a picture that can be decoded whole.
+        DataError: the file is missing, or is not an image that can be decoded completely.
     """
     encoded = _bytes(path)
     if encoded.startswith(_JPEG_BEGINS):
         return _decode_jpeg(path, encoded)
-    # An EXIF orientation is ignored: a rotated eye would no longer be rectified, and disparity maps carry none.
+    # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
     return _decode(path, encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
-    """The disparity of an FSD PNG in px of its own resolution, float32, NaN where unknown.
+    """Return the disparity of an FSD PNG in px of its own resolution, float32, NaN where unknown.
 
     Raises:
         DataError: the file is missing, cannot be decoded, is not 8-bit RGB, or holds a disparity larger than the
-            picture is wide.
+            image is wide.
     """
     code = read_fsd_code(path)
-    return plausible_fsd_disparity(path, decode_fsd_disparity(code), code.shape[1])
+    return check_largest_disparity(path, decode_fsd_disparity(code), code.shape[1])
 
 
-def read_fsd_code(path: Path, loops: Loops | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """The three digits of each pixel of an FSD PNG; the same with compiled loops, which are faster, as without.
+def read_disparity(path: Path) -> Float[np.ndarray, "H W"]:
+    """Return a disparity map in px of its own resolution, float32, NaN where unknown, whatever its encoding.
+
+    `.pfm`, `.npy` (2-D numbers), `.png` of 16 bits (KITTI: 1/256 px, 0 is unknown) or of 8-bit RGB (FSD).
+
+    Raises:
+        DataError: the file is missing, damaged or of none of these kinds, or holds a disparity larger than the map is
+            wide.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".pfm":
+        disparity_px = read_pfm(path)
+    elif suffix == ".npy":
+        disparity_px = read_npy(path)
+    else:
+        encoded = _bytes(path)
+        code = _decode(path, encoded, cv2.IMREAD_UNCHANGED)
+        if code.ndim == 2 and code.dtype == np.uint16:
+            disparity_px = decode_whole_steps(code.astype(np.uint16, copy=False), KITTI_STEPS_PER_PX)
+        else:
+            disparity_px = decode_fsd_disparity(_check_fsd_code(path, code))
+    return check_largest_disparity(path, disparity_px, disparity_px.shape[1])
+
+
+def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the three digits of each pixel of an FSD PNG.
 
     Raises:
         DataError: the file is missing, cannot be decoded, or is not 8-bit RGB.
     """
-    file = _bytes(path)
-    if loops is not None and (code := decode_plain_png(file, loops)) is not None:
-        return code
-    encoded = _decode(path, file, cv2.IMREAD_UNCHANGED)
+    encoded = _bytes(path)
+    code = decode_plain_png(encoded)
+    return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED)) if code is None else code
+
+
+def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+    """Return what OpenCV decoded, in RGB; raises DataError where it is not 8-bit RGB."""
     if encoded.ndim != 3 or encoded.shape[2] != 3 or encoded.dtype != np.uint8:
         raise DataError(
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
@@ -71,24 +97,24 @@ def read_fsd_code(path: Path, loops: Loops | None = None) -> UInt8[np.ndarray, "
     return np.asarray(encoded[..., ::-1], dtype=np.uint8)
 
 
-def plausible_fsd_disparity(
+def check_largest_disparity(
     path: Path, disparity_px: Float[np.ndarray, "*shape"], width: int
 ) -> Float[np.ndarray, "*shape"]:
-    """The disparity itself, px of the file's own resolution.
+    """Return the disparity, px of the file's own resolution, unchanged.
 
     Raises:
         DataError: one is larger than the file is wide.
     """
     if (largest := float(np.nanmax(disparity_px, initial=0.0))) > width:
         raise DataError(
-            f"{path}: holds a disparity of {largest:.1f} px in a picture {width} px wide; "
-            "were its red and blue channels exchanged, or the map resized?"
+            f"{path}: holds a disparity of {largest:.1f} px in an image {width} px wide; "
+            "were its red and blue channels swapped, or the map resized?"
         )
     return disparity_px
 
 
 def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:
-    """disparity_px = (R * 255 * 255 + G * 255 + B) / 1000, float32; code 0 is unknown and becomes NaN.
+    """Return disparity_px = (R * 255 * 255 + G * 255 + B) / 1000, float32; code 0 is unknown and becomes NaN.
 
     Source: the decoder published with the FoundationStereo data set. The largest code has 24 bits, so the sum is exact
     in float32.
@@ -100,7 +126,7 @@ def decode_fsd_disparity(code: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, 
 
 
 def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """The FSD code, RGB, of a disparity map; NaN becomes code 0. The inverse of the decoder up to 16384 px.
+    """Return the FSD code, RGB, of a disparity map; NaN becomes code 0. The inverse of the decoder up to 16384 px.
 
     Raises:
         DataError: a disparity is below 0 or above what the code can hold.
@@ -113,13 +139,13 @@ def encode_fsd_disparity(disparity_px: Float[np.ndarray, "H W"]) -> UInt8[np.nda
 
 
 def write_rgb(path: Path, image: UInt8[np.ndarray, "H W 3"]) -> None:
-    """Writes an RGB picture, whole or not at all; the suffix chooses the encoding."""
+    """Write an RGB image, completely or not at all; the suffix chooses the encoding."""
     encoded = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
     write_atomically(path, lambda file: file.write(encoded.tobytes()), durable=False)
 
 
 def encode_whole_steps(values: Float[np.ndarray, "H W"], steps_per_unit: float) -> UInt16[np.ndarray, "H W"]:
-    """Values as 16-bit whole numbers of 1/steps_per_unit; 0 is what is unknown (NaN) or not above 0.
+    """Return values as 16-bit whole numbers of 1/steps_per_unit; 0 is what is unknown (NaN) or not above 0.
 
     A value that is known never becomes 0, as in KITTI's own tools: the smallest code is 1.
 
@@ -137,17 +163,17 @@ def encode_whole_steps(values: Float[np.ndarray, "H W"], steps_per_unit: float) 
 
 
 def decode_whole_steps(code: UInt16[np.ndarray, "H W"], steps_per_unit: float) -> Float[np.ndarray, "H W"]:
-    """The values of 16-bit whole numbers of 1/steps_per_unit, float32; 0 is unknown and becomes NaN."""
+    """Return the values of 16-bit whole numbers of 1/steps_per_unit, float32; 0 is unknown and becomes NaN."""
     return np.where(code > 0, code.astype(np.float32) / np.float32(steps_per_unit), np.float32(np.nan))
 
 
 def encode_png16(code: UInt16[np.ndarray, "H W"]) -> bytes:
-    """The bytes of a 16-bit grey PNG."""
+    """Return the bytes of a 16-bit grey PNG."""
     return cv2.imencode(".png", code)[1].tobytes()
 
 
 def read_png16(path: Path) -> UInt16[np.ndarray, "H W"]:
-    """The codes in a 16-bit grey PNG.
+    """Return the codes in a 16-bit grey PNG.
 
     Raises:
         DataError: the file is missing, cannot be decoded, or is of another kind.
@@ -159,7 +185,7 @@ def read_png16(path: Path) -> UInt16[np.ndarray, "H W"]:
 
 
 def encode_pfm(values: Float[np.ndarray, "H W"]) -> bytes:
-    """The bytes of a grey PFM: rows from the bottom up, float32, little endian (scale -1); unknown is infinity.
+    """Return the bytes of a grey PFM: rows from the bottom up, float32, little endian (scale -1); unknown is infinity.
 
     Source: the format of the Middlebury stereo benchmark, whose files mark unknown disparity so.
     """
@@ -169,10 +195,10 @@ def encode_pfm(values: Float[np.ndarray, "H W"]) -> bytes:
 
 
 def read_pfm(path: Path) -> Float[np.ndarray, "H W"]:
-    """The values of a grey PFM, float32, top row first; infinity is unknown and becomes NaN.
+    """Return the values of a grey PFM, float32, top row first; infinity is unknown and becomes NaN.
 
     Raises:
-        DataError: the file is missing, not a grey PFM, or not whole.
+        DataError: the file is missing, not a grey PFM, or truncated.
     """
     encoded = _bytes(path)
     header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s", encoded)
@@ -186,15 +212,33 @@ def read_pfm(path: Path) -> Float[np.ndarray, "H W"]:
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
+def read_npy(path: Path) -> Float[np.ndarray, "H W"]:
+    """Return the numbers of a 2-D NumPy file, float32; what is not finite becomes NaN.
+
+    Raises:
+        DataError: the file is missing, damaged, or holds anything but a 2-D array of numbers.
+    """
+    try:
+        values = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError) as error:
+        raise DataError(f"{path}: is not a NumPy file of numbers ({error})") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
+        kind = f"shape {values.shape} and type {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"
+        raise DataError(f"{path}: a disparity map is a 2-D array of numbers, but this file has {kind}")
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
 def encode_npy(values: Float[np.ndarray, "H W"]) -> bytes:
-    """The bytes of a NumPy file, float32; unknown is NaN."""
+    """Return the bytes of a NumPy file, float32; unknown is NaN."""
     file = io.BytesIO()
     np.save(file, values.astype(np.float32, copy=False), allow_pickle=False)
     return file.getvalue()
 
 
 def encode_ply(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N 3"]) -> bytes:
-    """The bytes of a point cloud: binary little-endian PLY, float x y z in metres, uchar red green blue."""
+    """Return the bytes of a point cloud: binary little-endian PLY, float x y z in metres, uchar red green blue."""
     vertices = np.empty(len(points_m), _PLY_VERTEX)
     for column, name in enumerate("xyz"):
         vertices[name] = points_m[:, column]
@@ -216,31 +260,31 @@ _PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("
 
 
 def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
-    # OpenCV takes zeros in a JPEG, as power cuts and copies that were broken off leave them, for a picture. This
-    # decoder is the same library, and strict; the pixels are the same.
+    # OpenCV accepts a JPEG whose end is zeros, as power cuts and interrupted copies leave them. This decoder is the
+    # same library, but strict; the pixels are the same.
     try:
         height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
         if height * width <= _LARGEST_PIXELS:
             return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
     except (ValueError, MemoryError) as error:
         raise DataError(f"{path}: is damaged ({error})") from error
-    raise DataError(f"{path}: says that it is {width}x{height}; is the file damaged?")
+    raise DataError(f"{path}: its header gives a size of {width}x{height}; is the file damaged?")
 
 
 def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     try:
-        picture = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
-    except cv2.error as error:  # a size that no memory holds, as damaged headers may promise
+        image = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+    except cv2.error as error:  # a size too large for the memory, from a damaged header
         raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
-    if picture is None:
-        raise DataError(f"{path}: {len(encoded)} bytes that are not a whole picture; is the file damaged?")
-    return picture
+    if image is None:
+        raise DataError(f"{path}: {len(encoded)} bytes that are not a complete image; is the file damaged?")
+    return image
 
 
 def _bytes(path: Path) -> bytes:
-    # Reading the bytes ourselves tells a missing file from a damaged one, and takes any character in a path.
+    # Reading the bytes here tells a missing file from a damaged one, and accepts any character in a path.
     try:
-        if not path.is_file() and path.exists():  # a pipe would be waited for
+        if not path.is_file() and path.exists():  # a pipe would block
             raise DataError(f"{path}: is not a file")
         return path.read_bytes()
     except OSError as error:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from foundation_stereo_depth.data.codecs import read_rgb
 from foundation_stereo_depth.errors import DataError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
 Picture = UInt8[np.ndarray, "H W 3"]
@@ -119,10 +119,10 @@ def _matches(text: str) -> dict[str, Path]:
         named: dict[str, Path] = {}
         for file in sorted(path.iterdir()):
             # macOS puts a ._ beside each file on disks of others.
-            if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith("._"):
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("._"):
                 _add(named, file.stem, file)
         if not named:
-            raise DataError(f"{text}: a folder without pictures ({', '.join(PICTURE_SUFFIXES)})")
+            raise DataError(f"{text}: a folder without pictures ({', '.join(IMAGE_SUFFIXES)})")
         return named
     if not re.search(r"[*?]", text):
         raise DataError(f"{text}: no such file or folder")

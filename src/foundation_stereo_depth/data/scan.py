@@ -1,13 +1,14 @@
-"""Scanning the scenes of a FoundationStereo tree and keeping what was found: a million samples are 3,000,000 files.
+"""Scan the scenes of a FoundationStereo tree and keep the result: a million samples are three million files.
 
     <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
 
-A folder's own times change whenever a file in it comes, goes or is renamed. So a kept scan is held against the times
-of three folders a scene, and only scenes where something happened are scanned again.
+A folder's own times change whenever a file in it is added, removed or renamed. So a kept scan is compared with the
+times of three folders per scene, and only scenes where they have changed are scanned again.
 """
 
 import hashlib
 import json
+import logging
 import os
 import time
 import zipfile
@@ -20,8 +21,10 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth.data.sample import as_utf8
+from foundation_stereo_depth.data.sample import Incomplete, encode_name
 from foundation_stereo_depth.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 """In order of preference, should one frame come in several."""
@@ -31,27 +34,16 @@ DATA = Path("dataset/data")
 LEFT, RIGHT, DISPARITY = DATA / "left/rgb", DATA / "right/rgb", DATA / "left/disparity"
 
 _FORMAT = 1
-_WORTH_KEEPING = 20_000
-"""Samples from which on a scan is kept; fewer are scanned in a fraction of a second."""
+_KEEP_FROM_SAMPLES = 20_000
+"""Fewer samples are scanned in a fraction of a second."""
 _BAR_AFTER_S = 1.0
 _SETTLED_NS = 2 * 10**9
-"""A folder that changed so shortly before its scan may change again within one tick of the file system's clock, which
-nobody could see (FAT's ticks are two seconds; others' are shorter)."""
+"""A folder that changed so shortly before its scan may change again within one tick of the file system's clock without
+a change of its time (FAT's ticks are two seconds; others' are shorter)."""
 
-_WHAT_DAMAGE_RAISES = (
+_DAMAGE = (
     OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Incomplete:
-    """A frame that lacks an eye or its disparity map."""
-
-    name: str
-    missing: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} (no {', no '.join(self.missing)})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +54,7 @@ class SceneScan:
         times_ns: when the three folders last changed, and when they were scanned.
         stems: names of the complete frames in UTF-8, one after the other.
         lengths: of each name, bytes.
-        suffixes: for each frame, the positions in IMAGE_SUFFIXES of its left and right picture.
+        suffixes: for each frame, the positions in IMAGE_SUFFIXES of its left and right image.
         incomplete: frames that were left out.
     """
 
@@ -73,8 +65,8 @@ class SceneScan:
     incomplete: tuple[Incomplete, ...]
 
 
-def scan(root: Path, scenes: Sequence[str], keep_in: Path | None) -> tuple[list[SceneScan], str]:
-    """The frames of each scene, and what the user should know of keeping them, or "".
+def scan_scenes(root: Path, scenes: Sequence[str], keep_in: Path | None) -> list[SceneScan]:
+    """Return the frames of each scene.
 
     Args:
         root: the data set.
@@ -85,24 +77,24 @@ def scan(root: Path, scenes: Sequence[str], keep_in: Path | None) -> tuple[list[
     known = {} if kept is None else _load(kept, root)
     scans: list[SceneScan] = []
     fresh = 0
-    for scene in _shown(scenes):
+    for scene in _show_progress(scenes):
         times_ns = _times_ns(root / scene)
         found = known.get(scene)
         if found is None or found.times_ns[:-1] != times_ns or max(times_ns) + _SETTLED_NS > found.times_ns[-1]:
             found = _scan_scene(root, scene, times_ns)
             fresh += 1
         scans.append(found)
-    large = sum(len(found.lengths) for found in scans) >= _WORTH_KEEPING
+    large = sum(len(found.lengths) for found in scans) >= _KEEP_FROM_SAMPLES
     if kept is not None and large and (fresh or len(scans) != len(known)):
         try:
             _save(kept, root, scenes, scans)
         except OSError as error:
-            return scans, f"{kept}: {error.strerror}; so the data set is scanned again at the next start"
-    return scans, ""
+            logger.warning("%s: %s; so the data set is scanned again at the next start", kept, error.strerror)
+    return scans
 
 
-def _shown(scenes: Sequence[str]) -> Iterator[str]:
-    """The scenes, with a bar once they have taken a second: a bar is a thread, which small scans should not leave."""
+def _show_progress(scenes: Sequence[str]) -> Iterator[str]:
+    """Yield the scenes, with a bar once they have taken a second: a bar starts a thread, which small scans avoid."""
     began_s = time.monotonic()
     for done, scene in enumerate(scenes):
         yield scene
@@ -126,12 +118,12 @@ def _scan_scene(root: Path, scene: str, times_ns: tuple[int, ...]) -> SceneScan:
     right = _frames(root / scene / RIGHT, IMAGE_SUFFIXES)
     disparity = _frames(root / scene / DISPARITY, (DISPARITY_SUFFIX,))
     complete = sorted(left.keys() & right.keys() & disparity.keys())
-    parts = {"left picture": left, "right picture": right, "disparity map": disparity}
+    parts = {"left image": left, "right image": right, "disparity map": disparity}
     incomplete = [
         Incomplete(name=f"{scene}/{stem}", missing=tuple(part for part, found in parts.items() if stem not in found))
         for stem in sorted((left.keys() | right.keys() | disparity.keys()) - set(complete))
     ]
-    stems = [as_utf8(stem) for stem in complete]
+    stems = [encode_name(stem) for stem in complete]
     return SceneScan(
         times_ns=(*times_ns, scanned_at_ns),
         stems=np.frombuffer(b"".join(stems), np.uint8),
@@ -142,7 +134,7 @@ def _scan_scene(root: Path, scene: str, times_ns: tuple[int, ...]) -> SceneScan:
 
 
 def _frames(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Frame name -> position of its suffix; the preferred suffix where a frame has several."""
+    """Return frame name -> position of its suffix; the preferred suffix where a frame has several."""
     try:
         names = os.listdir(folder)  # noqa: PTH208 (a Path for each of a million files costs more than the scan)
     except (FileNotFoundError, NotADirectoryError):
@@ -158,7 +150,7 @@ def _frames(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
 
 
 def _times_ns(scene: Path) -> tuple[int, ...]:
-    """When the names in a scene's folders last changed; of the two times, the second cannot be set back by a copy."""
+    """Return when the names in a scene's folders last changed; the second of two times survives copying tools."""
     times: list[int] = []
     for part in (LEFT, RIGHT, DISPARITY):
         try:
@@ -195,7 +187,7 @@ def _save(path: Path, root: Path, scenes: Sequence[str], scans: Sequence[SceneSc
 
 
 def _load(path: Path, root: Path) -> dict[str, SceneScan]:
-    """Scene -> its scan, as it was kept; empty where nothing is, what another version kept, or what is damaged."""
+    """Return scene -> its kept scan; nothing where the file is absent, damaged, or of another version or root."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             header = json.loads(kept["header"].tobytes())
@@ -223,5 +215,5 @@ def _load(path: Path, root: Path) -> dict[str, SceneScan]:
                 )
                 for scene, times_ns, stems, of_each, suffixes, incomplete in parts
             }
-    except _WHAT_DAMAGE_RAISES:  # a shortcut that a power cut tore, or that is another user's: scanned anew
+    except _DAMAGE:  # truncated by a power cut, or another user's: scanned again
         return {}

@@ -18,17 +18,15 @@ from tqdm import tqdm
 
 from foundation_stereo_depth import __version__
 from foundation_stereo_depth.checkpoint import NetworkFacts
-from foundation_stereo_depth.data.fsd import (
+from foundation_stereo_depth.data.dataset import (
     DATASET_ROOT_VARIABLE,
-    Split,
+    StereoDataset,
     find_dataset_root,
-    fingerprint,
-    split_samples,
-    take_spread,
+    open_dataset,
 )
-from foundation_stereo_depth.data.loader import read_ahead
-from foundation_stereo_depth.data.sample import resize_sample
-from foundation_stereo_depth.data.torchvision_datasets import Benchmark, BenchmarkScene, FsdScenes, open_benchmark
+from foundation_stereo_depth.data.prefetch import prefetch
+from foundation_stereo_depth.data.sample import StereoSample, resize_sample
+from foundation_stereo_depth.data.split import Split, fingerprint, split_samples, take_spread
 from foundation_stereo_depth.device import Processes, pick_device
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference import report
@@ -36,10 +34,10 @@ from foundation_stereo_depth.inference.predictor import open_network
 from foundation_stereo_depth.inference.report import Plain, Score
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.options.command_line import group_from_dict
+from foundation_stereo_depth.options.datasets import parse_dataset_sources
 from foundation_stereo_depth.options.inference import BenchmarkOptions, EvaluatedNetworkOptions, EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions
 from foundation_stereo_depth.stereo import sgbm
-from foundation_stereo_depth.stereo.disparity import nearest_indices
 from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
 from foundation_stereo_depth.tracking import add_to_run
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
@@ -70,7 +68,7 @@ def evaluate(options: EvaluateOptions) -> str:
     size = DataOptions() if predictor is None else predictor
     height, width = network.height or size.height, network.width or size.width
     device = pick_device(options.inference.device, Processes.single())
-    scenes = open_benchmark(asked.dataset, root, download=asked.download)
+    dataset = open_dataset(asked.dataset, root, download=asked.download)
 
     methods: dict[str, StereoMatcher] = {}
     if predictor is not None:
@@ -83,16 +81,17 @@ def evaluate(options: EvaluateOptions) -> str:
     totals: dict[str, Score] = {}
     # On a CPU, reading ahead would take the cores that are being timed.
     workers = 0 if device.type == "cpu" else 2
-    positions = _asked_positions(scenes, root, None if predictor is None else predictor.facts, asked)
+    positions = _asked_positions(dataset, root, None if predictor is None else predictor.facts, asked)
     warm = False
-    for native in tqdm(read_ahead(positions, scenes.read, workers), total=len(positions), unit="scene", leave=False):
-        scene = native if asked.at_native_size else _resized(native, height, width)
+    samples = prefetch(positions, dataset.read, workers)
+    for i, native in zip(positions, tqdm(samples, total=len(positions), unit="scene", leave=False), strict=True):
+        sample = native if asked.at_native_size else resize_sample(native, height, width)
         if not warm:  # the first call of each method includes set-up work
             for method in methods.values():
-                method(scene.sample.left, scene.sample.right)
+                method(sample.left, sample.right)
             warm = True
-        scores = {name: _score(method, scene, distribution, device) for name, method in methods.items()}
-        lines.append(_scene_plain(scene, scores))
+        scores = {name: _score(method, sample, distribution, device) for name, method in methods.items()}
+        lines.append(_scene_plain(dataset.names.name(i), sample, scores))
         totals = {name: totals[name].plus(score) if totals else score for name, score in scores.items()}
 
     result = {
@@ -132,10 +131,10 @@ def _match_everywhere(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray,
     return dataclasses.replace(match, disparity_px=np.nan_to_num(match.disparity_px, nan=0.0))
 
 
-def _score(method: StereoMatcher, scene: BenchmarkScene, distribution: str, device: torch.device) -> Score:
+def _score(method: StereoMatcher, sample: StereoSample, distribution: str, device: torch.device) -> Score:
     """Return the sums of one scene: errors on all, on non-occluded, on occluded, and on matched pixels."""
     began_s = time.perf_counter()
-    match = method(scene.sample.left, scene.sample.right)  # returns arrays, so nothing is pending on the device
+    match = method(sample.left, sample.right)  # returns arrays, so nothing is pending on the device
     elapsed_ms = 1000 * (time.perf_counter() - began_s)
     if device.type == "mps":
         device = torch.device("cpu")  # it has no float64
@@ -143,7 +142,7 @@ def _score(method: StereoMatcher, scene: BenchmarkScene, distribution: str, devi
     def on_device(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)[None, None]
 
-    disparity_px, truth_px = on_device(match.disparity_px), on_device(scene.sample.disparity_px)
+    disparity_px, truth_px = on_device(match.disparity_px), on_device(sample.disparity_px)
 
     def errors_where(mask: np.ndarray | None) -> DisparityErrors:
         if mask is None:
@@ -156,23 +155,17 @@ def _score(method: StereoMatcher, scene: BenchmarkScene, distribution: str, devi
         uncertainty = uncertainty_counts(disparity_px, log_variance, truth_px, distribution)
     return Score(
         errors=disparity_errors(disparity_px, truth_px),
-        visible=errors_where(scene.non_occluded),
-        occluded=errors_where(None if scene.non_occluded is None else ~scene.non_occluded),
+        visible=errors_where(sample.non_occluded),
+        occluded=errors_where(None if sample.non_occluded is None else ~sample.non_occluded),
         matched=errors_where(match.valid if match.sigma_px is None else None),
         uncertainty=uncertainty,
         latencies_ms=(elapsed_ms,),
     )
 
 
-def _resized(scene: BenchmarkScene, height: int, width: int) -> BenchmarkScene:
-    mask = scene.non_occluded
-    if mask is not None:
-        rows, columns = nearest_indices(mask.shape[0], height), nearest_indices(mask.shape[1], width)
-        mask = mask[rows[:, None], columns]
-    return dataclasses.replace(scene, sample=resize_sample(scene.sample, height, width), non_occluded=mask)
-
-
-def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions) -> list[int]:
+def _asked_positions(
+    scenes: StereoDataset, root: Path, facts: NetworkFacts | None, asked: BenchmarkOptions
+) -> list[int]:
     """Return the positions of the scenes to score; log a warning if the network was trained on some of them.
 
     Raises:
@@ -193,7 +186,7 @@ def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, 
             logger.warning(
                 "the network was trained on %d of the %d scenes that it is scored on%s", known, len(positions), remedy
             )
-    elif facts is not None and asked.dataset == "fsd" and _is_root_of_run(facts, root):
+    elif facts is not None and _is_root_of_run(facts, root):
         logger.warning(
             "the network was trained on %s, which contains other samples now: it may have been trained on some of the "
             "scenes that it is scored on",
@@ -202,10 +195,8 @@ def _asked_positions(scenes: Benchmark, root: Path, facts: NetworkFacts | None, 
     return positions
 
 
-def _split_of_run(scenes: Benchmark, root: Path, facts: NetworkFacts | None) -> Split | str:
+def _split_of_run(scenes: StereoDataset, root: Path, facts: NetworkFacts | None) -> Split | str:
     """Return how the network's run divided these scenes; or, as text, why that is not known."""
-    if not isinstance(scenes, FsdScenes):
-        return "needs --dataset fsd, which training divides into scenes for training and validation"
     if facts is None:
         return "needs a network, whose run divided the scenes, but --checkpoint is none"
     if not facts.data_options:
@@ -227,7 +218,9 @@ def _keeps_apart(split: Split) -> bool:
 
 def _is_root_of_run(facts: NetworkFacts, root: Path) -> bool:
     named = facts.data_options.get("dataset_root")
-    return isinstance(named, str) and Path(named).resolve() == root.resolve()
+    roots = (named,) if isinstance(named, str) else named
+    sources = parse_dataset_sources(roots if isinstance(roots, tuple) else None, "fsd")
+    return any(source.root.resolve() == root.resolve() for source in sources)
 
 
 def _spread(length: int, at_most: int | None) -> list[int]:
@@ -237,10 +230,10 @@ def _spread(length: int, at_most: int | None) -> list[int]:
     return [(2 * i + 1) * length // (2 * at_most) for i in range(at_most)]
 
 
-def _scene_plain(scene: BenchmarkScene, scores: dict[str, Score]) -> Plain:
-    height, width = scene.sample.left.shape[:2]
+def _scene_plain(name: str, sample: StereoSample, scores: dict[str, Score]) -> Plain:
+    height, width = sample.left.shape[:2]
     return {
-        "name": scene.name,
+        "name": name,
         "height": height,
         "width": width,
         "results": {name: score.to_plain() for name, score in scores.items()},

@@ -203,6 +203,8 @@ def matches_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in kinds
     if get_origin(hint) is tuple:
+        if isinstance(value, tuple) and kinds[-1] is Ellipsis:
+            return all(matches_type(each, kinds[0]) for each in value)
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(matches_type, value, kinds))
     if get_origin(hint) is dict:
         return isinstance(value, dict) and all(
@@ -261,7 +263,10 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         settings["choices"] = get_args(kinds[0])
     elif several := [each for each in _alternatives(hint) if get_origin(each) is tuple]:
         parts = get_args(several[0])
-        settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+        if parts[-1] is Ellipsis:  # given several times
+            settings |= {"action": "append", "type": _converter(parts[0]), "metavar": field.metadata["metavar"]}
+        else:
+            settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)

@@ -21,6 +21,7 @@ def option(
     maximum: float | None = None,
     fixed: bool = False,
     short: str | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """Return a dataclass field that is also a command-line flag.
 
@@ -31,10 +32,18 @@ def option(
         maximum: the largest number allowed.
         fixed: a resumed run may not change it, because it would no longer be the same run.
         short: a second, one-letter flag such as `-o`.
+        metavar: how `--help` shows the value; else the type says it.
     """
     return dataclasses.field(
         default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "fixed": fixed, "short": short},
+        metadata={
+            "help": help,
+            "minimum": minimum,
+            "maximum": maximum,
+            "fixed": fixed,
+            "short": short,
+            "metavar": metavar,
+        },
     )
 
 

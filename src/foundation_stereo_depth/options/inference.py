@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.datasets import DatasetName
 from foundation_stereo_depth.options.fields import OptionGroup, check_words, option, parse_two_numbers, split_words
 
 BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
@@ -189,22 +190,11 @@ class BenchmarkOptions(OptionGroup):
         "sgbm: OpenCV's semi-global matcher beside the network, or alone with --checkpoint none; its holes are "
         "filled, and its density is the fraction of pixels that it matched itself",
     )
-    dataset: Literal[
+    dataset: DatasetName = option(
         "fsd",
-        "middlebury2014",
-        "eth3d",
-        "kitti2012",
-        "kitti2015",
-        "sceneflow",
-        "sintel",
-        "fallingthings",
-        "instereo2k",
-        "crestereo",
-        "carla",
-    ] = option(
-        "fsd",
-        "what to evaluate on: the training scenes of a benchmark, whose ground truth is public; of sceneflow "
-        "FlyingThings3D's TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes",
+        "what to evaluate on. Of benchmarks the training scenes, whose ground truth is public: of sceneflow "
+        "FlyingThings3D's TEST scenes in the final pass, of sintel the final pass, of instereo2k the test scenes. "
+        "folders: left, right and disparity. synthetic: --dataset-root is a number of scenes",
     )
     dataset_root: Path | None = option(
         None,

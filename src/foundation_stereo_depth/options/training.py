@@ -5,6 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.datasets import (
+    DATASET_HELP,
+    DATASET_ROOT_HELP,
+    DATASET_ROOT_METAVAR,
+    DatasetName,
+    DatasetRoots,
+    parse_dataset_sources,
+)
 from foundation_stereo_depth.options.fields import OptionGroup, option
 
 
@@ -12,8 +20,11 @@ from foundation_stereo_depth.options.fields import OptionGroup, option
 class DataOptions(OptionGroup):
     """data: where samples come from, and how large they are"""
 
-    dataset_root: Path | None = option(
-        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
+    dataset: DatasetName = option("fsd", DATASET_HELP)
+    dataset_root: DatasetRoots = option(
+        None,
+        DATASET_ROOT_HELP + ", or NAME:WEIGHT=PATH, by which each sample is visited WEIGHT times per epoch",
+        metavar=DATASET_ROOT_METAVAR,
     )
     cache_root: Path | None = option(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
     require_cache: bool = option(False, "fail on the first sample that the cache does not hold")
@@ -22,20 +33,26 @@ class DataOptions(OptionGroup):
     max_samples: int | None = option(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
     val_fraction: float = option(
         0.1,
-        "share of the data kept for validation, by scene where there are enough scenes; 0 validates on the "
+        "fraction of the data kept for validation, by scene where there are enough scenes; 0 validates on the "
         "training samples",
         minimum=0.0,
         maximum=0.9,
         fixed=True,
     )
-    skip_bad: bool = option(False, "go on past unreadable samples, counting them and listing them at the end")
-    procedural_samples: int = option(800, "made-up scenes per epoch, where there is no data set", minimum=1, fixed=True)
+    skip_bad: bool = option(False, "skip unreadable samples, and count and list them at the end")
+    procedural_samples: int = option(
+        800, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
+    )
     procedural_val_samples: int = option(
-        64, "made-up scenes kept for validation, where there is no data set", minimum=1, fixed=True
+        64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
     num_workers: int | Literal["auto"] = option(
-        "auto", "threads that read samples; auto measures how many are of use; 0 reads in the trainer", minimum=0
+        "auto", "threads that read samples; auto takes two per core, at most 16; 0 reads in the main thread", minimum=0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_dataset_sources(self.dataset_root, self.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,25 +224,24 @@ class TrainOptions:
 class CacheBuildOptions(OptionGroup):
     """cache"""
 
-    dataset_root: Path | None = option(
-        None, "FoundationStereo folder, <root>/<scene>/dataset/data/...; else $FOUNDATION_STEREO_ROOT"
-    )
+    dataset: DatasetName = option("fsd", DATASET_HELP)
+    dataset_root: DatasetRoots = option(None, DATASET_ROOT_HELP, metavar=DATASET_ROOT_METAVAR)
     procedural_samples: int | None = option(
-        None, "fill it with so many made-up scenes, always the same ones, in place of a data set", minimum=1
+        None, "fill it with so many synthetic scenes, always the same ones, in place of a data set", minimum=1
     )
     cache_root: Path | None = option(None, "folder to fill, one <scene>/<stem>.npz per sample")
     height: int = option(240, "height of the entries, px", minimum=32, maximum=4096)
     width: int = option(320, "width of the entries, px", minimum=32, maximum=4096)
     max_samples: int | None = option(None, "cache at most so many samples, the ones that training would use", minimum=1)
     workers: int | Literal["auto"] = option("auto", "threads; auto takes one per core", minimum=1)
-    skip_bad: bool = option(False, "go on past unreadable samples, counting them and listing them in a file")
-    overwrite: bool = option(False, "make every entry anew, also those that are whole and of the present files")
+    skip_bad: bool = option(False, "skip unreadable samples, and count them and list them in a file")
+    overwrite: bool = option(False, "rebuild every entry, also those that are complete and up to date")
     shard: str | None = option(
         None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
     )
     verify: bool = option(
         False,
-        "read every entry of the cache, whatever made it, name the damaged ones (with --dataset-root also those whose "
+        "read every entry of the cache, whatever made it, list the damaged ones (with --dataset-root also those whose "
         "files have changed), and write nothing; exit status 1 where there are any",
     )
 
@@ -234,11 +250,12 @@ class CacheBuildOptions(OptionGroup):
         if self.verify and self.overwrite:
             raise UserError("--verify writes nothing, and --overwrite writes everything; give one of them")
         if self.dataset_root is not None and self.procedural_samples is not None:
-            raise UserError("--dataset-root and --procedural-samples both say what to fill it with; give one of them")
+            raise UserError("--dataset-root and --procedural-samples both name what to cache; give one of them")
+        parse_dataset_sources(self.dataset_root, self.dataset)
         self.part()
 
     def part(self) -> tuple[int, int] | None:
-        """What `--shard` says: which part, from 1, of how many; None where it says nothing."""
+        """Return which part, from 1, of how many `--shard` asks for; None without `--shard`."""
         if self.shard is None:
             return None
         words = self.shard.split("/")

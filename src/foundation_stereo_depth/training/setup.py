@@ -17,7 +17,7 @@ from foundation_stereo_depth.checkpoint import (
     read_trained,
 )
 from foundation_stereo_depth.data.batch import Source
-from foundation_stereo_depth.data.fsd import DATASET_ROOT_VARIABLE, find_dataset_root
+from foundation_stereo_depth.data.dataset import DATASET_ROOT_VARIABLE, find_dataset_root
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
@@ -44,7 +44,9 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
     resume = requested.tracking.resume
     if resume is None:
         # A run resumes with the data that it began with, whatever the environment says then.
-        root = find_dataset_root(requested.data.dataset_root)
+        root = requested.data.dataset_root
+        if requested.data.dataset == "fsd":
+            root = root or find_dataset_root(None)
         initial = requested.optimizer.initial_weights
         base = replace(TrainOptions(), data=DataOptions(dataset_root=root))
         if initial is not None:
@@ -87,24 +89,28 @@ class Data(NamedTuple):
 
 
 def open_data(options: TrainOptions, device: torch.device) -> Data:
-    """The data set that the options name, or made-up scenes where they name none.
+    """Return the data that the options name, or synthetic scenes where they name none.
 
     Raises:
         UserError: a data set is named, and cannot be used.
     """
     asked = options.data
-    root = asked.dataset_root
     if asked.require_cache and asked.cache_root is None:
         raise UserError("--require-cache: needs a --cache-root")
-    if root is None and asked.cache_root is None:
-        logger.info("no data set named (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE)
+    if asked.dataset_root is None and asked.cache_root is None:
+        if asked.dataset not in ("fsd", "synthetic"):
+            raise UserError(f"--dataset {asked.dataset}: needs --dataset-root, the folder where it is")
+        if asked.dataset == "fsd":
+            logger.info(
+                "no data set given (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE
+            )
 
         def scenes(length: int, seed: int) -> ProceduralSource:
             return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
 
         return Data(
             scenes(asked.procedural_samples, options.runtime.seed),
-            # A seed of their own, the same in all runs: figures of different runs can be compared.
+            # A seed of their own, the same in all runs, makes figures of different runs comparable.
             scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
             {
                 "dataset": "made-up scenes",
@@ -113,10 +119,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
                 "split_by": "seed",
             },
         )
-    files = open_files(asked, root, pin_memory=device.type == "cuda", tell=logger.info)
+    files = open_files(asked, asked.dataset_root, pin_memory=device.type == "cuda")
     if files.incomplete:
-        logger.info("%d frames lack a part and are left out, the first: %s", len(files.incomplete), files.incomplete[0])
-    logger.info("%s: split by %s; %s", files.facts["dataset"], files.split.by, files.reading)
+        logger.info("%d frames lack a file and are left out, the first: %s", len(files.incomplete), files.incomplete[0])
+    logger.info(
+        "%s: split by %s; reading with %d threads",
+        files.facts["dataset"],
+        files.split.by,
+        files.facts["reading_threads"],
+    )
     return Data(files.train, files.validation, dict(files.facts))
 
 

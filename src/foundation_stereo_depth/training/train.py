@@ -20,8 +20,8 @@ from foundation_stereo_depth import __version__
 from foundation_stereo_depth.checkpoint import Checkpoint
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair, flipped
 from foundation_stereo_depth.data.batch import Positions, Source, StereoBatch, training_plan, validation_plan
+from foundation_stereo_depth.data.prefetch import prefetch_next
 from foundation_stereo_depth.data.random import sample_keys
-from foundation_stereo_depth.data.read_ahead import one_ahead
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
@@ -295,7 +295,7 @@ def _examples(
     batches = source.batches(plan[progress.first_step :], epoch)
     if wants_prior(network):
         # The classical matcher runs on the CPU; meanwhile the device works on the batch before.
-        yield from progress.count_steps(one_ahead(_augment(batches, epoch, network, options)))
+        yield from progress.count_steps(prefetch_next(_augment(batches, epoch, network, options)))
         return
     with closing(progress.count_steps(batches)) as counted:
         yield from _augment(counted, epoch, network, options)
