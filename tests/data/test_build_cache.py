@@ -44,7 +44,7 @@ def counts(report: module.CacheReport) -> tuple[int, int, int, int, int]:
     return tuple(kinds[kind] for kind in ("found", "missing", "damaged", "changed", "bad"))
 
 
-def test_the_report_counts_what_was_done(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_counts_what_was_done(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = build_cache(options_for(fsd_tree))
     assert counts(report) == (0, 6, 0, 0, 0)
     assert 6 * ENTRY_BYTES < report.size < 6 * (ENTRY_BYTES + module._HEADERS_BYTES)
@@ -79,7 +79,7 @@ def test_the_report_counts_what_was_done(fsd_tree: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("part", ["left/rgb", "right/rgb", "left/disparity"])
 @pytest.mark.parametrize("what", ["size", "time"])
-def test_files_that_changed_after_caching_are_noticed(
+def test_files_that_changed_after_caching_are_detected(
     fsd_tree: Path, part: str, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     build_cache(options_for(fsd_tree))
@@ -99,7 +99,7 @@ def test_files_that_changed_after_caching_are_noticed(
     assert cache_command([*flags_for(fsd_tree), "--verify"]) == 0
 
 
-def test_a_changed_picture_reaches_the_cache(fsd_tree: Path) -> None:
+def test_changed_image_reaches_the_cache(fsd_tree: Path) -> None:
     build_cache(options_for(fsd_tree))
     write_fsd_sample(fsd_tree, "scene_1", "0000", 48, 64, seed=77)
     build_cache(options_for(fsd_tree))
@@ -108,7 +108,7 @@ def test_a_changed_picture_reaches_the_cache(fsd_tree: Path) -> None:
     assert contents() == contents(Path("fresh"))
 
 
-def test_overwrite_makes_every_entry_anew(fsd_tree: Path) -> None:
+def test_overwrite_rebuilds_every_entry(fsd_tree: Path) -> None:
     build_cache(options_for(fsd_tree))
     entry = Path("cache/scene_0/0000.npz")
     with np.load(entry) as whole:
@@ -120,9 +120,7 @@ def test_overwrite_makes_every_entry_anew(fsd_tree: Path) -> None:
         np.testing.assert_array_equal(again["left"], arrays["left"])
 
 
-def test_verification_names_every_damaged_entry_and_writes_nothing(
-    fsd_tree: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_lists_damaged_entries_and_writes_nothing(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build_cache(options_for(fsd_tree))
     flags = ["--verify", "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0
@@ -173,7 +171,7 @@ def test_verification_reads_a_cache_of_another_program(fsd_tree: Path, capsys: p
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--verify"], "--verify: needs --cache-root"),
         (["--verify", "--cache-root", "nowhere"], "nowhere: no such folder"),
@@ -186,10 +184,10 @@ def test_verification_reads_a_cache_of_another_program(fsd_tree: Path, capsys: p
         (["--shard", "a/b"], "has to be I/N"),
     ],
 )
-def test_mistakes_get_one_line(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_get_one_line(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cache_command(flags) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not Path("nowhere").exists()
 
@@ -209,7 +207,7 @@ def test_lists_of_faults_of_earlier_parts_go_with_a_whole_build(fsd_tree: Path) 
     assert not list(Path("cache").glob("*.txt"))
 
 
-def test_what_was_damaged_is_listed_though_the_build_stops(fsd_tree: Path) -> None:
+def test_damaged_entries_are_listed_where_the_build_stops(fsd_tree: Path) -> None:
     build_cache(options_for(fsd_tree))
     for entry in list(Path("cache").glob("scene_*/*.npz"))[:5]:
         entry.write_bytes(b"")
@@ -231,7 +229,7 @@ def test_shards_divide_the_samples_without_meeting(fsd_tree: Path, parts: int) -
     assert len(contents()) == 6
 
 
-def test_torchrun_divides_them_too(fsd_tree: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_torchrun_divides_the_samples(fsd_tree: Path, monkeypatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     (fsd_tree / "scene_0/dataset/data/left/rgb/0000.png").write_bytes(b"?")
@@ -247,7 +245,7 @@ def test_torchrun_divides_them_too(fsd_tree: Path, monkeypatch, capsys: pytest.C
         build_cache(options_for(fsd_tree, shard="1/2"))
 
 
-def test_at_most_so_many_samples_are_those_of_training(fsd_tree: Path) -> None:
+def test_max_samples_selects_those_of_training(fsd_tree: Path) -> None:
     from foundation_stereo_depth.data.loader import open_files
     from foundation_stereo_depth.options.training import DataOptions
 
@@ -257,7 +255,7 @@ def test_at_most_so_many_samples_are_those_of_training(fsd_tree: Path) -> None:
     assert {f"{source.name(i)}.npz" for i in range(3)} == set(contents())
 
 
-def test_an_interrupt_reports_ends_with_130_and_leaves_nothing_half(
+def test_interrupt_reports_and_leaves_no_partial_files(
     fsd_tree: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write, done = SampleCache.write, []
@@ -281,7 +279,7 @@ def test_an_interrupt_reports_ends_with_130_and_leaves_nothing_half(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_stops_the_build_with_one_line(
+def test_full_disk_stops_the_build_with_one_line(
     fsd_tree: Path, number: int, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save, saved = np.savez, []
@@ -356,21 +354,21 @@ def test_two_builders_of_different_sizes_do_not_mix(fsd_tree: Path) -> None:
         slow.write("scene_0", "0000", sample)
 
 
-def test_a_pool_of_made_up_scenes_is_always_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pool_of_synthetic_scenes_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--height", "48", "--width", "64", "--cache-root"]
-    assert cache_command(["--procedural-samples", "3", *flags, str(tmp_path / "first")]) == 0
-    assert cache_command(["--procedural-samples", "5", *flags, str(tmp_path / "second")]) == 0
-    assert "5 entries written" in capsys.readouterr().out
-    entries = [tmp_path / pool / "made-up-00000" / "02.npz" for pool in ("first", "second")]
-    assert entries[0].read_bytes() == entries[1].read_bytes()
-    assert cache_command(["--procedural-samples", "5", *flags, str(tmp_path / "first")]) == 0
+    assert cache_command(["--procedural-samples", "1", *flags, str(tmp_path / "first")]) == 0
+    assert cache_command(["--procedural-samples", "2", *flags, str(tmp_path / "second")]) == 0
     assert "2 entries written" in capsys.readouterr().out
+    entries = [tmp_path / pool / "made-up-00000" / "00.npz" for pool in ("first", "second")]
+    assert entries[0].read_bytes() == entries[1].read_bytes()
+    assert cache_command(["--procedural-samples", "2", *flags, str(tmp_path / "first")]) == 0
+    assert "1 entries written" in capsys.readouterr().out
     both = ["--procedural-samples", "5", "--dataset-root", "x", *flags, "y"]
     assert cache_command(both) == 2
     assert "both name what to cache" in capsys.readouterr().err
 
 
-def test_scenes_of_another_version_are_made_anew(
+def test_scenes_of_another_version_are_rebuilt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--procedural-samples", "2", "--height", "48", "--width", "64", "--cache-root", "pool"]

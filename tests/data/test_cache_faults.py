@@ -89,22 +89,22 @@ def written_by(folder: Path, *tasks: str) -> dict[str, dict[str, int]]:
 @pytest.fixture(scope="module")
 def writers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
     """One process for all of them: importing takes longer than twenty kills."""
-    tasks = ("kill:build:12", "kill:train:8", "meet:build+build:4", "meet:build+train:4")
+    tasks = ("kill:build:6", "kill:train:4", "meet:build+build:2", "meet:build+train:2")
     return written_by(tmp_path_factory.mktemp("writers"), *tasks)
 
 
-@pytest.mark.parametrize("task", ["kill:build:12", "kill:train:8"])
-def test_no_reader_ever_sees_half_an_entry_of_a_killed_writer(writers: dict[str, dict[str, int]], task: str) -> None:
+@pytest.mark.parametrize("task", ["kill:build:6", "kill:train:4"])
+def test_reader_never_sees_part_of_an_entry_of_a_killed_writer(writers: dict[str, dict[str, int]], task: str) -> None:
     met = writers[task]
     assert met["kills"] == int(task.split(":")[2])
     assert met["reads"] > met["missing"]
     assert (met["half"], met["wrong"], met["left_over"], met["unfinished"]) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("task", ["meet:build+build:4", "meet:build+train:4"])
+@pytest.mark.parametrize("task", ["meet:build+build:2", "meet:build+train:2"])
 def test_two_writers_fill_one_cache(writers: dict[str, dict[str, int]], task: str) -> None:
     met = writers[task]
-    assert met["trials"] == 4
+    assert met["trials"] == 2
     assert (met["half"], met["wrong"], met["failed"], met["left_over"], met["unfinished"]) == (0, 0, 0, 0, 0)
 
 
@@ -331,8 +331,8 @@ def test_a_forbidden_cache_ends_the_build_and_not_the_training(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
-def test_training_says_once_and_counts_what_it_could_not_write(
-    number: int, fsd_tree: Path, tiny_options, monkeypatch, capsys: pytest.CaptureFixture[str]
+def test_training_warns_once_and_counts_entries_that_cannot_be_written(
+    number: int, fsd_tree: Path, tiny_options, monkeypatch, capsys: pytest.CaptureFixture[str], caplog
 ) -> None:
     def refuse(*arguments, **named):
         raise OSError(number, os.strerror(number), "cache/entry")
@@ -343,7 +343,7 @@ def test_training_says_once_and_counts_what_it_could_not_write(
         assert (met.cache_misses, met.unwritten, len(warned)) == (6, 6, 1)
         return
     train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34))
-    out = capsys.readouterr().out
+    out = capsys.readouterr().out + "\n".join([*caplog.messages, ""])
     assert out.count("the cache cannot be written (cache/entry: No space left on device)") == 1
     # Each epoch reads 4 samples to train on and 2 to validate on.
     assert out.count("; 6 samples read could not be kept in the cache\n") == 2
@@ -352,7 +352,7 @@ def test_training_says_once_and_counts_what_it_could_not_write(
     assert not list(Path("cache").rglob("*.npz"))
 
 
-def test_training_says_that_files_have_changed_since_they_were_cached(tmp_path: Path, fsd_tree: Path) -> None:
+def test_training_warns_of_files_that_have_changed_since_caching(tmp_path: Path, fsd_tree: Path) -> None:
     root = tmp_path / "cache"
     build(fsd_tree, root)
     assert epoch(fsd_tree, root)[2] == []
@@ -369,7 +369,7 @@ def test_training_says_that_files_have_changed_since_they_were_cached(tmp_path: 
     assert not same_pixels(again, batch)
 
 
-def test_a_thousand_damaged_entries_with_stamps_are_warned_apart_from_whole_ones(tmp_path: Path) -> None:
+def test_stamp_of_a_damaged_entry_is_right_or_refused(tmp_path: Path) -> None:
     """Bytes changed, cut, moved, added at random: an entry is damaged, says nothing of its files, or says the truth."""
     cache = open_cache(tmp_path, 48, 64)
     stamp = np.arange(6, dtype=np.int64).reshape(3, 2) * 10**9
@@ -378,7 +378,7 @@ def test_a_thousand_damaged_entries_with_stamps_are_warned_apart_from_whole_ones
     whole, random = path.read_bytes(), np.random.default_rng(0)
     directory = whole.index(b"source.npy") - 30  # from here on is what `source` looks at
     met = Counter[str]()
-    for trial in range(1000):
+    for trial in range(400):
         damaged = bytearray(whole)
         at = int(random.integers(directory, len(whole)))
         if trial % 4 == 0:
@@ -398,7 +398,7 @@ def test_a_thousand_damaged_entries_with_stamps_are_warned_apart_from_whole_ones
             met["silent" if found is None else "true"] += 1
             assert found is None or np.array_equal(found, stamp)
     assert set(met) == {"damaged", "silent", "true"}
-    assert min(met.values()) > 10, met
+    assert min(met.values()) > 3, met
 
 
 @pytest.mark.parametrize("shape", [(2**40, 2), (2, 3), (6,), ()])
@@ -523,15 +523,15 @@ def test_a_scene_of_the_data_set_may_be_a_link(tmp_path: Path, fsd_tree: Path) -
     assert tree_of(tmp_path / "elsewhere") == around
 
 
-@pytest.mark.parametrize("twin", ["ROOM", "Room", "ｒoom"])
-def test_names_that_a_disk_takes_for_one_are_refused(tmp_path: Path, twin: str) -> None:
+@pytest.mark.parametrize("other", ["ROOM", "Room", "ｒoom"])
+def test_names_that_differ_in_case_are_refused_on_a_disk_that_ignores_case(tmp_path: Path, other: str) -> None:
     dataset, root = tmp_path / "fsd", tmp_path / "cache"
-    for seed, scene in enumerate(("room", twin)):
+    for seed, scene in enumerate(("room", other)):
         write_fsd_sample(dataset, scene, "0", 48, 64, seed=seed)
-    assert build(dataset, root) == {"missing": 2}, "this disk tells them apart"
+    assert build(dataset, root) == {"missing": 2}, "this disk is case-sensitive"
     # What a disk that does not would answer.
     shutil.copy(root / "cache.json", root / "CACHE.JSON")
-    if twin.isascii():
+    if other.isascii():
         for refused in (build, epoch):
             with pytest.raises(DataError, match=r"this disk ignores case, so R\w+/0 and room/0 would be one entry"):
                 refused(dataset, root)

@@ -34,7 +34,7 @@ def test_image_with_a_header_of_impossible_size_is_refused(tmp_path: Path) -> No
     encoded[size] |= 0x80
     encoded[size + 2] |= 0x80
     (tmp_path / "x.jpg").write_bytes(encoded)
-    with pytest.raises(DataError, match=r"x\.jpg: says that it is 32800x32792"):
+    with pytest.raises(DataError, match=r"x\.jpg: its header gives a size of 32800x32792"):
         read_rgb(tmp_path / "x.jpg")
 
 
