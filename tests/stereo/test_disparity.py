@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foundation_stereo_depth.stereo.disparity import nearest_indices, resize_disparity, valid_mask
@@ -23,6 +23,7 @@ def test_nearest_indices_hold_the_centres_of_the_cells() -> None:
     assert nearest_indices(5, 5).tolist() == [0, 1, 2, 3, 4]
 
 
+@settings(deadline=None)  # a busy machine is no fault of the code
 @given(st.integers(1, 400), st.integers(1, 400))
 def test_nearest_indices_agree_with_torch_nearest_exact(source: int, target: int) -> None:
     line = torch.arange(source, dtype=torch.float64)[None, None]
