@@ -1,8 +1,8 @@
-"""How corners are best found and lenses best modelled, measured on real pairs of a board: tables.
+"""Compare corner refinements and distortion models on real pairs of a board: tables.
 
-Corners: sub-pixel windows of a fixed half width, or of a share of the smallest distance of two corners in the view.
-Lenses: what a calibration says of a pair that it was made without (one pair left out at a time): differences of rows
-after rectification, and the lengths of the board's sides.
+Corners: sub-pixel windows of a fixed half width, or of a fraction of the smallest distance of two corners in the view.
+Distortion models: error of a held-out pair (leave-one-out): differences of rows after rectification, and the lengths of
+the board's sides.
 
     uv run python benchmarks/calibration.py --left 'left*.jpg' --right 'right*.jpg' --corners 9x6
 """
@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 
 from foundation_stereo_depth.data.pairs import find_pairs
-from live_camera.board import Board, smallest_step_px
+from live_camera.board import Board, min_corner_distance_px
 from live_camera.options import BoardOptions
 
 CRITERIA = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 300, 1e-10)
 FIXED_PX = (3, 5, 11)
-SHARES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
-LENSES = {
+FRACTIONS = (0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+MODELS = {
     "5 coefficients": 0,
     "4 (k3 = 0)": cv2.CALIB_FIX_K3,
     "3 (no tangential)": cv2.CALIB_FIX_K3 | cv2.CALIB_ZERO_TANGENT_DIST,
@@ -37,75 +37,75 @@ def main() -> None:
     board = Board(BoardOptions(corners=asked.corners, square_mm=1000))  # lengths in squares
     grey, coarse, names = [], [], []
     for pair in find_pairs(asked.left, asked.right):
-        eyes = [cv2.cvtColor(eye, cv2.COLOR_RGB2GRAY) for eye in (pair.left, pair.right)]
+        views = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (pair.left, pair.right)]
         flags = cv2.CALIB_CB_ADAPTIVE_THRESH | cv2.CALIB_CB_NORMALIZE_IMAGE
-        answers = [cv2.findChessboardCorners(eye, (board.columns, board.rows), flags=flags) for eye in eyes]
-        if all(found for found, _ in answers):
-            grey.append(eyes)
-            coarse.append([corners for _, corners in answers])
+        detections = [cv2.findChessboardCorners(view, (board.columns, board.rows), flags=flags) for view in views]
+        if all(found for found, _ in detections):
+            grey.append(views)
+            coarse.append([corners for _, corners in detections])
             names.append(pair.name)
     size = grey[0][0].shape[::-1]
 
     def refined(window_of) -> list[list[np.ndarray]]:
-        def fine(eye: np.ndarray, corners: np.ndarray) -> np.ndarray:
+        def fine(view: np.ndarray, corners: np.ndarray) -> np.ndarray:
             window_px = window_of(corners)
-            return cv2.cornerSubPix(eye, corners.copy(), (window_px, window_px), (-1, -1), (3, 100, 1e-4)).reshape(
+            return cv2.cornerSubPix(view, corners.copy(), (window_px, window_px), (-1, -1), (3, 100, 1e-4)).reshape(
                 -1, 2
             )
 
         return [[fine(*one) for one in zip(*both, strict=True)] for both in zip(grey, coarse, strict=True)]
 
-    def window(share: float):
+    def window(fraction: float):
         grid = (board.rows, board.columns, 2)
-        return lambda corners: max(2, round(share * smallest_step_px(corners.reshape(grid))))
+        return lambda corners: max(2, round(fraction * min_corner_distance_px(corners.reshape(grid))))
 
     print("corners             stereo RMS   baseline   rows mean    95 %     max   in pair")
-    ways = {f"window {px} px": lambda _, px=px: px for px in FIXED_PX} | {f"share {s}": window(s) for s in SHARES}
+    ways = {f"window {px} px": lambda _, px=px: px for px in FIXED_PX} | {f"fraction {s}": window(s) for s in FRACTIONS}
     for name, way in ways.items():
-        seen = refined(way)
-        rms, *rig = calibrated(board, seen, size, 0, joint=True)
-        rows, _ = judged(board, rig, seen, size)
+        corners_px = refined(way)
+        rms, *rig = fit_rig(board, corners_px, size, 0, joint=True)
+        rows, _ = measure_errors(board, rig, corners_px, size)
         worst = names[int(rows.max(axis=1).argmax())]
         print(
             f"{name:18} {rms:11.3f} {np.linalg.norm(rig[5]):10.3f} {rows.mean():11.3f} {np.percentile(rows, 95):7.3f} "
             f"{rows.max():7.2f}   {worst}"
         )
 
-    print("\nleft-out pairs      rows mean    95 %     max   length error, median %")
-    seen = refined(window(0.3))
-    for name, flags in LENSES.items():
+    print("\nheld-out pairs      rows mean    95 %     max   length error, median %")
+    corners_px = refined(window(0.3))
+    for name, flags in MODELS.items():
         for joint in (False, True):
             rows, lengths = [], []
-            for index in range(len(seen)):
-                others = seen[:index] + seen[index + 1 :]
-                _, *rig = calibrated(board, others, size, flags, joint=joint)
-                row, length = judged(board, rig, [seen[index]], size)
+            for index in range(len(corners_px)):
+                others = corners_px[:index] + corners_px[index + 1 :]
+                _, *rig = fit_rig(board, others, size, flags, joint=joint)
+                row, length = measure_errors(board, rig, [corners_px[index]], size)
                 rows.append(row)
                 lengths.append(length)
             rows, lengths = np.concatenate(rows), np.concatenate(lengths)
-            way = "together" if joint else "each eye alone"
+            way = "together" if joint else "each camera alone"
             print(
                 f"{name:18} {rows.mean():10.3f} {np.percentile(rows, 95):7.3f} {rows.max():7.2f} "
                 f"{100 * np.median(np.abs(lengths)):8.3f}   {way}"
             )
 
 
-def calibrated(board: Board, seen: list, size: tuple[int, int], flags: int, *, joint: bool) -> tuple:
-    points = [board.points_m] * len(seen)
-    eyes = [[pair[eye] for pair in seen] for eye in (0, 1)]
-    lenses = [cv2.calibrateCamera(points, views, size, None, None, flags=flags)[1:3] for views in eyes]
+def fit_rig(board: Board, corners_px: list, size: tuple[int, int], flags: int, *, joint: bool) -> tuple:
+    points = [board.points_m] * len(corners_px)
+    sides = [[pair[side] for pair in corners_px] for side in (0, 1)]
+    cameras = [cv2.calibrateCamera(points, views, size, None, None, flags=flags)[1:3] for views in sides]
     how = cv2.CALIB_USE_INTRINSIC_GUESS if joint else cv2.CALIB_FIX_INTRINSIC
-    answer = cv2.stereoCalibrate(
-        points, *eyes, *lenses[0], *lenses[1], size, flags=flags | how, criteria=CRITERIA
+    found = cv2.stereoCalibrate(
+        points, *sides, *cameras[0], *cameras[1], size, flags=flags | how, criteria=CRITERIA
     )  # fmt: skip
-    return answer[:7]
+    return found[:7]
 
 
-def judged(board: Board, rig: list, seen: list, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Differences of rows in px, one line a pair, and relative errors of the lengths of the board's two sides."""
+def measure_errors(board: Board, rig: list, corners_px: list, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return differences of rows in px, one line per pair, and relative errors of the lengths of the board's sides."""
     r1, r2, p1, p2 = cv2.stereoRectify(*rig[:4], size, *rig[4:6], alpha=0)[:4]
     rows, lengths = [], []
-    for pair in seen:
+    for pair in corners_px:
         left = cv2.undistortPoints(pair[0][:, None], *rig[:2], R=r1, P=p1)[:, 0]
         right = cv2.undistortPoints(pair[1][:, None], *rig[2:4], R=r2, P=p2)[:, 0]
         rows.append(np.abs(left[:, 1] - right[:, 1]))

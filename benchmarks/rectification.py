@@ -1,7 +1,7 @@
-"""How raw pictures are best rectified and shrunk at once, and what depth comes out: tables.
+"""Compare methods to rectify and shrink raw images at once, and the depth that results: tables.
 
-Ways take turns in one run; fidelity is measured against the mean of 64 Lanczos samples a pixel, on a picture and on a
-zone plate, which shows aliasing. Depth: block matching on rendered textured planes, seen through the calibration with
+Methods alternate in one run; fidelity is measured against the mean of 64 Lanczos samples per pixel, on an image and on
+a zone plate, which shows aliasing. Depth: block matching on rendered textured planes, seen through the calibration with
 its distortion.
 
     uv run python benchmarks/rectification.py --calibration rig.npz --picture raw.jpg
@@ -38,13 +38,13 @@ def main() -> None:
     asked = parser.parse_args()
     cv2.setNumThreads(1)
     rig = read_calibration(asked.calibration)
-    picture = read_rgb(asked.picture)
+    raw_image = read_rgb(asked.picture)
     for raw, size in SIZES:
-        compare(rig, cv2.resize(picture, raw[::-1], interpolation=cv2.INTER_AREA), raw, size, asked.rounds)
+        compare(rig, cv2.resize(raw_image, raw[::-1], interpolation=cv2.INTER_AREA), raw, size, asked.rounds)
     depths(rig)
 
 
-def compare(rig: RigCalibration, picture: np.ndarray, raw: tuple, size: tuple, rounds: int) -> None:
+def compare(rig: RigCalibration, raw_image: np.ndarray, raw: tuple, size: tuple, rounds: int) -> None:
     def maps(height: int, width: int, source: tuple) -> list[np.ndarray]:
         x, y = rectification_maps(rig, height, width)[0]
         return [
@@ -60,9 +60,9 @@ def compare(rig: RigCalibration, picture: np.ndarray, raw: tuple, size: tuple, r
     def area(image: np.ndarray) -> np.ndarray:
         return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
 
-    ways = {
+    methods = {
         "rectify, then area": lambda image: area(cv2.remap(image, *full, cv2.INTER_LINEAR)),
-        "Rectifier (both eyes)": lambda image: ours(image, image)[0],
+        "Rectifier (both views)": lambda image: ours(image, image)[0],
         "area, then rectify": lambda image: cv2.remap(area(image), *small, cv2.INTER_LINEAR),
         "area, then cubic": lambda image: cv2.remap(area(image), *small, cv2.INTER_CUBIC),
         "blur, then rectify": lambda image: cv2.remap(
@@ -71,21 +71,21 @@ def compare(rig: RigCalibration, picture: np.ndarray, raw: tuple, size: tuple, r
         "rectify (aliases)": lambda image: cv2.remap(image, *plain, cv2.INTER_LINEAR),
     }
     zones = zone_plate(*raw)
-    truths = [area(cv2.remap(image, *many, cv2.INTER_LANCZOS4)) for image in (picture, zones)]
-    for way in ways.values():
-        way(picture)
-    times_ms: dict[str, list[float]] = {name: [] for name in ways}
+    truths = [area(cv2.remap(image, *many, cv2.INTER_LANCZOS4)) for image in (raw_image, zones)]
+    for method in methods.values():
+        method(raw_image)
+    times_ms: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(rounds):
-        for name, way in ways.items():
+        for name, method in methods.items():
             began_s = time.perf_counter()
-            way(picture)
+            method(raw_image)
             times_ms[name].append(1000 * (time.perf_counter() - began_s) / (2 if name.startswith("Rectifier") else 1))
     first = times_ms["rectify, then area"]
-    print(f"\n{raw[1]}x{raw[0]} -> {size[1]}x{size[0]}           ms an eye  ratio (spread)      picture dB   zone dB")
-    for name, way in ways.items():
+    print(f"\n{raw[1]}x{raw[0]} -> {size[1]}x{size[0]}           ms a view  ratio (spread)      image dB   zone dB")
+    for name, method in methods.items():
         ratios = sorted(t / f for t, f in zip(times_ms[name], first, strict=True))
         spread = f"{statistics.median(ratios):.2f} ({ratios[len(ratios) // 10]:.2f}-{ratios[-len(ratios) // 10]:.2f})"
-        fidelity = [cv2.PSNR(way(image), truth) for image, truth in zip((picture, zones), truths, strict=True)]
+        fidelity = [cv2.PSNR(method(image), truth) for image, truth in zip((raw_image, zones), truths, strict=True)]
         print(f"{name:28} {statistics.median(times_ms[name]):9.2f}  {spread:18} {fidelity[0]:11.1f} {fidelity[1]:9.1f}")
 
 
@@ -99,9 +99,9 @@ def depths(rig: RigCalibration) -> None:
     camera, texture = RenderedRig(rig), noise_texture(900, 1200)
     for height, width in ((rig.height, rig.width), (rig.height // 2, rig.width // 2)):
         rectifier = Rectifier(rig, height=height, width=width)
-        eye = rectifier.stereo_calibration
+        stereo = rectifier.stereo_calibration
         rows, columns = np.mgrid[:height, :width]
-        across, down = (columns - eye.cx_left_px) / eye.focal_px, (rows - eye.cy_px) / eye.focal_y_px
+        across, down = (columns - stereo.cx_left_px) / stereo.focal_px, (rows - stereo.cy_px) / stereo.focal_y_px
         rays = np.stack([across, down, np.ones((height, width))], axis=-1) @ rig.rectified.left_rotation
         print(f"\nblock matching at {width}x{height}    median disparity px   median depth error %   bias %")
         for depth_m in DEPTHS_M:
@@ -109,7 +109,7 @@ def depths(rig: RigCalibration) -> None:
             match = sgbm.match(*rectifier(*camera.pair(wall)))
             normal = np.cross(wall.right_m, wall.down_m)
             truth_m = (wall.origin_m @ normal) / (rays @ normal)
-            found_m = depth_from_disparity(match.disparity_px, eye)
+            found_m = depth_from_disparity(match.disparity_px, stereo)
             error = (found_m / truth_m - 1)[match.matched & np.isfinite(found_m)]
             disparity_px = np.median(match.disparity_px[match.matched])
             middle, bias = 100 * np.median(np.abs(error)), 100 * np.median(error)
