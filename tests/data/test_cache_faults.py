@@ -332,7 +332,7 @@ def test_a_forbidden_cache_ends_the_build_and_not_the_training(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
 def test_training_warns_once_and_counts_entries_that_cannot_be_written(
-    number: int, fsd_tree: Path, tiny_options, monkeypatch, capsys: pytest.CaptureFixture[str], caplog
+    number: int, fsd_tree: Path, tiny_options, monkeypatch, *, capsys: pytest.CaptureFixture[str], caplog
 ) -> None:
     def refuse(*arguments, **named):
         raise OSError(number, os.strerror(number), "cache/entry")

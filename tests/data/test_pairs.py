@@ -69,20 +69,20 @@ def test_two_files_of_one_name_are_not_guessed_between() -> None:
 
 
 @pytest.mark.parametrize(
-    ("named", "said"),
+    ("named", "message"),
     [
         ("nowhere.png", "no such file or folder"),
         ("no/*.png", "matches no file"),
-        ("empty", "a folder without pictures"),
+        ("empty", "a folder without images"),
     ],
 )
-def test_nothing_there_is_said(named: str, said: str) -> None:
+def test_missing_input_is_refused(named: str, message: str) -> None:
     Path("empty").mkdir()
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         find_pairs(named, named)
 
 
-def test_one_picture_holds_both_eyes_side_by_side() -> None:
+def test_side_by_side_image_is_split() -> None:
     left, right = shifted_pair(20, 30, 4)
     write_rgb(Path("both.png"), np.concatenate([left, right], axis=1))
     (pair,) = find_pairs("both.png", None)
@@ -93,10 +93,10 @@ def test_one_picture_holds_both_eyes_side_by_side() -> None:
         list(find_pairs("odd.png", None))
 
 
-def test_eyes_of_unequal_size_are_named() -> None:
+def test_views_of_unequal_size_are_refused() -> None:
     picture("a.png")
     picture("b.png", width=26)
-    with pytest.raises(DataError, match=r"a\.png: is 24x10, but its right eye is 26x10"):
+    with pytest.raises(DataError, match=r"a\.png: is 24x10, but its right view is 26x10"):
         list(find_pairs("a.png", "b.png"))
 
 
@@ -110,15 +110,15 @@ def video(path: str, frames: list[np.ndarray]) -> None:
 
 
 def test_videos_are_read_frame_by_frame() -> None:
-    eyes = [shifted_pair(48, 64, shift_px, seed=shift_px) for shift_px in (2, 3, 4)]
-    video("left.avi", [left for left, _ in eyes])
-    video("right.avi", [right for _, right in eyes])
-    video("both.avi", [np.concatenate(pair, axis=1) for pair in eyes])
+    views = [shifted_pair(48, 64, shift_px, seed=shift_px) for shift_px in (2, 3, 4)]
+    video("left.avi", [left for left, _ in views])
+    video("right.avi", [right for _, right in views])
+    video("both.avi", [np.concatenate(pair, axis=1) for pair in views])
     two, one = list(find_pairs("left.avi", "right.avi")), list(find_pairs("both.avi", None))
     assert [pair.name for pair in two] == ["left_000000", "left_000001", "left_000002"]
     assert find_pairs("both.avi", None).count is None
     for pairs in (two, one):
-        for pair, (left, right) in zip(pairs, eyes, strict=True):
+        for pair, (left, right) in zip(pairs, views, strict=True):
             for found, meant in ((pair.left, left), (pair.right, right)):
                 assert np.abs(found.astype(int) - meant).mean() < 12  # what JPEG loses; another frame is at 60 or so
 
@@ -127,9 +127,9 @@ def test_videos_of_unequal_length_are_refused() -> None:
     frames = [shifted_pair(48, 64, 2)[0]] * 3
     video("left.avi", frames)
     video("right.avi", frames[:2])
-    with pytest.raises(DataError, match=r"left\.avi: goes on after right\.avi ends at frame 2"):
+    with pytest.raises(DataError, match=r"left\.avi: continues after right\.avi ends at frame 2"):
         list(find_pairs("left.avi", "right.avi"))
-    with pytest.raises(DataError, match=r"left\.avi: goes on after right\.avi ends at frame 2"):
+    with pytest.raises(DataError, match=r"left\.avi: continues after right\.avi ends at frame 2"):
         list(find_pairs("right.avi", "left.avi"))
 
 
@@ -151,7 +151,7 @@ def test_a_frame_that_one_video_lacks_ends_the_pairs_before_it() -> None:
     assert all(np.array_equal(pair.left, pair.right) for pair in read), "each is of one time"
 
 
-def test_a_video_that_was_cut_off_is_told_after_its_pairs() -> None:
+def test_truncated_video_is_refused_after_its_pairs() -> None:
     video("both.avi", [np.zeros((48, 64, 3), np.uint8) + 10 * number for number in range(20)])
     content = Path("both.avi").read_bytes()
     Path("both.avi").write_bytes(content[: len(content) * 6 // 10])

@@ -50,8 +50,8 @@ def test_prefetch_next_keeps_items_and_passes_errors_on() -> None:
     assert seen == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 2), (4, 8), (64, 16)])
-def test_default_workers_are_two_per_core_up_to_sixteen(
+@pytest.mark.parametrize(("cores", "workers"), [(1, 4), (2, 8), (64, 16)])
+def test_default_workers_are_four_per_core_up_to_sixteen(
     monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
 ) -> None:
     monkeypatch.setattr(module, "available_cores", lambda: cores)

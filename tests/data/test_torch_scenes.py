@@ -62,7 +62,7 @@ def test_right_view_warped_back_is_the_left_view_where_visible(monkeypatch: pyte
     right_disparity_px = right_disparity_of(keys)
     warped, inside = warp(batch.right.float(), batch.disparity_px, "bilinear")
     seen_px, _ = warp(right_disparity_px, batch.disparity_px, "nearest")
-    # The right view sees the same surface where its own disparity there is the left one's (to a pixel's worth of slope).
+    # The right view sees the same surface where its own disparity there is the left one's, to a pixel of slope.
     visible = inside & ((seen_px - batch.disparity_px).abs() < 0.5)
     error = (warped - batch.left.float()).abs().mean(dim=1, keepdim=True)
     assert visible.float().mean() > 0.7

@@ -1,4 +1,4 @@
-"""Memory that is used again: fresh pages from the system cost a reader more than the bytes it reads."""
+"""Reuse memory: new pages from the system cost a reader more time than the bytes that it reads."""
 
 import mmap
 import weakref
@@ -10,27 +10,27 @@ from jaxtyping import UInt8
 from foundation_stereo_depth.errors import UserError
 
 _LARGEST_KEPT = 2**25 - 2**16
-"""Bytes; the C library learns from no block above 32 MiB."""
+"""Bytes; the C library does not adapt to blocks above 32 MiB."""
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory of one picture for the next one, up to 64 MiB for each thread.
+    """Make the C library keep the memory of one image for the next one, up to 64 MiB for each thread.
 
     GNU's gives large blocks back to the system as soon as they are freed, and fresh ones cost a page fault for every
     4 KiB: a fifth of the time that decoding a FoundationStereo sample took. The largest block that was ever freed
-    teaches it what to keep (mallopt(3), M_MMAP_THRESHOLD). With other libraries nothing happens.
+    sets what it keeps (mallopt(3), M_MMAP_THRESHOLD). With other libraries nothing happens.
     """
     np.empty(_LARGEST_KEPT, np.uint8)
 
 
 class BatchMemory:
-    """Blocks that come back when the last array and tensor in them is gone. Any number of threads may share one."""
+    """A pool of blocks, returned to it with the last array or tensor on them. Any number of threads may share one."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, deque[mmap.mmap]] = defaultdict(deque)
 
     def take(self, size_bytes: int) -> UInt8[np.ndarray, " size_bytes"]:
-        """A block of so many bytes, which may hold anything."""
+        """Return a block of so many bytes, uninitialised."""
         free = self._free[size_bytes]
         try:
             block = free.pop()

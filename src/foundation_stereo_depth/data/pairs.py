@@ -1,4 +1,4 @@
-"""Pairs of pictures without truth: two files, two folders, two globs, two videos, or both eyes side by side."""
+"""Pairs of images without truth: two files, two folders, two globs, two videos, or both views side by side."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from foundation_stereo_depth.errors import DataError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
 
-Picture = UInt8[np.ndarray, "H W 3"]
+Image = UInt8[np.ndarray, "H W 3"]
 
 _APART = 0.75
 """Frames of one number may be apart by this share of the time that one lasts: clocks count in milliseconds."""
@@ -39,7 +39,7 @@ class Pairs:
     """Pairs in order, read when they are asked for.
 
     Attributes:
-        left, right: what the user named; `right` is None where both eyes stand side by side in `left`.
+        left, right: what the user named; `right` is None where both views stand side by side in `left`.
         count: how many pairs; None where only reading will tell, as with videos.
         files: the files of each pair under its name; empty for videos.
     """
@@ -50,7 +50,7 @@ class Pairs:
     files: dict[str, tuple[Path, ...]]
 
     def without(self, names: Collection[str]) -> "Pairs":
-        """The others."""
+        """Return the pairs of other names."""
         files = {name: paths for name, paths in self.files.items() if name not in names}
         return replace(self, count=len(files), files=files)
 
@@ -65,26 +65,26 @@ class Pairs:
             if len(present) < len(paths):
                 longer, shorter = paths if frames[1] is None else reversed(paths)
                 raise DataError(
-                    f"{longer}: goes on after {shorter} ends at frame {number}; if they began together, and no frame "
+                    f"{longer}: continues after {shorter} ends at frame {number}; if they began together, and no frame "
                     "is missing in between, cut it to that length"
                 )
             if abs(present[0].at_s - present[-1].at_s) > _APART * present[0].lasts_s:
                 late = paths[0] if present[0].at_s > present[1].at_s else paths[1]
                 raise DataError(
-                    f"{late}: lacks a frame before frame {number}: from there on the eyes are "
+                    f"{late}: lacks a frame before frame {number}: from there on the views are "
                     f"{abs(present[0].at_s - present[1].at_s):.3f} s apart; pairs before it are good"
                 )
             yield _pair(f"{paths[0].stem}_{number:06d}", [frame.picture for frame in present], str(paths[0]))
 
 
 def find_pairs(left: str, right: str | None) -> Pairs:
-    """The pairs that two arguments name: files, folders, globs or videos; one argument means eyes side by side.
+    """Return the pairs that two arguments name: files, folders, globs or videos; one argument means side by side.
 
     Folders pair files of the same name (without suffix). Globs pair what their wildcards stand for: `a/*/im0.png` and
     `a/*/im1.png` pair scene by scene, `left*.jpg` and `right*.jpg` number by number.
 
     Raises:
-        DataError: nothing is there, or an eye lacks its partner.
+        DataError: nothing is there, or an image lacks its partner.
     """
     found = [_matches(text) for text in (left, right) if text is not None]
     videos = [_is_video(text) for text in (left, right) if text is not None]
@@ -109,10 +109,10 @@ def find_pairs(left: str, right: str | None) -> Pairs:
 
 
 def _matches(text: str) -> dict[str, Path]:
-    """Name of the pair -> file, for a file, a folder or a glob."""
+    """Return name of the pair -> file, for a file, a folder or a glob."""
     path = Path(text)
     if not text.strip():
-        raise DataError("the name of a picture, folder, glob or video is empty")
+        raise DataError("the name of an image, folder, glob or video is empty")
     if path.is_file():
         return {path.stem: path}
     if path.is_dir():
@@ -122,7 +122,7 @@ def _matches(text: str) -> dict[str, Path]:
             if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("._"):
                 _add(named, file.stem, file)
         if not named:
-            raise DataError(f"{text}: a folder without pictures ({', '.join(IMAGE_SUFFIXES)})")
+            raise DataError(f"{text}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
         return named
     if not re.search(r"[*?]", text):
         raise DataError(f"{text}: no such file or folder")
@@ -161,9 +161,9 @@ def _is_video(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """One picture of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
+    """One frame of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
 
-    picture: Picture
+    picture: Image
     at_s: float
     lasts_s: float
 
@@ -191,17 +191,17 @@ def _frames(path: Path) -> Iterator[_Frame]:
         capture.release()
 
 
-def _pair(name: str, pictures: list[Picture], source: str) -> NamedPair:
+def _pair(name: str, pictures: list[Image], source: str) -> NamedPair:
     if len(pictures) == 2:
         left, right = pictures
     else:
         width = pictures[0].shape[1]
         if width % 2:
-            raise DataError(f"{source}: is {width} px wide, so it does not hold two eyes of one width side by side")
+            raise DataError(f"{source}: is {width} px wide, so it does not hold two views of one width side by side")
         left, right = pictures[0][:, : width // 2], pictures[0][:, width // 2 :]
     if left.shape != right.shape:
         raise DataError(
-            f"{source}: is {left.shape[1]}x{left.shape[0]}, but its right eye is {right.shape[1]}x{right.shape[0]}; a "
+            f"{source}: is {left.shape[1]}x{left.shape[0]}, but its right view is {right.shape[1]}x{right.shape[0]}; a "
             "rectified pair has one size"
         )
     return NamedPair(name=name, left=left, right=right)

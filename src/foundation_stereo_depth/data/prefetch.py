@@ -13,7 +13,7 @@ from typing import TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_THREADS_PER_CORE, _MOST_THREADS = 2, 16
+_THREADS_PER_CORE, _MOST_THREADS = 4, 16
 
 
 def prefetch(tasks: Iterable[Task], read: Callable[[Task], Result], workers: int) -> Iterator[Result]:
@@ -52,7 +52,6 @@ def available_cores() -> int:
 def default_workers() -> int:
     """Return how many threads read samples where no flag says it.
 
-    Two per core: a slow disk gains from more threads than cores, and idle threads cost nothing. docs/experiments.md
-    has the measurement (this constant against trying 1, 2, 4, ... threads at every start).
+    Four per core: a slow disk gains from more threads than cores, and a thread whose results are not needed yet waits.
     """
     return min(_THREADS_PER_CORE * available_cores(), _MOST_THREADS)

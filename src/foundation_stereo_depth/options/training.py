@@ -47,7 +47,7 @@ class DataOptions(OptionGroup):
         64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
     num_workers: int | Literal["auto"] = option(
-        "auto", "threads that read samples; auto takes two per core, at most 16; 0 reads in the main thread", minimum=0
+        "auto", "threads that read samples; auto takes four per core, at most 16; 0 reads in the main thread", minimum=0
     )
 
     def __post_init__(self) -> None:

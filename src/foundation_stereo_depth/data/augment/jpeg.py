@@ -1,4 +1,4 @@
-"""What JPEG does to pictures, as tensor arithmetic: the same on every device, for a whole batch at once.
+"""What JPEG does to images, as tensor arithmetic: the same on every device, for a whole batch at once.
 
 The lossy part of ITU-R T.81 alone: to luminance and colour differences, colour at half size, 8x8 cosine transforms,
 rounding to multiples of a table. The lossless part would change nothing.
@@ -44,14 +44,14 @@ _FROM_RGB = (
 
 
 def compressed(images: Float[Tensor, "N 3 H W"], quality: Float[Tensor, " N"]) -> Float[Tensor, "N 3 H W"]:
-    """The pictures, RGB of 0..1, as they come back from JPEG files with colour at half size.
+    """Return the images, RGB of 0..1, as they come back from JPEG files with colour at half size.
 
     Args:
         images: RGB, 0..1.
         quality: of each, 1 (worst) to 100, by the scale of the Independent JPEG OptionGroup's library.
     """
     height, width = images.shape[2:]
-    # Whole blocks at half size too; beyond the picture its border goes on.
+    # Whole blocks at half size too; beyond the image its border is repeated.
     spare = (-width % (2 * _BLOCK_PX), -height % (2 * _BLOCK_PX))
     whole = F.pad(images * 255, (0, spare[0], 0, spare[1]), mode="replicate")
     from_rgb = torch.tensor(_FROM_RGB, device=images.device)
@@ -66,7 +66,7 @@ def compressed(images: Float[Tensor, "N 3 H W"], quality: Float[Tensor, " N"]) -
 
 
 def _rounded(planes: Float[Tensor, "N P H W"], scale: Float[Tensor, " N"], table: str) -> Float[Tensor, "N P H W"]:
-    """The planes with the cosine coefficients of each block rounded to multiples of the scaled table."""
+    """Return the planes with the cosine coefficients of each block rounded to multiples of the scaled table."""
     steps = torch.tensor([float(step) for step in table.split()], device=planes.device)
     steps = (steps * scale[:, None]).round().clamp(1, 255).repeat_interleave(planes.shape[1], dim=0)[..., None, None]
     waves = _waves(planes.device)
@@ -78,7 +78,7 @@ def _rounded(planes: Float[Tensor, "N P H W"], scale: Float[Tensor, " N"], table
 
 @functools.cache
 def _waves(device: torch.device) -> Float[Tensor, "64 1 8 8"]:
-    """The cosine waves of a block, row frequency first, each of length 1 (ITU-R T.81, A.3.3)."""
+    """Return the cosine waves of a block, row frequency first, each of length 1 (ITU-R T.81, A.3.3)."""
     place = torch.arange(_BLOCK_PX) + 0.5
     wave = torch.cos(torch.arange(_BLOCK_PX)[:, None] * place * (math.pi / _BLOCK_PX))
     wave /= wave.norm(dim=1, keepdim=True)

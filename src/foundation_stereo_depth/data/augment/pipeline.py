@@ -1,6 +1,6 @@
-"""Asymmetric augmentation: two cheap webcams never agree on colour, focus, noise or height.
+"""Asymmetric augmentation: two cheap webcams differ in colour, focus, noise and height.
 
-Tensor arithmetic on the training device. Each eye of each sample draws for itself, from the sample's key.
+Tensor arithmetic on the training device. Each view of each sample has random numbers of its own, from the sample's key.
 """
 
 import functools
@@ -33,13 +33,13 @@ _LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
 
 
 def as_pair(batch: StereoBatch) -> Float[Tensor, "B 6 H W"]:
-    """The batch as a network takes it: left RGB, right RGB, 0..1, nothing changed."""
+    """Return the batch as a network takes it: left RGB, right RGB, 0..1, nothing changed."""
     # Planes one after the other: a third of the time that interleaved bytes take.
     return torch.cat([batch.left.contiguous(), batch.right.contiguous()], dim=1).to(torch.float32).div_(255)
 
 
 def flipped(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> StereoBatch:
-    """The batch with some samples turned upside down, both views and the disparity; rows stay on rows."""
+    """Return the batch with some samples turned upside down, both views and the disparity; rows stay on rows."""
     if not options.augment or options.flip_prob <= 0:
         return batch
     turned = chance(keys, "flip", 1, 1, 1, probability=options.flip_prob)
@@ -50,7 +50,7 @@ def flipped(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> StereoBa
 
 
 def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> Float[Tensor, "B 6 H W"]:
-    """The batch as a network takes it, each eye changed on its own; the disparity stays true.
+    """Return the batch as a network takes it, each view changed on its own; the disparity stays true.
 
     Only the right view moves (vertically, by less than a pixel or so): the truth belongs to the left one.
     """
@@ -69,16 +69,16 @@ def augmented_pair(batch: StereoBatch, keys: Keys, options: AugmentOptions) -> F
 
 @dataclass(frozen=True, kw_only=True)
 class _Changes:
-    """What is to happen to each sample, as drawn; where there are two of something, they are the left and right eye.
+    """What is to happen to each sample, as drawn; where there are two of something, they are the left and right view.
 
     Attributes:
         exponent: of brightness (gamma).
         colours, pivot: of `recolour`.
-        lights: a few factors over each picture.
-        blurred, blur_weights: which eyes are, and by which row of weights: both or none, each by its own.
+        lights: a few factors over each image.
+        blurred, blur_weights: which views are, and by which row of weights: both or none, each by its own.
         noise_start, noise_std: which stretch of the bank is added, times what.
         compressed, quality: whether both are sent as JPEG, and how well, a whole number.
-        offset_px: a few vertical offsets over the right picture.
+        offset_px: a few vertical offsets over the right image.
         erased, foreign: whether patches are replaced, and if so by other content or by the mean colour.
         patch_centre, patch_half: of each patch, y and x, share of height and of width; the size of the width alone.
     """
@@ -100,7 +100,7 @@ class _Changes:
     patch_half: Float[Tensor, "B n 2"]
 
     def of(self, some: slice) -> "_Changes":
-        """Those of some samples."""
+        """Return those of some samples."""
         return _Changes(**{field.name: getattr(self, field.name)[some] for field in fields(self)})
 
 
@@ -145,7 +145,7 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
         blur_weights=weights / weights.sum(dim=2, keepdim=True),
         # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
         noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
-        # Few rooms are dark: most pairs have little noise, some have much, and both eyes are in the same room.
+        # Few rooms are dark: most pairs have little noise, some have much, and both cameras are in the same room.
         noise_std=options.noise_std_max * drawn["noise of both"] ** 3 * drawn["noise of each"],
         compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
         quality=drawn["jpeg quality"][:, 0].round(),
@@ -164,7 +164,7 @@ def _change(
     changes: _Changes,
     options: AugmentOptions,
 ) -> None:
-    """Writes some samples to `pair`, changed."""
+    """Write some samples to `pair`, augmented."""
     images = pair.view(-1, 3, *pair.shape[2:])  # left, right, left, right
     of_left, of_right = images[0::2], images[1::2]
     for eye, (pictures, into) in enumerate(((left, of_left), (right, of_right))):
@@ -182,7 +182,7 @@ def _change(
     if options.jpeg_prob > 0:
         compress(images, changes.compressed.repeat_interleave(2), changes.quality.repeat_interleave(2))
     if options.erase_prob > 0 and options.erase_size_max > 0:
-        # What one eye sees and the other does not.
+        # What one view shows and the other does not.
         size_px = torch.tensor(images.shape[2:], device=images.device)
         centre_px, half_px = changes.patch_centre * size_px, changes.patch_half * size_px[1]
         replace_patches(of_right, changes.erased, changes.foreign, centre_px, half_px)
@@ -212,7 +212,7 @@ def _colour_maps(
 
 @functools.cache
 def _colour_constants(device: torch.device) -> tuple[Float[Tensor, "3 3"], ...]:
-    """Matrices on RGB: one, luminance in every channel, projection on grey, and a quarter turn about grey."""
+    """Return matrices on RGB: one, luminance in every channel, projection on grey, and a quarter turn about grey."""
     along = torch.full((3, 3), 1 / 3)
     across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
     return tuple(matrix.to(device) for matrix in (torch.eye(3), torch.tensor(LUMA).expand(3, 3), along, across))
@@ -225,7 +225,7 @@ def _linear_weights(few: int, many: int, corners: bool, device: torch.device) ->
 
 
 def _over_picture(few: Float[Tensor, "N h w"], size: torch.Size, *, corners: bool) -> Float[Tensor, "N 1 H W"]:
-    """A smooth field over each picture, between a few values; bilinear, the outer ones in the corners or inside."""
+    """Return a smooth field over each image between a few values; bilinear, the outer ones in the corners or inside."""
     rows, columns = (
         _linear_weights(of_few, many, corners, few.device) for of_few, many in zip(few.shape[1:], size, strict=True)
     )
@@ -234,13 +234,13 @@ def _over_picture(few: Float[Tensor, "N h w"], size: torch.Size, *, corners: boo
 
 @functools.cache
 def _noise_bank(size: int, device: torch.device) -> Float[Tensor, " bank"]:
-    """Standard normal numbers, the same in every process; drawing them anew for each pixel costs ten times more."""
+    """Standard normal numbers, the same in every process; new ones for each pixel cost ten times more."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(_NOISE_BANK + size, generator=generator).to(device)
 
 
 def _move_vertically(right: Images, offset_px: Float[Tensor, "N 3 3"], largest_px: float) -> None:
-    """Moves the content up or down by a smooth field of at most `largest_px`, in place; linear between rows.
+    """Move the content up or down by a smooth field of at most `largest_px`, in place; linear between rows.
 
     A value at row y + offset is the one at y plus so much of each step between rows that lies on the way.
     """
