@@ -58,5 +58,12 @@ def test_examples_in_docstrings_run() -> None:
     import importlib
     import pkgutil
 
-    for module in pkgutil.walk_packages(foundation_stereo_depth.__path__, "foundation_stereo_depth."):
-        assert doctest.testmod(importlib.import_module(module.name)).failed == 0
+    import live_camera
+
+    attempted = 0
+    for package in (foundation_stereo_depth, live_camera):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            result = doctest.testmod(importlib.import_module(module.name))
+            assert result.failed == 0, module.name
+            attempted += result.attempted
+    assert attempted > 0
