@@ -122,7 +122,7 @@ def fill_cache(root: Path, samples: int) -> None:
     )
     for batch in source.batches(np.split(np.arange(samples), samples // 8), 0):
         for row, index in enumerate(batch.indices.tolist()):
-            left, right = (eye[row].permute(1, 2, 0).numpy() for eye in (batch.left, batch.right))
+            left, right = (view[row].permute(1, 2, 0).numpy() for view in (batch.left, batch.right))
             sample = StereoSample(left=left, right=right, disparity_px=batch.disparity_px[row, 0].numpy())
             cache.write(f"scene_{index % 100:03d}", f"{index:04d}", sample)
 

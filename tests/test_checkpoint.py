@@ -26,7 +26,7 @@ def checkpoint_of() -> Checkpoint:
     )
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_checkpoint_is_loaded_equal(tmp_path: Path) -> None:
     saved = checkpoint_of()
     save_checkpoint(tmp_path / "new/last.pt", saved)
     loaded = load_checkpoint(tmp_path / "new/last.pt")
@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["last.pt", "last.safetensors"]
 
 
-def test_the_safetensors_beside_it_explains_itself(tmp_path: Path) -> None:
+def test_the_safetensors_header_describes_the_network(tmp_path: Path) -> None:
     saved = checkpoint_of()
     save_checkpoint(tmp_path / "best.pt", saved)
     with safetensors.safe_open(tmp_path / "best.safetensors", "pt") as file:
@@ -72,14 +72,14 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: float) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, checkpoint_of())
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * kept)])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: int(len(complete) * kept)])
     with pytest.raises(CheckpointError, match=r"last\.pt: is not a"):
         load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"weights": torch.ones(2)}, "is not a checkpoint of foundation-stereo-depth"),
         (torch.ones(3), "is not a checkpoint of foundation-stereo-depth"),
@@ -87,34 +87,34 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: float) -> None:
         ({"kind": "foundation-stereo-depth checkpoint", "format_version": 1, "weights": {}}, "lacks model, "),
     ],
 )
-def test_foreign_and_other_versions_are_refused(tmp_path: Path, content, said: str) -> None:
+def test_foreign_and_other_versions_are_refused(tmp_path: Path, content, message: str) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load_checkpoint(tmp_path / "x.pt")
 
 
-def test_flipped_bits_are_found(tmp_path: Path) -> None:
-    """PyTorch reads past wrong checksums, and weights would come back as other weights."""
+def test_flipped_bits_are_detected(tmp_path: Path) -> None:
+    """PyTorch ignores wrong checksums and would return other weights."""
     save_checkpoint(tmp_path / "last.pt", checkpoint_of())
-    whole = (tmp_path / "last.pt").read_bytes()
+    complete = (tmp_path / "last.pt").read_bytes()
     random = np.random.default_rng(0)
     taken = 0
-    for at in random.integers(0, len(whole), 200):
-        flipped = bytearray(whole)
+    for at in random.integers(0, len(complete), 200):
+        flipped = bytearray(complete)
         flipped[at] ^= 1 << random.integers(0, 8)
         (tmp_path / "flipped.pt").write_bytes(flipped)
         try:
             found = load_checkpoint(tmp_path / "flipped.pt")
         except CheckpointError:
             continue
-        taken += 1  # dates and the like, which say nothing of what is inside
+        taken += 1  # in dates and other fields that do not affect the content
         for name, tensor in load_checkpoint(tmp_path / "last.pt").weights.items():
             assert torch.equal(found.weights[name], tensor), at
     assert taken < 100
 
 
 @pytest.mark.parametrize("text", ["error code: 404", "a page", "."])
-def test_a_page_in_place_of_a_checkpoint_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_text_file_in_place_of_a_checkpoint_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "last.pt").write_text(text)
     with pytest.raises(CheckpointError, match=r"last\.pt: is not a"):
         load_checkpoint(tmp_path / "last.pt")

@@ -7,7 +7,6 @@ import torch
 
 from foundation_stereo_depth.checkpoint import (
     SAFETENSORS_KEY,
-    UnknownScaleWarning,
     inference_header,
     load_checkpoint,
     read_trained,
@@ -30,22 +29,25 @@ def test_facts_are_the_same_from_both_kinds_of_file(tiny_checkpoint: Path) -> No
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_bare_weights_come_with_a_warning(tiny_checkpoint: Path, tmp_path: Path, suffix: str) -> None:
+def test_weights_without_a_header_are_read_with_a_warning(
+    tiny_checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
     weights = load_checkpoint(tiny_checkpoint).weights
     path = tmp_path / f"bare{suffix}"
     if suffix == ".pt":
         torch.save(weights, path)
     else:
         safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
-    with pytest.warns(
-        UnknownScaleWarning, match="scale of their disparity is unknown, so absolute depth may be biased"
-    ):
-        trained = read_trained(path)
+    trained = read_trained(path)
+    assert caplog.messages == [trained.warning]
+    assert "scale of their disparity is unknown, so absolute depth may be biased" in caplog.text
     assert (trained.facts.model.base_channels, trained.facts.model.depth) == (8, 2)
     trained.network()
+    assert read_trained(path, log_warning=False).warning == trained.warning
+    assert len(caplog.messages) == 1
 
 
-def test_bare_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+def test_weights_of_another_network_without_a_header_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "resnet.pt")
     with pytest.raises(CheckpointError, match=r"resnet.pt: is not a checkpoint .* nor the weights of its U-Net"):
         read_trained(tmp_path / "resnet.pt")
@@ -60,34 +62,36 @@ def test_weights_that_do_not_fit_are_refused(tiny_checkpoint: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"kind": "another"}, "is not a checkpoint of foundation-stereo-depth"),
         ({"format_version": 0}, "has checkpoint format 0, this program reads 1"),
-        ({"model": {"model": "unet", "wings": 2}}, "its header is not as this version writes it"),
+        ({"model": {"model": "unet", "wheels": 2}}, "its header is not as this version writes it"),
         ({"model": {"model": "unet", "depth": 99}}, "--depth is 99"),
         ({"height": None}, "its header is not as this version writes it"),
         ({"uncertainty": {"distribution": "cauchy"}}, "distribution cauchy"),
     ],
 )
-def test_foreign_and_other_headers_are_refused(tiny_checkpoint: Path, tmp_path: Path, change: dict, said: str) -> None:
+def test_foreign_and_other_headers_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, change: dict, message: str
+) -> None:
     save_safetensors(tmp_path / "x.safetensors", {"a": torch.ones(1)}, header_of(tiny_checkpoint) | change)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         read_trained(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
 def test_a_truncated_safetensors_is_refused(tiny_checkpoint: Path, tmp_path: Path, kept: float) -> None:
-    whole = tiny_checkpoint.with_suffix(".safetensors").read_bytes()
-    path = tmp_path / "torn.safetensors"
-    path.write_bytes(whole[: int(len(whole) * kept)])
-    with pytest.raises(CheckpointError, match=r"torn\.safetensors: is not a whole safetensors file"):
+    complete = tiny_checkpoint.with_suffix(".safetensors").read_bytes()
+    path = tmp_path / "truncated.safetensors"
+    path.write_bytes(complete[: int(len(complete) * kept)])
+    with pytest.raises(CheckpointError, match=r"truncated\.safetensors: is not a complete safetensors file"):
         read_trained(path)
 
 
 def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", {SAFETENSORS_KEY: "{"})
-    with pytest.raises(CheckpointError, match="is not a whole safetensors file"):
+    with pytest.raises(CheckpointError, match="is not a complete safetensors file"):
         read_trained(tmp_path / "x.safetensors")
 
 

@@ -23,7 +23,7 @@ def test_only_what_was_typed_is_explicit() -> None:
     }
 
 
-def test_build_lays_typed_values_over_defaults_and_over_a_saved_run() -> None:
+def test_typed_values_replace_defaults_and_those_of_a_saved_run() -> None:
     saved = command_line.build_options(TrainOptions, {"epochs": 7, "seed": 3})
     again = command_line.build_options(TrainOptions, {"epochs": 9}, base=saved)
     assert (again.optimizer.epochs, again.runtime.seed) == (9, 3)
@@ -47,14 +47,14 @@ def test_plain_values_come_back_as_the_same_options() -> None:
     assert command_line.options_from_dict(TrainOptions, plain) == options
 
 
-def test_knobs_of_another_version_are_refused() -> None:
+def test_options_of_another_version_are_refused() -> None:
     plain = command_line.options_to_dict(TrainOptions())
     plain["data"]["left_out_since"] = 1
     with pytest.raises(UserError, match="unknown options left_out_since"):
         command_line.options_from_dict(TrainOptions, plain)
 
 
-def test_conflicts_name_only_fixed_knobs_with_another_value() -> None:
+def test_conflicts_name_only_fixed_options_with_another_value() -> None:
     saved = TrainOptions()
     asked = {"seed": 1, "width": 320, "epochs": 9, "device": "cpu", "learning_rate": 0.5}
     assert command_line.find_fixed_conflicts(asked, saved) == [
@@ -75,7 +75,7 @@ def test_an_even_blur_kernel_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "said"),
+    ("argv", "message"),
     [
         (["--epochs", "many"], "invalid whole number value: 'many'"),
         (["--epoch", "5"], "unrecognized arguments: --epoch 5"),
@@ -84,18 +84,18 @@ def test_an_even_blur_kernel_is_refused() -> None:
         (["--cache-root", ""], "--cache-root: invalid path value: ''"),
     ],
 )
-def test_a_mistyped_flag_gets_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistyped_flag_gets_one_line(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parsed(*argv)
     error = capsys.readouterr().err
     assert stopped.value.code == 2
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_inputs_stand_before_the_flags_and_only_the_first_is_needed() -> None:
+def test_inputs_precede_the_flags_and_only_the_first_is_required() -> None:
     parser = command_line.create_parser(
-        "test", PredictOptions, "A test.", inputs={"left": "one eye", "right": "the other"}
+        "test", PredictOptions, "A test.", inputs={"left": "left view", "right": "right view"}
     )
     assert parser.format_usage() == "usage: test LEFT [RIGHT] [flags]\n"
     assert command_line.parse_explicit(parser, ["a", "-o", "out"]) == {
@@ -108,5 +108,42 @@ def test_inputs_stand_before_the_flags_and_only_the_first_is_needed() -> None:
     assert command_line.build_options(PredictOptions, explicit).output.output == Path("out")
 
 
-def test_words_are_taken_once_each_in_their_order() -> None:
-    assert split_words("picture, depth,,picture") == ("picture", "depth")
+def test_split_words_returns_each_word_once_in_order() -> None:
+    assert split_words("figure, depth,,figure") == ("figure", "depth")
+
+
+def test_a_renamed_option_is_read_under_its_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_line, "RENAMED_OPTIONS", {"OptimizerOptions": {"lr": "learning_rate"}})
+    plain = command_line.options_to_dict(TrainOptions())
+    plain["optimizer"]["lr"] = 0.25
+    del plain["optimizer"]["learning_rate"]
+    assert command_line.options_from_dict(TrainOptions, plain).optimizer.learning_rate == 0.25
+
+
+def test_a_removed_option_is_accepted_only_with_a_value_that_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed = {"DataOptions": {"mirror": (False,), "prefetch": None}}
+    monkeypatch.setattr(command_line, "REMOVED_OPTIONS", removed)
+    plain = command_line.options_to_dict(TrainOptions())
+    plain["data"] |= {"mirror": False, "prefetch": 7}
+    assert command_line.options_from_dict(TrainOptions, plain) == TrainOptions()
+    plain["data"]["mirror"] = True
+    with pytest.raises(UserError, match="--mirror is True, an option that this version no longer has"):
+        command_line.options_from_dict(TrainOptions, plain)
+
+
+def test_every_renamed_option_has_its_new_name() -> None:
+    for options in (TrainOptions, CacheOptions, PredictOptions, ExportOptions):
+        for group in (type(getattr(options(), field.name)) for field in dataclasses.fields(options)):
+            names = {field.name for field in dataclasses.fields(group)}
+            renamed = command_line.RENAMED_OPTIONS.get(group.__name__, {})
+            assert set(renamed.values()) <= names
+            assert not names & (set(renamed) | set(command_line.REMOVED_OPTIONS.get(group.__name__, {})))
+
+
+def test_a_word_in_place_of_a_path_stays_a_word() -> None:
+    for value in ("default", Path("network.pt"), None):
+        options = command_line.build_options(TrainOptions, {"initial_weights": value})
+        plain = command_line.options_to_dict(options)
+        assert command_line.options_from_dict(TrainOptions, plain).optimizer.initial_weights == value
+    assert parsed("--initial-weights", "default") == {"initial_weights": "default"}
+    assert parsed("--initial-weights", "a.pt") == {"initial_weights": Path("a.pt")}
