@@ -514,7 +514,10 @@ def test_recordings_of_the_same_second_have_different_names(
     assert names == ["20260101-000000-1.avi", "20260101-000000.avi"]
 
 
-def test_keys_save_record_pause_and_quit(images: None, press_keys: Callable[[dict[int, str]], FakeWindows]) -> None:
+def test_keys_save_record_pause_and_quit(
+    images: None, press_keys: Callable[[dict[int, str]], FakeWindows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_WAIT_S", 0.5)  # on a busy machine a pair may take longer than usual
     windows = press_keys({2: "s", 3: "r", 6: "r", 7: " ", 9: " ", 11: "q"})
     rig = open_rig(SourceOptions(left="left*.png", right="right*.png", loop=True), CameraOptions(), realtime=False)
     stats = live_view(rig, no_rectification(), sgbm_matcher(height=H, width=W), ShowOptions())
