@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the weights that are installed with the program, from nothing.
+# Train the weights that are installed with the program, from random weights.
 #
 # Expected, on seven real Middlebury scenes at 320x240: EPE 0.80 px, bad-1 12.2 %, bad-2 8.0 %, AUSE 0.09 (random 0.69);
-# on 300 made-up validation scenes EPE 0.92 px. MODEL_CARD.md has the rest.
+# on 300 synthetic validation scenes EPE 0.92 px. MODEL_CARD.md has the rest.
 # Time: on two shared CPU cores about 15 minutes for the pool (10 GB), then 43 and 26 minutes for the two parts
-# of the training. No GPU was at hand; on one, set PROCESSES=1, and add --batch-size 64, a larger pool and more epochs.
+# of the training. No GPU was available; on one, set PROCESSES=1, and add --batch-size 64, a larger pool and more epochs.
 #
 #     sh recipes/pretrain.sh              continue after an interruption: uv run foundation-stereo-depth --resume <folder>
 set -eu
@@ -12,14 +12,14 @@ pool=${POOL:-pool}
 run=${RUN:-runs/pretrain}
 processes=${PROCESSES:-2}
 
-# Two processes: making a scene is many small steps of Python, which threads cannot take side by side.
+# Two processes: rendering a scene is many small steps of Python, which threads cannot run in parallel.
 pool_part() {
     OMP_NUM_THREADS=1 uv run foundation-stereo-cache --procedural-samples 16000 --cache-root "$pool" --shard "$1" --workers 1
 }
 pool_part 1/2 &
 pool_part 2/2
 wait $!
-# The classical matcher has to be right about as often as it is on real pairs, so the eyes differ little.
+# The classical matcher has to be right about as often as it is on real pairs, so the views differ little.
 part() {
     OMP_NUM_THREADS=1 uv run torchrun --nproc-per-node "$processes" --no-python foundation-stereo-depth --model guided \
         --cache-root "$pool" --require-cache --val-fraction 0.02 --warmup-fraction 0.05 --flip-prob 0.5 \

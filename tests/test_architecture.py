@@ -59,8 +59,8 @@ def test_architecture_page_lists_every_module() -> None:
     assert block is not None, "docs/architecture.md: no code block that begins with src/"
     listed = list_tree(block.group(1))
     present = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.py") if path.name != "__init__.py"}
-    missing, extra = sorted(present - listed), sorted(listed - present)
-    assert not missing and not extra, f"docs/architecture.md: add {missing}, remove {extra}"
+    to_add, to_remove = sorted(present - listed), sorted(listed - present)
+    assert listed == present, f"docs/architecture.md: add {to_add}, remove {to_remove}"
 
 
 def list_tree(block: str) -> set[str]:
@@ -133,7 +133,9 @@ def texts_of(path: Path) -> list[str]:
     texts = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
-            parts = [part.value if isinstance(part, ast.Constant) else "\N{HORIZONTAL ELLIPSIS}" for part in node.values]
+            parts = [
+                part.value if isinstance(part, ast.Constant) else "\N{HORIZONTAL ELLIPSIS}" for part in node.values
+            ]
             texts.append("".join(map(str, parts)))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.append(node.value)

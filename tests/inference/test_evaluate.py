@@ -14,8 +14,9 @@ from conftest import write_fsd_sample
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.cli import evaluate_command, predict_command
+from foundation_stereo_depth.data.fsd import FsdDataset
 from foundation_stereo_depth.data.loader import open_files
-from foundation_stereo_depth.data.torchvision_datasets import BenchmarkScene, FsdScenes
+from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import evaluate as evaluate_module
 from foundation_stereo_depth.inference.evaluate import evaluate
@@ -177,22 +178,22 @@ def test_scenes_are_freed_while_others_are_read(monkeypatch: pytest.MonkeyPatch,
     for frame in range(5):
         write_fsd_sample(tmp_path / "fsd", "s", str(frame), H, W, seed=frame)
     images, counts = list[weakref.ref](), list[weakref.ref]()
-    read, count = FsdScenes.read, evaluate_module.uncertainty_counts
+    read, count = FsdDataset.read, evaluate_module.uncertainty_counts
 
-    def watched_read(self: FsdScenes, i: int) -> BenchmarkScene:
+    def watched_read(self: FsdDataset, i: int, size: tuple[int, int] | None = None) -> StereoSample:
         # The scene before this one is still the loop's; of its counts, so are those it added to the sum.
         assert sum(image() is not None for image in images) <= 1
         assert sum(each() is not None for each in counts) <= 2
-        scene = read(self, i)
-        images.append(weakref.ref(scene.sample.left))
-        return scene
+        sample = read(self, i, size)
+        images.append(weakref.ref(sample.left))
+        return sample
 
     def watched_count(*given) -> UncertaintyCounts:
         counted = count(*given)
         counts.append(weakref.ref(counted))
         return counted
 
-    monkeypatch.setattr(FsdScenes, "read", watched_read)
+    monkeypatch.setattr(FsdDataset, "read", watched_read)
     monkeypatch.setattr(evaluate_module, "uncertainty_counts", watched_count)
     network = write_checkpoint(tmp_path / "x.pt")
     for at_native_size in (True, False):
@@ -269,7 +270,7 @@ def test_scenes_that_the_network_was_trained_on_are_warned_of(
         ("x.pt", {"data": {"val_fraction": 0.0, "dataset_root": "fsd"}}, {}, "had no validation scenes"),
         ("x.safetensors", {}, {}, "this network's file does not contain its run's options"),
         (None, {}, {"baseline": "sgbm"}, "needs a network, .* --checkpoint is none"),
-        ("x.pt", {}, {"dataset": "eth3d"}, "needs --dataset fsd"),
+        ("x.pt", {"trained_on": "others"}, {"dataset": "eth3d"}, "was trained on other samples"),
     ],
 )
 def test_split_validation_needs_a_known_split(
