@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "default.safetensors"
 """The network that is installed with the program; MODEL_CARD.md describes it."""
-_DEFAULT = Path("default")
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_KIND = "foundation-stereo-depth checkpoint"
 SAFETENSORS_KEY = "foundation_stereo_depth"
@@ -288,8 +287,6 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
     Raises:
         CheckpointError: the file is missing, damaged, of another program or version, or holds anything but data.
     """
-    if path == _DEFAULT:
-        path = DEFAULT_WEIGHTS
     if path.suffix == ".safetensors":
         header, weights = _read_safetensors(path)
     else:

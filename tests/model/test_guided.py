@@ -15,7 +15,6 @@ from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.model import (
     GuidedNetwork,
     StereoPrediction,
-    TrainingPrediction,
     create_network,
     fuse_batch_norms,
     network_inputs,
@@ -25,8 +24,13 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
+<<<<<<< HEAD
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match, prior_planes
 from foundation_stereo_depth.training.loss import heteroscedastic_loss, training_loss
+=======
+from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match_blocks, prior_planes
+from foundation_stereo_depth.training.loss import heteroscedastic_loss, loss_terms, weighted_loss
+>>>>>>> house-training
 from foundation_stereo_depth.training.state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
@@ -83,9 +87,9 @@ def test_every_weight_gets_a_gradient(network: GuidedNetwork) -> None:
     pair, prior = inputs_of(2, 48, 64)
     prior[:, 2] += 4  # one candidate is right
     answer = network(pair, prior)
-    assert isinstance(answer, TrainingPrediction)
+    assert answer.region_px is not None
     assert answer.region_px.shape == (2, 1, 24, 32)
-    loss = training_loss(answer, torch.full((2, 1, 48, 64), 11.0), LossOptions())
+    loss = weighted_loss(loss_terms(answer, torch.full((2, 1, 48, 64), 11.0), LossOptions()), LossOptions())
     loss.total.backward()
     for name, weights in network.named_parameters():
         assert weights.grad is not None, name
@@ -133,7 +137,8 @@ def test_region_loss_counts_only_known_truth(network: GuidedNetwork) -> None:
     truth = torch.full((1, 1, 35, 45), 9.0)
     truth[..., 20:] = float("nan")
     plain = heteroscedastic_loss(answer, truth, LossOptions())
-    guided = training_loss(answer, truth, LossOptions(region_weight=0.25))
+    options = LossOptions(region_weight=0.25)
+    guided = weighted_loss(loss_terms(answer, truth, options), options)
     error_px = (answer.region_px - 9).abs()[..., :10]
     expected = 0.25 * 4 * (10 * torch.log1p(error_px / 10)).sum()
     torch.testing.assert_close(guided.total - plain.total, expected, rtol=1e-4, atol=1e-2)
@@ -231,7 +236,8 @@ def test_network_overfits_one_pair_with_a_wrong_prior() -> None:
     prior = prior_of(prior_px, unlike)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(100):
-        loss = training_loss(network(torch.cat([left, right], dim=1), prior), truth, LossOptions(nll_beta=1))
+        options = LossOptions(nll_beta=1)
+        loss = weighted_loss(loss_terms(network(torch.cat([left, right], dim=1), prior), truth, options), options)
         (loss.total / loss.valid).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
