@@ -18,7 +18,7 @@ from foundation_stereo_depth.data.augment import augmented_pair, flipped
 from foundation_stereo_depth.data.batch import StereoBatch, training_plan
 from foundation_stereo_depth.data.cache import SampleCache
 from foundation_stereo_depth.data.draws import sample_keys, uniform
-from foundation_stereo_depth.data.formats import encode_fsd_disparity
+from foundation_stereo_depth.data.formats import encode_fsd_disparity, read_rgb
 from foundation_stereo_depth.data.fsd import (
     SamplePaths,
     fingerprint,
@@ -26,7 +26,7 @@ from foundation_stereo_depth.data.fsd import (
     split_samples,
     take_spread,
 )
-from foundation_stereo_depth.data.sample import SampleNames
+from foundation_stereo_depth.data.sample import SampleNames, resize_image
 from foundation_stereo_depth.loss import training_loss
 from foundation_stereo_depth.metrics import disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, create_network
@@ -108,6 +108,8 @@ def write_entries() -> None:
         assert cv2.imwrite(str(path), picture[..., ::-1])
     jpeg = FOLDER / "entry_left.jpg"
     assert cv2.imwrite(str(jpeg), views[0][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    averaged = resize_image(read_rgb(jpeg), 32, 32)
+    assert cv2.imwrite(str(FOLDER / "entry_left_jpeg_32x32.png"), averaged[..., ::-1])
     source = np.array([[1, 2], [3, 4], [5, 6]], np.int64)
     for size in ((32, 32), (48, 64), (40, 36), (120, 48)):
         sample = read_fsd_sample(paths, size)

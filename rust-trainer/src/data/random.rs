@@ -41,11 +41,12 @@ impl Key {
     /// Return `N` numbers in a range, float32; `purpose` keeps the numbers of one key apart.
     pub fn uniform<const N: usize>(self, purpose: &str, range: Range) -> [f32; N] {
         let start = mix(self.0.wrapping_add(u64::from(crc32fast::hash(purpose.as_bytes())) << 20));
-        let step = ((range.high - range.low) / f64::from(1 << 24)) as f32;
+        let (low, high) = (range.low as f32, range.high as f32);
+        let step = (high - low) / (1 << 24) as f32;
         std::array::from_fn(|i| {
             let bits = mix(start.wrapping_add((i as u64 + 1).wrapping_mul(GOLDEN_GAMMA))) >> 40;
-            // One rounding, as a fused multiply-add gives it.
-            (bits as f32).mul_add(step, range.low as f32)
+            // One rounding: PyTorch uses a fused multiply-add.
+            (bits as f32).mul_add(step, low)
         })
     }
 }
