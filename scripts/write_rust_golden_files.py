@@ -107,7 +107,9 @@ def write_entries() -> None:
     for path, picture in zip(paths, (*views, code), strict=True):
         assert cv2.imwrite(str(path), picture[..., ::-1])
     jpeg = FOLDER / "entry_left.jpg"
-    assert cv2.imwrite(str(jpeg), views[0][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    # As smooth as photographs are in colour: decoders differ in how they enlarge the colour planes.
+    smooth = cv2.resize(coarse[0, :6, :8], (width, height), interpolation=cv2.INTER_CUBIC)
+    assert cv2.imwrite(str(jpeg), smooth[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
     averaged = resize_image(read_rgb(jpeg), 32, 32)
     assert cv2.imwrite(str(FOLDER / "entry_left_jpeg_32x32.png"), averaged[..., ::-1])
     source = np.array([[1, 2], [3, 4], [5, 6]], np.int64)

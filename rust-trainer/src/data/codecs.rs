@@ -6,9 +6,11 @@ use std::path::Path;
 
 use half::f16;
 use png::{BitDepth, ColorType, Transformations};
-use zune_jpeg::JpegDecoder;
-use zune_jpeg::zune_core::colorspace::ColorSpace;
-use zune_jpeg::zune_core::options::DecoderOptions;
+#[cfg(not(feature = "turbojpeg"))]
+use zune_jpeg::{
+    JpegDecoder,
+    zune_core::{colorspace::ColorSpace, options::DecoderOptions},
+};
 
 use crate::data::sample::{Image, nearest_indices};
 use crate::errors::{Error, Result};
@@ -96,22 +98,44 @@ pub fn encode_png(image: &Image) -> Vec<u8> {
 }
 
 fn decode_jpeg(path: &Path, encoded: &[u8]) -> Result<Image> {
+    let damaged = |reason: String| Error::Data(format!("{}: is damaged ({reason})", path.display()));
+    if !ends_as_jpeg(encoded) {
+        return Err(damaged("premature end of JPEG file".into()));
+    }
+    jpeg_pixels(encoded).map_err(damaged)
+}
+
+/// Decode by libjpeg-turbo, as the Python program does: the same pixels.
+#[cfg(feature = "turbojpeg")]
+fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
+    let decode = || -> turbojpeg::Result<Image> {
+        let mut decompressor = turbojpeg::Decompressor::new()?;
+        let header = decompressor.read_header(encoded)?;
+        let (height, width) = (header.height, header.width);
+        let mut image = Image { height, width, pixels: vec![0; 3 * height * width] };
+        let format = turbojpeg::PixelFormat::RGB;
+        decompressor.decompress(encoded, turbojpeg::Image { pixels: &mut image.pixels[..], width, pitch: 3 * width, height, format })?;
+        Ok(image)
+    };
+    decode().map_err(|error| error.to_string())
+}
+
+/// Decode in Rust alone. Luminance is libjpeg-turbo's; the enlarged colour planes are up to a level brighter, since
+/// zune-jpeg rounds halves up twice.
+#[cfg(not(feature = "turbojpeg"))]
+fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
     let options = DecoderOptions::default()
         .set_strict_mode(true)
         .set_max_width(usize::from(u16::MAX))
         .set_max_height(usize::from(u16::MAX))
         .jpeg_set_out_colorspace(ColorSpace::RGB);
-    let damaged = |error: &dyn std::fmt::Display| Error::Data(format!("{}: is damaged ({error})", path.display()));
     let mut decoder = JpegDecoder::new_with_options(Cursor::new(encoded), options);
-    decoder.decode_headers().map_err(|error| damaged(&error))?;
+    decoder.decode_headers().map_err(|error| error.to_string())?;
     let (width, height) = decoder.dimensions().unwrap_or_default();
     if width * height > LARGEST_PIXELS || width * height == 0 {
-        return Err(damaged(&format!("it says that it is {width}x{height}")));
+        return Err(format!("it says that it is {width}x{height}"));
     }
-    let pixels = decoder.decode().map_err(|error| damaged(&error))?;
-    if !ends_as_jpeg(encoded) {
-        return Err(damaged(&"premature end of JPEG file"));
-    }
+    let pixels = decoder.decode().map_err(|error| error.to_string())?;
     Ok(Image { height, width, pixels })
 }
 

@@ -254,6 +254,8 @@ pub fn open_files(options: &DataOptions, dataset_root: Option<&Path>) -> Result<
     let facts = serde_json::json!({
         "dataset": dataset,
         "dataset_fingerprint": reader.index.fingerprint(&taken),
+        "train_fingerprint": reader.index.fingerprint(&split.train),
+        "validation_fingerprint": reader.index.fingerprint(&split.validation),
         "train_samples": split.train.len(),
         "validation_samples": split.validation.len(),
         "split_by": split.by,
