@@ -22,6 +22,7 @@ fn cpu_seconds() -> f64 {
 }
 
 fn main() -> candle_core::Result<()> {
+    foundation_stereo_trainer::memory::keep_candle_from_spinning();
     foundation_stereo_trainer::memory::keep_freed_memory();
     let numbers: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let (batch, steps) = (numbers.first().copied().unwrap_or(8), numbers.get(1).copied().unwrap_or(5));
@@ -54,6 +55,9 @@ fn main() -> candle_core::Result<()> {
         eprintln!("step {step}: {:.3} s", began.elapsed().as_secs_f64());
     }
     let [forward, backward, update] = parts.map(|seconds| seconds / (steps * batch) as f64);
-    println!("{:.4} CPU-s a sample: forward {forward:.4}, backward {backward:.4}, update {update:.4}", forward + backward + update);
+    println!(
+        "{:.4} CPU-s a sample: forward {forward:.4}, backward {backward:.4}, update {update:.4}",
+        forward + backward + update
+    );
     Ok(())
 }

@@ -37,7 +37,13 @@ pub struct Progress {
 }
 
 /// What inference needs beside the weights.
-pub fn inference_header(options: &TrainOptions, metrics: &Metrics, scale: f64, run_id: &str, progress: Progress) -> Value {
+pub fn inference_header(
+    options: &TrainOptions,
+    metrics: &Metrics,
+    scale: f64,
+    run_id: &str,
+    progress: Progress,
+) -> Value {
     let plain = to_plain(options);
     json!({
         "kind": KIND,
@@ -57,7 +63,12 @@ pub fn inference_header(options: &TrainOptions, metrics: &Metrics, scale: f64, r
 pub fn save_weights(path: &Path, weights: &Weights, header: &Value) -> Result<()> {
     let text = format!("{header:#}\n");
     write_atomically(&path.with_extension("json"), &[text.as_bytes()], DURABLE)?;
-    save_tensors(path, weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())), HEADER_KEY, &header.to_string())
+    save_tensors(
+        path,
+        weights.iter().map(|(name, tensor)| (name.clone(), tensor.clone())),
+        HEADER_KEY,
+        &header.to_string(),
+    )
 }
 
 /// Everything that training changes, apart from tensors.
@@ -107,21 +118,25 @@ impl ResumeState {
             ("moment2", Some(&self.moments.1)),
         ];
         let tensors = parts.into_iter().filter_map(|(part, weights)| Some((part, weights?)));
-        let named = tensors.flat_map(|(part, weights)| weights.iter().map(move |(name, tensor)| (format!("{part}/{name}"), tensor.clone())));
+        let named = tensors.flat_map(|(part, weights)| {
+            weights.iter().map(move |(name, tensor)| (format!("{part}/{name}"), tensor.clone()))
+        });
         save_tensors(path, named, RESUME_KEY, &facts)
     }
 
     /// Read one.
     pub fn load(path: &Path) -> Result<Self> {
         let (header, tensors) = load_tensors(path)?;
-        let foreign = |reason: &str| Error::User(format!("{}: holds no state to resume from ({reason})", path.display()));
+        let foreign =
+            |reason: &str| Error::User(format!("{}: holds no state to resume from ({reason})", path.display()));
         let text = header.get(RESUME_KEY).ok_or_else(|| foreign("it is for inference alone, or of another program"))?;
         let facts: ResumeFacts = serde_json::from_str(text).map_err(|error| foreign(&error.to_string()))?;
         if facts.format_version != RESUME_FORMAT {
             return Err(foreign(&format!("format {}, this program reads {RESUME_FORMAT}", facts.format_version)));
         }
         let part = |part: &str| -> Weights {
-            let named = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(part)?.strip_prefix('/')?, tensor)));
+            let named =
+                tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(part)?.strip_prefix('/')?, tensor)));
             named.map(|(name, tensor)| (name.to_string(), tensor.clone())).collect()
         };
         let average = Some(part("average")).filter(|average| !average.is_empty());
@@ -149,22 +164,34 @@ pub fn load_given(path: &Path) -> Result<GivenNetwork> {
         return Err(refused("the network that is installed with the Python program is a guided one, which is not in Rust; name the .safetensors of a U-Net".into()));
     }
     if path.extension().is_none_or(|suffix| suffix != "safetensors") {
-        return Err(refused("has to be a .safetensors file; foundation-stereo-depth writes one beside each .pt".into()));
+        return Err(refused(
+            "has to be a .safetensors file; foundation-stereo-depth writes one beside each .pt".into(),
+        ));
     }
     let (header, tensors) = load_tensors(path)?;
     let weights: Weights = tensors.into_iter().collect();
     let header: Value = match header.get(HEADER_KEY) {
-        Some(text) => serde_json::from_str(text).map_err(|error| refused(format!("its header is no JSON ({error})")))?,
+        Some(text) => {
+            serde_json::from_str(text).map_err(|error| refused(format!("its header is no JSON ({error})")))?
+        }
         None => guessed_header(&weights).ok_or_else(|| refused("is no network of foundation-stereo-depth".into()))?,
     };
     if header["kind"] != KIND || header["format_version"] != FORMAT {
-        return Err(refused(format!("is of kind {}, format {}, not {KIND}, format {FORMAT}", header["kind"], header["format_version"])));
+        return Err(refused(format!(
+            "is of kind {}, format {}, not {KIND}, format {FORMAT}",
+            header["kind"], header["format_version"]
+        )));
     }
     let model = &header["model"];
     if model["model"] != "unet" {
-        return Err(refused(format!("holds a network of --model {}; only unet is in Rust", model["model"].as_str().unwrap_or("unknown"))));
+        return Err(refused(format!(
+            "holds a network of --model {}; only unet is in Rust",
+            model["model"].as_str().unwrap_or("unknown")
+        )));
     }
-    let number = |name: &str| model[name].as_u64().ok_or_else(|| refused(format!("its header lacks {name}"))).map(|number| number as usize);
+    let number = |name: &str| {
+        model[name].as_u64().ok_or_else(|| refused(format!("its header lacks {name}"))).map(|number| number as usize)
+    };
     let size = UNetSize { base_channels: number("base_channels")?, depth: number("depth")? };
     if !(4..=512).contains(&size.base_channels) || !(1..=7).contains(&size.depth) {
         return Err(refused(format!("its header asks for {size:?}")));
@@ -183,7 +210,10 @@ fn check_weights(weights: &Weights, size: UNetSize) -> std::result::Result<(), S
         match shapes.get(name) {
             None => return Err(format!("the weights do not fit their network: {name} is unknown")),
             Some(shape) if tensor.dims() != shape.as_slice() => {
-                return Err(format!("the weights do not fit their network: {name} is {:?}, not {shape:?}", tensor.dims()));
+                return Err(format!(
+                    "the weights do not fit their network: {name} is {:?}, not {shape:?}",
+                    tensor.dims()
+                ));
             }
             Some(_) => {}
         }
@@ -223,7 +253,9 @@ type Header = HashMap<String, String>;
 fn load_tensors(path: &Path) -> Result<(Header, HashMap<String, Tensor>)> {
     // Read whole first: the file may be replaced by its writer at any moment, what is in memory may not.
     let encoded = std::fs::read(path).map_err(|error| Error::io(path, error))?;
-    let damaged = |error: &dyn std::fmt::Display| Error::User(format!("{}: is not a whole safetensors file ({error})", path.display()));
+    let damaged = |error: &dyn std::fmt::Display| {
+        Error::User(format!("{}: is not a whole safetensors file ({error})", path.display()))
+    };
     let (_, metadata) = SafeTensors::read_metadata(&encoded).map_err(|error| damaged(&error))?;
     let file = SafeTensors::deserialize(&encoded).map_err(|error| damaged(&error))?;
     let mut tensors = HashMap::new();
@@ -231,7 +263,11 @@ fn load_tensors(path: &Path) -> Result<(Header, HashMap<String, Tensor>)> {
         if view.dtype() != Dtype::F32 {
             return Err(damaged(&format!("{name} is not float32")));
         }
-        let numbers: Vec<f32> = view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])).collect();
+        let numbers: Vec<f32> = view
+            .data()
+            .chunks_exact(4)
+            .map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+            .collect();
         tensors.insert(name, Tensor::from_vec(numbers, view.shape(), &Device::Cpu)?);
     }
     Ok((metadata.metadata().clone().unwrap_or_default(), tensors))
@@ -244,4 +280,3 @@ pub fn scale_of(metrics: &Metrics) -> f64 {
 
 /// The factor on the predicted deviation that makes its 68 % interval hold 68 % of the validation pixels.
 pub const SIGMA_SCALE: &str = "validation/sigma_scale";
-

@@ -38,10 +38,7 @@ pub enum Error {
 impl Error {
     /// Return an error of the system about a path.
     pub fn io(path: impl AsRef<Path>, source: io::Error) -> Self {
-        Self::Io {
-            path: path.as_ref().to_path_buf(),
-            source,
-        }
+        Self::Io { path: path.as_ref().to_path_buf(), source }
     }
 
     /// Return true for errors that `--skip-bad` may leave out: one sample cannot be read.
@@ -52,10 +49,9 @@ impl Error {
     /// Return true where a disk is full.
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => matches!(
-                source.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            ),
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
             _ => false,
         }
     }

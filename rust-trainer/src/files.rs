@@ -49,11 +49,7 @@ fn write_parts(path: &Path, parts: &[&[u8]], manner: Manner) -> io::Result<()> {
         if manner.durable {
             file.sync_all()?;
         }
-        if manner.replace {
-            fs::rename(&temporary, path)
-        } else {
-            rename_unless_present(&temporary, path)
-        }
+        if manner.replace { fs::rename(&temporary, path) } else { rename_unless_present(&temporary, path) }
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

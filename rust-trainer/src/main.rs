@@ -4,13 +4,14 @@ use std::process::ExitCode;
 
 use foundation_stereo_trainer::data::build_cache::build_cache;
 use foundation_stereo_trainer::errors::{Result, on_one_line};
-use foundation_stereo_trainer::memory::keep_freed_memory;
+use foundation_stereo_trainer::memory::{keep_candle_from_spinning, keep_freed_memory};
 use foundation_stereo_trainer::options::{COMMAND, parse};
 use foundation_stereo_trainer::start::resolve;
 use foundation_stereo_trainer::stop::StopSignals;
 use foundation_stereo_trainer::train::train;
 
 fn main() -> ExitCode {
+    keep_candle_from_spinning();
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

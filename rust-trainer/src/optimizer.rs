@@ -27,7 +27,9 @@ pub struct AdamW {
 impl AdamW {
     /// Return the optimizer before its first step.
     pub fn new(variables: &Variables, weight_decay: f64) -> Result<Self> {
-        let zeros = || variables.iter().map(|(name, variable)| Ok((name.clone(), variable.zeros_like()?))).collect::<Result<_>>();
+        let zeros = || {
+            variables.iter().map(|(name, variable)| Ok((name.clone(), variable.zeros_like()?))).collect::<Result<_>>()
+        };
         Ok(Self { weight_decay, moments: (zeros()?, zeros()?), steps: 0 })
     }
 

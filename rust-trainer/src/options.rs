@@ -299,11 +299,41 @@ const SWITCHES: [&str; 5] = ["require-cache", "skip-bad", "augment", "build-cach
 
 /// What a resumed run may not change, because it would no longer be the same run.
 const FIXED: [&str; 35] = [
-    "height", "width", "max_samples", "val_fraction", "augment", "brightness_jitter", "contrast_jitter",
-    "saturation_jitter", "hue_jitter", "gamma_jitter", "lighting_jitter", "blur_prob", "blur_sigma_max",
-    "blur_kernel_size", "noise_std_max", "jpeg_prob", "erase_prob", "erase_size_max", "flip_prob",
-    "vertical_offset_max_px", "model", "base_channels", "depth", "loss", "nll_beta", "initial_weights", "batch_size",
-    "learning_rate", "weight_decay", "warmup_fraction", "clip_norm", "ema_decay", "seed", "build_cache_only", "shard",
+    "height",
+    "width",
+    "max_samples",
+    "val_fraction",
+    "augment",
+    "brightness_jitter",
+    "contrast_jitter",
+    "saturation_jitter",
+    "hue_jitter",
+    "gamma_jitter",
+    "lighting_jitter",
+    "blur_prob",
+    "blur_sigma_max",
+    "blur_kernel_size",
+    "noise_std_max",
+    "jpeg_prob",
+    "erase_prob",
+    "erase_size_max",
+    "flip_prob",
+    "vertical_offset_max_px",
+    "model",
+    "base_channels",
+    "depth",
+    "loss",
+    "nll_beta",
+    "initial_weights",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "warmup_fraction",
+    "clip_norm",
+    "ema_decay",
+    "seed",
+    "build_cache_only",
+    "shard",
 ];
 
 /// Options, and which of them the user typed: a resumed run can tell a wish from a default.
@@ -505,7 +535,8 @@ impl CacheBuildOptions {
     /// Return which part of how many `--shard` names, from 1; None without it.
     pub fn part(&self) -> Result<Option<(usize, usize)>> {
         let Some(text) = &self.shard else { return Ok(None) };
-        let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<usize>().ok()).flatten();
+        let digits =
+            |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse::<usize>().ok()).flatten();
         match text.split_once('/').map(|(number, parts)| (digits(number), digits(parts))) {
             Some((Some(number), Some(parts))) if (1..=parts).contains(&number) => Ok(Some((number, parts))),
             _ => Err(Error::User(format!("--shard {text}: has to be I/N with I from 1 to N, such as 1/4"))),
@@ -541,7 +572,9 @@ mod workers_as_json {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Workers, D::Error> {
         match Value::deserialize(deserializer)? {
             Value::String(text) if text == "auto" => Ok(Workers::Auto),
-            Value::Number(number) if number.as_u64().is_some() => Ok(Workers::Fixed(number.as_u64().unwrap_or(0) as usize)),
+            Value::Number(number) if number.as_u64().is_some() => {
+                Ok(Workers::Fixed(number.as_u64().unwrap_or(0) as usize))
+            }
             other => Err(D::Error::custom(format!("{other} is neither auto nor a number of threads"))),
         }
     }

@@ -9,14 +9,42 @@ const GAP: usize = 4;
 const UNKNOWN: [u8; 3] = [128, 128, 128];
 /// Seventeen colours, evenly spaced, of the maps that matplotlib calls turbo and magma; linear between them.
 const TURBO: [[u8; 3]; 17] = [
-    [48, 18, 59], [64, 64, 162], [70, 107, 227], [66, 148, 255], [40, 188, 235], [24, 221, 194], [50, 242, 152],
-    [109, 254, 98], [164, 252, 60], [205, 236, 52], [238, 207, 58], [253, 172, 52], [251, 126, 33], [235, 80, 14],
-    [208, 47, 5], [169, 22, 1], [122, 4, 3],
+    [48, 18, 59],
+    [64, 64, 162],
+    [70, 107, 227],
+    [66, 148, 255],
+    [40, 188, 235],
+    [24, 221, 194],
+    [50, 242, 152],
+    [109, 254, 98],
+    [164, 252, 60],
+    [205, 236, 52],
+    [238, 207, 58],
+    [253, 172, 52],
+    [251, 126, 33],
+    [235, 80, 14],
+    [208, 47, 5],
+    [169, 22, 1],
+    [122, 4, 3],
 ];
 const MAGMA: [[u8; 3]; 17] = [
-    [0, 0, 4], [10, 8, 34], [29, 17, 71], [54, 16, 107], [81, 18, 124], [106, 28, 129], [131, 38, 129], [156, 46, 127],
-    [183, 55, 121], [208, 65, 111], [231, 82, 99], [245, 107, 92], [252, 137, 97], [254, 167, 114], [254, 196, 136],
-    [253, 226, 163], [252, 253, 191],
+    [0, 0, 4],
+    [10, 8, 34],
+    [29, 17, 71],
+    [54, 16, 107],
+    [81, 18, 124],
+    [106, 28, 129],
+    [131, 38, 129],
+    [156, 46, 127],
+    [183, 55, 121],
+    [208, 65, 111],
+    [231, 82, 99],
+    [245, 107, 92],
+    [252, 137, 97],
+    [254, 167, 114],
+    [254, 196, 136],
+    [253, 226, 163],
+    [252, 253, 191],
 ];
 
 /// A prediction in main memory, [B, H, W] each.
@@ -31,16 +59,15 @@ pub struct PredictedMaps {
 pub fn preview(batch: &StereoBatch, predicted: &PredictedMaps) -> Image {
     let rows = SHOWN.min(batch.len());
     let (height, width) = (batch.height, batch.width);
-    let mut image = Image {
-        height: rows * (height + GAP) - GAP,
-        width: 6 * (width + GAP) - GAP,
-        pixels: Vec::new(),
-    };
+    let mut image = Image { height: rows * (height + GAP) - GAP, width: 6 * (width + GAP) - GAP, pixels: Vec::new() };
     image.pixels = vec![255; image.height * image.width * 3];
     let pixels = height * width;
     for row in 0..rows {
         let at = row * pixels..(row + 1) * pixels;
-        let truth_px: Vec<f32> = batch.disparity_px[at.clone()].iter().map(|px| if is_valid(px.to_f32()) { px.to_f32() } else { f32::NAN }).collect();
+        let truth_px: Vec<f32> = batch.disparity_px[at.clone()]
+            .iter()
+            .map(|px| if is_valid(px.to_f32()) { px.to_f32() } else { f32::NAN })
+            .collect();
         let disparity_px = &predicted.disparity_px[at.clone()];
         let sigma_px: Vec<f32> = predicted.log_variance[at].iter().map(|value| (0.5 * value).exp()).collect();
         let error_px: Vec<f32> = disparity_px.iter().zip(&truth_px).map(|(a, b)| (a - b).abs()).collect();

@@ -81,7 +81,8 @@ impl Record {
 
     /// Return true when the last checkpoint is older than --checkpoint-minutes.
     pub fn is_due(&self) -> bool {
-        self.saved_at.elapsed() > Duration::try_from_secs_f64(60.0 * self.options.tracking.checkpoint_minutes).unwrap_or(Duration::MAX)
+        self.saved_at.elapsed()
+            > Duration::try_from_secs_f64(60.0 * self.options.tracking.checkpoint_minutes).unwrap_or(Duration::MAX)
     }
 
     /// Write the last checkpoint, of this moment.
@@ -100,7 +101,12 @@ impl Record {
     }
 
     /// Keep a finished epoch: its preview, its metrics, the best checkpoint where it is the best, the last one.
-    pub fn finish_epoch(&mut self, state: &TrainingState, is_best: bool, example: Option<(StereoBatch, PredictedMaps)>) -> Result<()> {
+    pub fn finish_epoch(
+        &mut self,
+        state: &TrainingState,
+        is_best: bool,
+        example: Option<(StereoBatch, PredictedMaps)>,
+    ) -> Result<()> {
         if let Some((batch, predicted)) = example {
             let path = self.folder.join(PREVIEWS).join(format!("epoch_{:04}.png", state.history.len()));
             write_atomically(&path, &[&encode_png(&preview(&batch, &predicted))], QUICK)?;
@@ -119,7 +125,11 @@ impl Record {
         let path = self.folder.join("bad_samples.txt");
         let text: String = bad.iter().map(|line| format!("{line}\n")).collect();
         write_atomically(&path, &[text.as_bytes()], QUICK)?;
-        println!("{} samples could not be read and were left out, listed in {}; the first: {first}", bad.len(), path.display());
+        println!(
+            "{} samples could not be read and were left out, listed in {}; the first: {first}",
+            bad.len(),
+            path.display()
+        );
         Ok(())
     }
 
@@ -130,7 +140,11 @@ impl Record {
         let mut text = fs::read_to_string(&path).unwrap_or_default();
         text.extend(rebuilt.iter().map(|line| format!("{line}\n")));
         write_atomically(&path, &[text.as_bytes()], QUICK)?;
-        println!("{} cache entries were damaged and rebuilt, listed in {}; the first: {first}", rebuilt.len(), path.display());
+        println!(
+            "{} cache entries were damaged and rebuilt, listed in {}; the first: {first}",
+            rebuilt.len(),
+            path.display()
+        );
         Ok(())
     }
 
@@ -161,7 +175,10 @@ impl Record {
 /// Return steps.jsonl, opened to add to, with the lines of the first so many steps.
 fn reopen_steps(path: &Path, steps_done: usize) -> Result<File> {
     let text = fs::read_to_string(path).unwrap_or_default();
-    let is_kept = |line: &&str| serde_json::from_str::<Value>(line).is_ok_and(|line| line["step"].as_u64().is_some_and(|step| step <= steps_done as u64));
+    let is_kept = |line: &&str| {
+        serde_json::from_str::<Value>(line)
+            .is_ok_and(|line| line["step"].as_u64().is_some_and(|step| step <= steps_done as u64))
+    };
     let kept: String = text.lines().filter(is_kept).map(|line| format!("{line}\n")).collect();
     write_atomically(path, &[kept.as_bytes()], QUICK)?;
     File::options().append(true).open(path).map_err(|error| Error::io(path, error))
@@ -184,7 +201,11 @@ pub fn epoch_line(epoch: usize, epochs: i64, metrics: &Metrics) -> String {
         ),
     };
     let unwritten = number("data/cache_unwritten").unwrap_or(0.0);
-    let not_kept = if unwritten > 0.0 { format!("; {unwritten:.0} samples read could not be kept in the cache") } else { String::new() };
+    let not_kept = if unwritten > 0.0 {
+        format!("; {unwritten:.0} samples read could not be kept in the cache")
+    } else {
+        String::new()
+    };
     format!(
         "epoch {}/{epochs}: {}; {}; {:.1} samples/s, {:.1} % waiting for data{not_kept}",
         epoch + 1,

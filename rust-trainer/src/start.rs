@@ -30,7 +30,8 @@ pub fn resolve(explicit: &Explicit) -> Result<Start> {
     if let Some(resume) = &explicit.options.tracking.resume {
         let path = resume_path(resume, &explicit.options.tracking.output_dir)?;
         let state = ResumeState::load(&path)?;
-        let saved = from_plain(&state.facts.options).map_err(|error| Error::User(format!("--resume {resume}: {error}")))?;
+        let saved =
+            from_plain(&state.facts.options).map_err(|error| Error::User(format!("--resume {resume}: {error}")))?;
         let folder = path.parent().and_then(Path::parent).unwrap_or(Path::new(".")).to_path_buf();
         return Ok(Start { options: explicit.over(&saved)?, resumed: Some((state, folder)), given: None });
     }
@@ -80,7 +81,9 @@ fn take_over(mut base: TrainOptions, given: &GivenNetwork) -> Result<TrainOption
     plain["augment"] = augment;
     if plain["augment"]["jpeg_prob"].as_f64().is_some_and(|probability| probability > 0.0) {
         plain["augment"]["jpeg_prob"] = json!(0.0);
-        eprintln!("--initial-weights: learnt from JPEG-compressed pairs as well, which is not in Rust; --jpeg-prob is 0");
+        eprintln!(
+            "--initial-weights: learnt from JPEG-compressed pairs as well, which is not in Rust; --jpeg-prob is 0"
+        );
     }
     from_plain(&Value::Object(plain)).map_err(|error| Error::User(format!("--initial-weights: {error}")))
 }
@@ -91,7 +94,11 @@ fn check_size(given: &GivenNetwork, options: &TrainOptions) -> Result<()> {
         return Ok(());
     }
     let named = |size: UNetSize| format!("--base-channels {} --depth {}", size.base_channels, size.depth);
-    Err(Error::User(format!("--initial-weights: holds a network of {}, and the flags ask for {}", named(given.size), named(asked))))
+    Err(Error::User(format!(
+        "--initial-weights: holds a network of {}, and the flags ask for {}",
+        named(given.size),
+        named(asked)
+    )))
 }
 
 /// Return the size of the network that the options ask for.
@@ -112,7 +119,9 @@ pub fn pick_device(choice: DeviceChoice) -> Result<Device> {
     let refused = |device: &str, error: candle_core::Error| {
         let reason = error.to_string();
         let reason = reason.lines().next().unwrap_or_default().to_string();
-        Error::User(format!("--device {device}: cannot be used ({reason}); build with --features {device} on a machine that has one"))
+        Error::User(format!(
+            "--device {device}: cannot be used ({reason}); build with --features {device} on a machine that has one"
+        ))
     };
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),

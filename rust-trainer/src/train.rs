@@ -42,7 +42,8 @@ pub fn train(mut start: Start, stop: &StopSignals) -> Result<()> {
     }
     println!("{}", data.summary);
     let identity = data.facts["dataset_fingerprint"].as_str().unwrap_or_default().to_string();
-    let mut state = TrainingState::fresh(size_of(&options), &first_weights(&start)?, &options.optimizer, identity, &device)?;
+    let mut state =
+        TrainingState::fresh(size_of(&options), &first_weights(&start)?, &options.optimizer, identity, &device)?;
     let resumed = match start.resumed.take() {
         None => None,
         Some((saved, folder)) => {
@@ -97,7 +98,9 @@ pub fn train(mut start: Start, stop: &StopSignals) -> Result<()> {
         bar.close();
 
         let network = UNet::new(state.size, state.shipped_weights()?);
-        let seen = evaluate(&network, &data.validation, batch_size, &options.loss, &device, || save_or_stop(&mut record, &state, stop))?;
+        let seen = evaluate(&network, &data.validation, batch_size, &options.loss, &device, || {
+            save_or_stop(&mut record, &state, stop)
+        })?;
         let metrics = epoch_metrics(&state, &seen, &bar, &options);
         let (bad, rebuilt) = listed(&state.counts, &seen.counts);
         println!("{}", epoch_line(epoch, options.optimizer.epochs, &metrics));
@@ -135,7 +138,10 @@ fn keys_of(batch: &StereoBatch, options: &TrainOptions, epoch: usize) -> Vec<Key
 /// Return the maps of a prediction in main memory.
 fn in_memory(prediction: &StereoPrediction) -> Result<PredictedMaps> {
     let numbers = |tensor: &Tensor| tensor.detach().flatten_all()?.to_vec1::<f32>();
-    Ok(PredictedMaps { disparity_px: numbers(&prediction.disparity_px)?, log_variance: numbers(&prediction.log_variance)? })
+    Ok(PredictedMaps {
+        disparity_px: numbers(&prediction.disparity_px)?,
+        log_variance: numbers(&prediction.log_variance)?,
+    })
 }
 
 /// Return the errors at one pixel in four.
@@ -197,7 +203,11 @@ fn evaluate(
 
 fn count_errors(batch: &StereoBatch, predicted: &PredictedMaps) -> (DisparityErrors, ErrorRatios) {
     let pixels = batch.height * batch.width;
-    let parts = predicted.disparity_px.par_chunks(pixels).zip(predicted.log_variance.par_chunks(pixels)).zip(batch.disparity_px.par_chunks(pixels));
+    let parts = predicted
+        .disparity_px
+        .par_chunks(pixels)
+        .zip(predicted.log_variance.par_chunks(pixels))
+        .zip(batch.disparity_px.par_chunks(pixels));
     let counted: Vec<_> = parts
         .map(|((disparity_px, log_variance), truth_px)| {
             let (mut errors, mut ratios) = (DisparityErrors::default(), ErrorRatios::default());
@@ -285,7 +295,8 @@ fn all_facts(data: Map<String, Value>, state: &TrainingState, device: &Device) -
 }
 
 fn start_line(record: &Record, facts: &Map<String, Value>, options: &TrainOptions, state: &TrainingState) -> String {
-    let begun = if state.progress.step > 0 { format!(", resumed after step {}", state.progress.step) } else { String::new() };
+    let begun =
+        if state.progress.step > 0 { format!(", resumed after step {}", state.progress.step) } else { String::new() };
     format!(
         "run {}{begun}: {} of {} parameters, float32 on {}; {} training and {} validation samples of {}x{}; results in {}",
         record.run_id,

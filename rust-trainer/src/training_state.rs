@@ -32,9 +32,16 @@ pub struct TrainingState {
 
 impl TrainingState {
     /// Return the state before the first step.
-    pub fn fresh(size: UNetSize, weights: &Weights, options: &OptimizerOptions, data: String, device: &Device) -> Result<Self> {
+    pub fn fresh(
+        size: UNetSize,
+        weights: &Weights,
+        options: &OptimizerOptions,
+        data: String,
+        device: &Device,
+    ) -> Result<Self> {
         let variables = variables_of(&on_device(weights, device)?)?;
-        let average = (options.ema_decay > 0.0).then(|| MovingAverage::new(&variables, options.ema_decay)).transpose()?;
+        let average =
+            (options.ema_decay > 0.0).then(|| MovingAverage::new(&variables, options.ema_decay)).transpose()?;
         Ok(Self {
             size,
             optimizer: AdamW::new(&variables, options.weight_decay)?,
@@ -108,7 +115,8 @@ impl TrainingState {
 
     /// Close the epoch, and return true where its validation EPE is the lowest so far.
     pub fn finish_epoch(&mut self, metrics: Metrics, time_ms: u64) -> bool {
-        let epe_px = |metrics: &Metrics| metrics.get("validation/epe_px").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
+        let epe_px =
+            |metrics: &Metrics| metrics.get("validation/epe_px").and_then(Value::as_f64).unwrap_or(f64::INFINITY);
         let best_px = self.history.iter().map(|record| epe_px(&record.metrics)).fold(f64::INFINITY, f64::min);
         let is_best = epe_px(&metrics) < best_px;
         self.history.push(EpochRecord { epoch: self.history.len() + 1, time_ms, metrics });
@@ -155,7 +163,10 @@ impl TrainingState {
         let parts = [Some(&saved.weights), saved.average.as_ref(), Some(&saved.moments.0), Some(&saved.moments.1)];
         let shapes = self.size.shapes();
         let fits = |weights: &Weights| {
-            weights.len() == shapes.len() && weights.iter().all(|(name, tensor)| shapes.get(name).is_some_and(|shape| tensor.dims() == shape.as_slice()))
+            weights.len() == shapes.len()
+                && weights
+                    .iter()
+                    .all(|(name, tensor)| shapes.get(name).is_some_and(|shape| tensor.dims() == shape.as_slice()))
         };
         if !parts.into_iter().flatten().all(fits) || saved.average.is_some() != self.average.is_some() {
             return Err(Error::User(format!("--resume: the state of run {} does not fit its network", facts.run_id)));

@@ -155,7 +155,13 @@ fn augmented_pairs_are_pythons() {
         noise_std_max: 0.1,
         ..plain.clone()
     };
-    let all = AugmentOptions { blur_prob: 0.6, erase_prob: 0.8, vertical_offset_max_px: 2.5, flip_prob: 0.5, ..plain.clone() };
+    let all = AugmentOptions {
+        blur_prob: 0.6,
+        erase_prob: 0.8,
+        vertical_offset_max_px: 2.5,
+        flip_prob: 0.5,
+        ..plain.clone()
+    };
     for (name, options) in [("user", user), ("all", all), ("default", plain)] {
         let mut batch = repeated(&expected["small"]);
         let keys: Vec<Key> = batch.indices.iter().map(|&index| Key::new(6, 3, index)).collect();
@@ -170,7 +176,8 @@ fn augmented_pairs_are_pythons() {
             .flat_map(|row| (0..48).step_by(12).map(move |y| (row * 48 + y) * 64))
             .map(|at| batch.disparity_px[at].to_f32())
             .collect();
-        let halved = |values: Vec<f32>| values.into_iter().map(|value| f16::from_f32(value).to_f32()).collect::<Vec<_>>();
+        let halved =
+            |values: Vec<f32>| values.into_iter().map(|value| f16::from_f32(value).to_f32()).collect::<Vec<_>>();
         assert_eq!(firsts, halved(flat(&expected[&format!("{name}.disparity_px")])), "{name}");
     }
 }
@@ -182,7 +189,8 @@ fn repeated(small: &Tensor) -> StereoBatch {
     let (height, width) = (4 * h, 4 * w);
     let view = |first: usize| {
         let mut bytes = Vec::new();
-        for (image, y, x) in (0..count).flat_map(|i| (0..height).flat_map(move |y| (0..width).map(move |x| (i, y, x)))) {
+        for (image, y, x) in (0..count).flat_map(|i| (0..height).flat_map(move |y| (0..width).map(move |x| (i, y, x))))
+        {
             bytes.extend((first..first + 3).map(|channel| values[((image * 6 + channel) * h + y / 4) * w + x / 4]));
         }
         bytes

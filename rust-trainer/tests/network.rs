@@ -7,7 +7,9 @@ use candle_core::{Device, Tensor};
 use foundation_stereo_trainer::loss::heteroscedastic_loss;
 use foundation_stereo_trainer::metrics::DisparityErrors;
 use foundation_stereo_trainer::model::unet::{UNet, UNetSize, Weights};
-use foundation_stereo_trainer::optimizer::{AdamW, MovingAverage, clip_factor, gradient_norm, learning_rate_at, variables_of};
+use foundation_stereo_trainer::optimizer::{
+    AdamW, MovingAverage, clip_factor, gradient_norm, learning_rate_at, variables_of,
+};
 use foundation_stereo_trainer::options::{Distribution, LossOptions, OptimizerOptions};
 use foundation_stereo_trainer::uncertainty::ErrorRatios;
 
@@ -37,7 +39,8 @@ fn numbers(value: &serde_json::Value) -> Vec<f64> {
 /// Bytes [B, C, h, w], each repeated over 4x4 pixels, cut to a size, as 0..1.
 fn repeated(small: &Tensor, height: usize, width: usize) -> Tensor {
     let (batch, channels, h, w) = small.dims4().unwrap();
-    let blocks = small.reshape((batch, channels, h, 1, w, 1)).unwrap().broadcast_as((batch, channels, h, 4, w, 4)).unwrap();
+    let blocks =
+        small.reshape((batch, channels, h, 1, w, 1)).unwrap().broadcast_as((batch, channels, h, 4, w, 4)).unwrap();
     let full = blocks.reshape((batch, channels, 4 * h, 4 * w)).unwrap().to_dtype(candle_core::DType::F32).unwrap();
     (full.narrow(2, 0, height).unwrap().narrow(3, 0, width).unwrap().contiguous().unwrap() / 255.0).unwrap()
 }
@@ -62,7 +65,8 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 #[test]
 fn weights_have_the_names_and_shapes_of_pythons() {
     for (size, file, count) in [(SMALL, "network.safetensors", 41), (DEEP, "deep.safetensors", 65)] {
-        let found: BTreeMap<String, Vec<usize>> = weights(file).iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+        let found: BTreeMap<String, Vec<usize>> =
+            weights(file).iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
         assert_eq!(found, size.shapes());
         assert_eq!(found.len(), count);
     }
@@ -114,7 +118,8 @@ fn all_65_gradients_are_pytorchs_at_a_size_with_odd_halves() {
 #[test]
 fn twenty_steps_have_pytorchs_losses_norms_and_average() {
     let (given, expected) = (tensors("steps.safetensors"), json("steps.json"));
-    let (losses, norms, rates) = (numbers(&expected["losses"]), numbers(&expected["norms"]), numbers(&expected["rates"]));
+    let (losses, norms, rates) =
+        (numbers(&expected["losses"]), numbers(&expected["norms"]), numbers(&expected["rates"]));
     let options = OptimizerOptions { learning_rate: 2e-3, ..OptimizerOptions::default() };
     let variables = variables_of(&weights("steps_first.safetensors")).unwrap();
     let mut optimizer = AdamW::new(&variables, options.weight_decay).unwrap();
@@ -132,7 +137,11 @@ fn twenty_steps_have_pytorchs_losses_norms_and_average() {
         optimizer.step(&variables, &gradients, clip_factor(norm, options.clip_norm), rate).unwrap();
         average.update(&variables).unwrap();
         let mean = f64::from(mean.to_scalar::<f32>().unwrap());
-        println!("step {step}: loss {mean:.6} ({:+.1e}), norm {norm:.4} ({:+.1e})", mean - expected_loss, norm / norms[step] - 1.0);
+        println!(
+            "step {step}: loss {mean:.6} ({:+.1e}), norm {norm:.4} ({:+.1e})",
+            mean - expected_loss,
+            norm / norms[step] - 1.0
+        );
         assert!((mean - expected_loss).abs() < 1e-3, "step {step}: loss {mean}, not {expected_loss}");
         assert!((norm / norms[step] - 1.0).abs() < 5e-3, "step {step}: norm {norm}, not {}", norms[step]);
         assert!((rate - rates[step]).abs() < 1e-9);

@@ -13,7 +13,8 @@ use foundation_stereo_trainer::data::sample::Image;
 use serde_json::Value;
 
 /// A network and images so small that a run takes a fraction of a second.
-const SMALL: [&str; 10] = ["--height", "48", "--width", "64", "--base-channels", "4", "--depth", "2", "--num-workers", "1"];
+const SMALL: [&str; 10] =
+    ["--height", "48", "--width", "64", "--base-channels", "4", "--depth", "2", "--num-workers", "1"];
 
 fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_foundation-stereo-train"));
@@ -45,12 +46,17 @@ fn write_tree(folder: &Path, scenes: usize, frames: usize) {
             height,
             width,
             pixels: (0..height * width)
-                .flat_map(|at| key(at / width, at % width + offset).uniform::<3>("colour", UNIT).map(|value| (255.0 * value) as u8))
+                .flat_map(|at| {
+                    key(at / width, at % width + offset).uniform::<3>("colour", UNIT).map(|value| (255.0 * value) as u8)
+                })
                 .collect(),
         };
         let steps = 1000 * shift as u32;
-        let digits = |known: bool| if known { [(steps / 65025) as u8, (steps / 255 % 255) as u8, (steps % 255) as u8] } else { [0; 3] };
-        let disparity = Image { height, width, pixels: (0..height * width).flat_map(|at| digits(at % width >= shift)).collect() };
+        let digits = |known: bool| {
+            if known { [(steps / 65025) as u8, (steps / 255 % 255) as u8, (steps % 255) as u8] } else { [0; 3] }
+        };
+        let disparity =
+            Image { height, width, pixels: (0..height * width).flat_map(|at| digits(at % width >= shift)).collect() };
         let data = folder.join(format!("data/scene_{scene}/dataset/data"));
         for (part, image) in [("left/rgb", image(0)), ("right/rgb", image(shift)), ("left/disparity", disparity)] {
             fs::create_dir_all(data.join(part)).unwrap();
@@ -67,7 +73,8 @@ fn folder_with_tree(scenes: usize, frames: usize) -> tempfile::TempDir {
 
 /// The folder of the only run.
 fn run_folder(folder: &Path) -> PathBuf {
-    let runs: Vec<PathBuf> = fs::read_dir(folder.join("outputs-rs")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let runs: Vec<PathBuf> =
+        fs::read_dir(folder.join("outputs-rs")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(runs.len(), 1);
     runs[0].clone()
 }
@@ -122,7 +129,10 @@ fn mistakes_get_one_line_and_status_2() {
         let message = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
         assert_eq!(message.lines().count(), 1, "{arguments:?}: {message}");
-        assert!(message.starts_with("foundation-stereo-train: ") && message.contains(expected), "{arguments:?}: {message}");
+        assert!(
+            message.starts_with("foundation-stereo-train: ") && message.contains(expected),
+            "{arguments:?}: {message}"
+        );
     }
     assert!(!folder.path().join("outputs-rs").exists(), "a refused run leaves no folder");
 }
@@ -135,7 +145,11 @@ fn a_damaged_image_is_named_or_left_out() {
     fs::write(&bad, &whole[..whole.len() / 2]).unwrap();
     let output = run(folder.path(), &with(&["--epochs", "1", "--val-fraction", "0"]));
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("scene_1/dataset/data/left/rgb/0001.png: is damaged"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("scene_1/dataset/data/left/rgb/0001.png: is damaged"),
+        "{}",
+        text(&output.stderr)
+    );
     fs::remove_dir_all(folder.path().join("outputs-rs")).unwrap();
     let printed = succeed(folder.path(), &with(&["--epochs", "1", "--val-fraction", "0", "--skip-bad"]));
     assert!(printed.contains("1 samples could not be read and were left out"), "{printed}");
@@ -154,7 +168,14 @@ fn a_run_leaves_all_its_files() {
     assert_eq!(config["options"]["optimizer"]["epochs"], 2);
     let history = json(&run.join("metrics_history.json"));
     assert_eq!(history.as_array().unwrap().len(), 2);
-    for name in ["train/loss", "train/epe_px", "validation/epe_px", "validation/bad_2_percent", "validation/sigma_scale", "learning_rate"] {
+    for name in [
+        "train/loss",
+        "train/epe_px",
+        "validation/epe_px",
+        "validation/bad_2_percent",
+        "validation/sigma_scale",
+        "learning_rate",
+    ] {
         assert!(history[1]["metrics"][name].is_number(), "{name}");
     }
     let steps = fs::read_to_string(run.join("steps.jsonl")).unwrap();
@@ -234,7 +255,8 @@ fn a_run_that_is_killed_twenty_times_while_it_saves_ends_like_one_that_was_not()
 
     let mut interruptions = 0;
     for trial in 0..200 {
-        let state = fs::read_dir(folder.path().join("outputs-rs")).ok().and_then(|mut runs| Some(runs.next()?.unwrap().path()));
+        let state =
+            fs::read_dir(folder.path().join("outputs-rs")).ok().and_then(|mut runs| Some(runs.next()?.unwrap().path()));
         let resumable = state.filter(|run| run.join("checkpoints/last.resume.safetensors").is_file());
         let child = match &resumable {
             Some(run) => command(folder.path(), &["--resume", run.to_str().unwrap()]).spawn().unwrap(),
@@ -264,12 +286,19 @@ fn a_run_that_is_killed_twenty_times_while_it_saves_ends_like_one_that_was_not()
     let found = ResumeState::load(&run.join("checkpoints/last.resume.safetensors")).unwrap();
     assert_eq!(found.facts.progress, expected.facts.progress);
     for (name, tensor) in &expected.weights {
-        let bits = |tensor: &candle_core::Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let bits = |tensor: &candle_core::Tensor| {
+            tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
         assert!(bits(tensor) == bits(&found.weights[name]), "{name} differs");
     }
     let comparable = |state: &ResumeState| -> Vec<Value> {
         let epochs = state.facts.history.iter().map(|record| record.metrics.clone());
-        epochs.map(|mut metrics| { metrics.retain(|name, _| !name.starts_with("speed/")); Value::Object(metrics) }).collect()
+        epochs
+            .map(|mut metrics| {
+                metrics.retain(|name, _| !name.starts_with("speed/"));
+                Value::Object(metrics)
+            })
+            .collect()
     };
     assert_eq!(comparable(&found), comparable(&expected));
 }
@@ -281,8 +310,25 @@ fn seven_scenes_are_overfitted_to_less_than_a_pixel() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = Path::new(&shared).join("fsd-sample").display().to_string();
     let options = [
-        "--dataset-root", &dataset, "--cache-root", "cache", "--val-fraction", "0", "--no-augment", "--epochs", "300",
-        "--batch-size", "7", "--base-channels", "16", "--height", "120", "--width", "160", "--lr", "0.003",
+        "--dataset-root",
+        &dataset,
+        "--cache-root",
+        "cache",
+        "--val-fraction",
+        "0",
+        "--no-augment",
+        "--epochs",
+        "300",
+        "--batch-size",
+        "7",
+        "--base-channels",
+        "16",
+        "--height",
+        "120",
+        "--width",
+        "160",
+        "--lr",
+        "0.003",
     ];
     let printed = succeed(folder.path(), &options);
     println!("{}", printed.lines().rev().nth(1).unwrap());

@@ -190,7 +190,8 @@ impl Changes {
         let is_below = |purpose: &str, probability: f64| f64::from(key.uniform::<1>(purpose, UNIT)[0]) < probability;
         let centres: [f32; 2 * ERASED_PATCHES] = key.uniform("erase centre", UNIT);
         let largest = options.erase_size_max;
-        let halves: [f32; 2 * ERASED_PATCHES] = key.uniform("erase size", Range { low: 0.05 * largest, high: 0.5 * largest });
+        let halves: [f32; 2 * ERASED_PATCHES] =
+            key.uniform("erase size", Range { low: 0.05 * largest, high: 0.5 * largest });
         Self {
             views,
             blurred: is_below("blur", options.blur_prob),

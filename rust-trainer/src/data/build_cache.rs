@@ -164,7 +164,9 @@ impl Build {
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) if error.is_disk_full() => Err(self.disk_full(&error, taken.len() - report.done())),
             Some(error) => Err(error),
-            None if stop.requested() => Err(stop.error("stopped; what is written is kept, and the next start resumes".into())),
+            None if stop.requested() => {
+                Err(stop.error("stopped; what is written is kept, and the next start resumes".into()))
+            }
             None => Ok(report),
         }
     }
@@ -191,7 +193,10 @@ impl Build {
                 Ok(Some((Some(made_of), _))) if made_of != now => {
                     let path = cache.path(scene, stem);
                     outcome = Outcome::Changed;
-                    fault = Some(("changed, rebuilt", format!("{}: its files have changed since it was made", path.display())));
+                    fault = Some((
+                        "changed, rebuilt",
+                        format!("{}: its files have changed since it was made", path.display()),
+                    ));
                 }
                 Ok(Some(_)) => return Ok((Outcome::Found, 0)),
                 Err(Error::CorruptEntry(reason)) => {
@@ -299,7 +304,12 @@ impl FaultList {
         }
         for path in old {
             match fs::remove_file(&path) {
-                Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) => {
+                Err(error)
+                    if !matches!(
+                        error.kind(),
+                        ErrorKind::NotFound | ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied
+                    ) =>
+                {
                     return Err(Error::io(path, error));
                 }
                 _ => {}

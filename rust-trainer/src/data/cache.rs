@@ -129,7 +129,14 @@ impl SampleCache {
     /// Make or replace an entry, and return its size in bytes.
     ///
     /// `leave_free`: the disk counts as full when no more than this share of it is free.
-    pub fn write(&self, scene: &str, stem: &str, sample: &StereoSample, source: &SourceStamp, leave_free: f64) -> Result<u64> {
+    pub fn write(
+        &self,
+        scene: &str,
+        stem: &str,
+        sample: &StereoSample,
+        source: &SourceStamp,
+        leave_free: f64,
+    ) -> Result<u64> {
         for part in [scene, &format!("{stem}{ENTRY_SUFFIX}")] {
             if part.is_empty() || part.contains('/') || [".", "..", MANIFEST].contains(&part) {
                 return Err(Error::RefusedEntry(format!(
@@ -259,7 +266,9 @@ impl SampleCache {
         if !folder.is_dir() {
             self.make_root()?;
             match fs::create_dir(folder) {
-                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(Error::io(folder, error)),
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io(folder, error));
+                }
                 _ => {}
             }
         }
@@ -273,7 +282,12 @@ impl SampleCache {
     /// The folders that may hold entries. Every disk has a folder of its own, which only its system may enter.
     fn folders(&self) -> Result<Vec<PathBuf>> {
         let names = file_names(&self.root)?;
-        Ok(names.into_iter().filter(|name| name != "lost+found").map(|name| self.root.join(name)).filter(|path| path.is_dir()).collect())
+        Ok(names
+            .into_iter()
+            .filter(|name| name != "lost+found")
+            .map(|name| self.root.join(name))
+            .filter(|path| path.is_dir())
+            .collect())
     }
 
     fn first_entries(&self, at_most: usize) -> Result<Vec<PathBuf>> {
@@ -303,7 +317,8 @@ impl SampleCache {
         if !path.exists() {
             return self.check_foreign_size();
         }
-        let foreign = || Error::Data(format!("{}: is not a manifest of this program; name another --cache-root", path.display()));
+        let foreign =
+            || Error::Data(format!("{}: is not a manifest of this program; name another --cache-root", path.display()));
         let text = fs::read_to_string(&path).map_err(|error| match error.kind() {
             std::io::ErrorKind::InvalidData => foreign(),
             _ => Error::io(&path, error),

@@ -68,7 +68,8 @@ pub fn decode_fsd_disparity(path: &Path, code: &Image, height: usize, width: usi
         let line = &code.pixels[row * code.width * 3..][..code.width * 3];
         for &column in &columns {
             let digits = &line[3 * column..][..3];
-            let steps = u32::from(digits[0]) * FSD_BASE * FSD_BASE + u32::from(digits[1]) * FSD_BASE + u32::from(digits[2]);
+            let steps =
+                u32::from(digits[0]) * FSD_BASE * FSD_BASE + u32::from(digits[1]) * FSD_BASE + u32::from(digits[2]);
             // The largest code has 24 bits, so it is exact in float32.
             let native_px = if steps == 0 { f32::NAN } else { steps as f32 / FSD_STEPS_PER_PX };
             largest_px = largest_px.max(native_px);
@@ -114,7 +115,10 @@ fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
         let (height, width) = (header.height, header.width);
         let mut image = Image { height, width, pixels: vec![0; 3 * height * width] };
         let format = turbojpeg::PixelFormat::RGB;
-        decompressor.decompress(encoded, turbojpeg::Image { pixels: &mut image.pixels[..], width, pitch: 3 * width, height, format })?;
+        decompressor.decompress(
+            encoded,
+            turbojpeg::Image { pixels: &mut image.pixels[..], width, pitch: 3 * width, height, format },
+        )?;
         Ok(image)
     };
     decode().map_err(|error| error.to_string())
@@ -188,7 +192,9 @@ fn to_rgb(pixels: &[u8], channels: usize) -> Vec<u8> {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>> {
-    let refused = |error: std::io::Error| Error::Data(Error::io(path, error).to_string().replacen(": ", ": cannot be read (", 1) + ")");
+    let refused = |error: std::io::Error| {
+        Error::Data(Error::io(path, error).to_string().replacen(": ", ": cannot be read (", 1) + ")")
+    };
     let metadata = fs::metadata(path).map_err(refused)?;
     if !metadata.is_file() {
         return Err(Error::Data(format!("{}: is not a file", path.display())));

@@ -178,7 +178,8 @@ impl FsdIndex {
             let by = "nothing: validation repeats the training samples".to_string();
             return Ok(Split { train: taken.to_vec(), validation: taken.to_vec(), by });
         }
-        let scenes: Vec<u32> = taken.iter().map(|&i| self.frames[i].scene).collect::<BTreeSet<_>>().into_iter().collect();
+        let scenes: Vec<u32> =
+            taken.iter().map(|&i| self.frames[i].scene).collect::<BTreeSet<_>>().into_iter().collect();
         let share_of = |count: usize| ((count as f64 * val_fraction).round_ties_even() as usize).max(1);
         let (kept, by): (BTreeSet<usize>, String) = if scenes.len() as f64 * val_fraction >= 1.0 {
             let order = ranked(scenes.iter().map(|&scene| self.scenes[scene as usize].clone()));
@@ -247,7 +248,8 @@ fn scan_scene(root: &Path, scene: u32, name: &str) -> Result<(Vec<Frame>, Vec<St
     let stems: BTreeSet<&OsString> = left.keys().chain(right.keys()).chain(disparity.keys()).collect();
     let (mut complete, mut incomplete) = (Vec::new(), Vec::new());
     for stem in stems {
-        let parts = [("left image", left.get(stem)), ("right image", right.get(stem)), ("disparity map", disparity.get(stem))];
+        let parts =
+            [("left image", left.get(stem)), ("right image", right.get(stem)), ("disparity map", disparity.get(stem))];
         if let [(_, Some(&left_suffix)), (_, Some(&right_suffix)), (_, Some(_))] = parts {
             let stem = as_utf8(stem)?.into();
             complete.push(Frame { scene, stem, left_suffix, right_suffix });
@@ -263,7 +265,9 @@ fn scan_scene(root: &Path, scene: u32, name: &str) -> Result<(Vec<Frame>, Vec<St
 fn frames_in(folder: &Path, suffixes: &[&str]) -> Result<BTreeMap<OsString, u8>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(BTreeMap::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(BTreeMap::new());
+        }
         Err(error) => return Err(Error::io(folder, error)),
     };
     let mut frames: HashMap<OsString, u8> = HashMap::new();

@@ -48,7 +48,8 @@ pub fn recolour(image: &[u8], exponent: f32, matrix: &[[f32; 3]; 3], pivot: f32,
             *sum += u64::from(value);
         }
     }
-    let luminance: f64 = sums.iter().zip(luma).map(|(&sum, &weight)| sum as f64 * f64::from(weight)).sum::<f64>() / (255.0 * pixels as f64);
+    let luminance: f64 = sums.iter().zip(luma).map(|(&sum, &weight)| sum as f64 * f64::from(weight)).sum::<f64>()
+        / (255.0 * pixels as f64);
     let offset = (f64::from(pivot) * luminance.powf(f64::from(exponent))) as f32;
     // A byte has but 256 levels: their powers are looked up.
     let levels: [f32; 256] = std::array::from_fn(|level| (level as f32 / 255.0).powf(exponent));
@@ -135,7 +136,8 @@ pub fn move_vertically(image: &mut Planes, offset_px: &Field, largest_px: f64) {
             }
             for y in k + 1..height {
                 for x in 0..width {
-                    plane[y * width + x] += step(y - k - 1, x) * (field_px[y * width + x].clamp(-part - 1.0, -part) + part);
+                    plane[y * width + x] +=
+                        step(y - k - 1, x) * (field_px[y * width + x].clamp(-part - 1.0, -part) + part);
                 }
             }
         }

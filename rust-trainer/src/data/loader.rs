@@ -91,7 +91,10 @@ impl FileReader {
     /// Do the work of reading sample i and change nothing; errors are reported when it is read in earnest.
     fn rehearse(&self, i: usize) {
         if let Some(cache) = &self.cache
-            && matches!(cache.read(self.index.scene(i), self.index.stem(i), &mut cache.empty_sample().destination()), Ok(true))
+            && matches!(
+                cache.read(self.index.scene(i), self.index.stem(i), &mut cache.empty_sample().destination()),
+                Ok(true)
+            )
         {
             return;
         }
@@ -241,16 +244,11 @@ pub fn open_files(options: &DataOptions, dataset_root: Option<&Path>) -> Result<
     }
     let taken = index.take_spread(options.max_samples.map(|count| count as usize));
     let split = index.split(&taken, options.val_fraction)?;
-    let reader = FileReader {
-        index,
-        cache,
-        require_cache: options.require_cache,
-        height,
-        width,
-        unwritable: Once::new(),
-    };
+    let reader =
+        FileReader { index, cache, require_cache: options.require_cache, height, width, unwritable: Once::new() };
     let (workers, why) = prepare_reading(&reader, &taken, options.num_workers);
-    let dataset = dataset_root.or(options.cache_root.as_deref()).map(|root| root.display().to_string()).unwrap_or_default();
+    let dataset =
+        dataset_root.or(options.cache_root.as_deref()).map(|root| root.display().to_string()).unwrap_or_default();
     let facts = serde_json::json!({
         "dataset": dataset,
         "dataset_fingerprint": reader.index.fingerprint(&taken),

@@ -106,7 +106,8 @@ impl<'a> NpzFile<'a> {
         let body = self.body(key, member, largest)?;
         let header = NpyHeader::parse(&body[..body.len().min(LARGEST_HEADER)])
             .ok_or_else(|| format!("is damaged (its {key} does not begin as an NPY array does)"))?;
-        let expected = || format!("holds {key} {} {:?}, not {} {shape:?}", header.descr, header.shape, kinds[0].descr());
+        let expected =
+            || format!("holds {key} {} {:?}, not {} {shape:?}", header.descr, header.shape, kinds[0].descr());
         let kind = Kind::from_code(&header.descr[1..]).filter(|kind| kinds.contains(kind)).ok_or_else(expected)?;
         if header.shape != shape {
             return Err(expected());
@@ -127,7 +128,10 @@ impl<'a> NpzFile<'a> {
             .packed(member)
             .ok_or_else(|| format!("is damaged (its {key} is not where the directory places it)"))?;
         if member.size > largest as u64 {
-            return Err(format!("is damaged (its {key} unpacks to {} bytes, more than the {largest} expected)", member.size));
+            return Err(format!(
+                "is damaged (its {key} unpacks to {} bytes, more than the {largest} expected)",
+                member.size
+            ));
         }
         let body: Cow<'a, [u8]> = match member.method {
             STORED if member.size == member.stored_size => packed.into(),

@@ -38,13 +38,25 @@ impl CustomOp2 for Convolution {
         "convolution"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, kernels: &CpuStorage, kernels_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        kernels: &CpuStorage,
+        kernels_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::new(x_layout.shape(), kernels_layout.shape(), self.stride)?;
         let y = forward(&geometry, floats(x, x_layout)?, floats(kernels, kernels_layout)?);
         Ok((CpuStorage::F32(y), geometry.output_shape()))
     }
 
-    fn bwd(&self, x: &Tensor, kernels: &Tensor, _y: &Tensor, grad_y: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        kernels: &Tensor,
+        _y: &Tensor,
+        grad_y: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let geometry = Geometry::new(x.shape(), kernels.shape(), self.stride)?;
         let grad_y = grad_y.contiguous()?;
         let (grad_x, grad_kernels) = with_floats(&grad_y, |grad_y| {
@@ -142,7 +154,11 @@ thread_local! {
 }
 
 /// Call `use_it` with this thread's memory for so many numbers, which hold anything.
-fn with_scratch<T>(scratch: &'static std::thread::LocalKey<RefCell<Vec<f32>>>, length: usize, use_it: impl FnOnce(&mut [f32]) -> T) -> T {
+fn with_scratch<T>(
+    scratch: &'static std::thread::LocalKey<RefCell<Vec<f32>>>,
+    length: usize,
+    use_it: impl FnOnce(&mut [f32]) -> T,
+) -> T {
     scratch.with_borrow_mut(|numbers| {
         if numbers.len() < length {
             numbers.resize(length, 0.0);
@@ -163,16 +179,35 @@ struct Matrix {
 ///
 /// # Safety
 /// All three lie within memory that is theirs, the result's not shared.
-unsafe fn multiply(result: (*mut f32, usize, usize), add: bool, left: Matrix, right: Matrix, (m, n, k): (usize, usize, usize)) {
+unsafe fn multiply(
+    result: (*mut f32, usize, usize),
+    add: bool,
+    left: Matrix,
+    right: Matrix,
+    (m, n, k): (usize, usize, usize),
+) {
     let (start, row_stride, column_stride) = result;
     // SAFETY: the caller's promise.
     unsafe {
         gemm(
-            m, n, k,
-            start, column_stride as isize, row_stride as isize, add,
-            left.start, left.column_stride as isize, left.row_stride as isize,
-            right.start, right.column_stride as isize, right.row_stride as isize,
-            1.0, 1.0, false, false, false,
+            m,
+            n,
+            k,
+            start,
+            column_stride as isize,
+            row_stride as isize,
+            add,
+            left.start,
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.start,
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
             Parallelism::None,
         );
     }
@@ -197,7 +232,9 @@ fn forward(geometry: &Geometry, x: &[f32], kernels: &[f32]) -> Vec<f32> {
                     // SAFETY: `product` is this thread's own.
                     unsafe { multiply((product.as_mut_ptr(), 1, pixels), false, left, right, size) };
                     // SAFETY: tiles are disjoint images of `y`.
-                    let images = unsafe { shared.slice(tile.image * geometry.output_size(), tile.images * geometry.output_size()) };
+                    let images = unsafe {
+                        shared.slice(tile.image * geometry.output_size(), tile.images * geometry.output_size())
+                    };
                     scatter_images(geometry, product, images, pixels);
                 });
             }
@@ -333,7 +370,9 @@ fn add_input_gradient(geometry: &Geometry, tile: &Tile, kernels: &[f32], grad_y:
         let left = Matrix { start: of_tile.as_ptr(), row_stride: 1, column_stride: geometry.out_pixels() };
         let right = Matrix { start: kernels.as_ptr(), row_stride: unfolded, column_stride: 1 };
         // SAFETY: the sizes are those of the three slices.
-        unsafe { multiply((columns.as_mut_ptr(), 1, pixels), false, left, right, (pixels, unfolded, geometry.outputs)) };
+        unsafe {
+            multiply((columns.as_mut_ptr(), 1, pixels), false, left, right, (pixels, unfolded, geometry.outputs))
+        };
         fold(geometry, tile, columns, gradient);
     });
 }

@@ -61,7 +61,15 @@ impl CustomOp3 for GroupNormRelu {
         "group_norm_relu"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, scale: &CpuStorage, scale_layout: &Layout, shift: &CpuStorage, shift_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        scale: &CpuStorage,
+        scale_layout: &Layout,
+        shift: &CpuStorage,
+        shift_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let geometry = Geometry::new(x_layout.shape(), self.groups)?;
         let (x, scale, shift) = (floats(x, x_layout)?, floats(scale, scale_layout)?, floats(shift, shift_layout)?);
         let mut y = vec![0.0; x.len()];
@@ -81,11 +89,20 @@ impl CustomOp3 for GroupNormRelu {
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, scale: &Tensor, _shift: &Tensor, y: &Tensor, grad_y: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        scale: &Tensor,
+        _shift: &Tensor,
+        y: &Tensor,
+        grad_y: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let geometry = Geometry::new(x.shape(), self.groups)?;
         let grad_y = grad_y.contiguous()?;
         let Gradients { of_x, of_scale, of_shift } = with_floats(x, |x| {
-            with_floats(y, |y| with_floats(&grad_y, |grad_y| with_floats(scale, |scale| Ok(gradients(&geometry, x, y, grad_y, scale)))))
+            with_floats(y, |y| {
+                with_floats(&grad_y, |grad_y| with_floats(scale, |scale| Ok(gradients(&geometry, x, y, grad_y, scale))))
+            })
         })?;
         let device = x.device();
         Ok((
@@ -100,7 +117,8 @@ impl CustomOp3 for GroupNormRelu {
 fn moments(x: &[f32]) -> (f32, f32) {
     let mean = sum(x, |value| value) / x.len() as f64;
     let centre = mean as f32;
-    let variance = sum(x, |value| (value - centre) * (value - centre)) / x.len() as f64 - (mean - f64::from(centre)).powi(2);
+    let variance =
+        sum(x, |value| (value - centre) * (value - centre)) / x.len() as f64 - (mean - f64::from(centre)).powi(2);
     (centre, (1.0 / (variance + EPSILON).sqrt()) as f32)
 }
 
@@ -131,7 +149,11 @@ struct Gradients {
 fn gradients(geometry: &Geometry, x: &[f32], y: &[f32], grad_y: &[f32], scale: &[f32]) -> Gradients {
     let size = geometry.group_size();
     let mut of_x = vec![0.0; x.len()];
-    let groups = of_x.par_chunks_exact_mut(size).zip(x.par_chunks_exact(size)).zip(y.par_chunks_exact(size)).zip(grad_y.par_chunks_exact(size));
+    let groups = of_x
+        .par_chunks_exact_mut(size)
+        .zip(x.par_chunks_exact(size))
+        .zip(y.par_chunks_exact(size))
+        .zip(grad_y.par_chunks_exact(size));
     let of_channels: Vec<Vec<(f64, f64)>> = groups
         .enumerate()
         .map(|(group, (((of_x, x), y), grad_y))| {
@@ -149,7 +171,14 @@ fn gradients(geometry: &Geometry, x: &[f32], y: &[f32], grad_y: &[f32], scale: &
 }
 
 /// Fill the gradient of one group's x, and return (sum of g n, sum of g) of each of its channels.
-fn group_gradient(geometry: &Geometry, of_x: &mut [f32], x: &[f32], y: &[f32], grad_y: &[f32], scale: &[f32]) -> Vec<(f64, f64)> {
+fn group_gradient(
+    geometry: &Geometry,
+    of_x: &mut [f32],
+    x: &[f32],
+    y: &[f32],
+    grad_y: &[f32],
+    scale: &[f32],
+) -> Vec<(f64, f64)> {
     let (mean, inverse_deviation) = moments(x);
     let pixels = geometry.pixels;
     let sums: Vec<(f64, f64)> = (0..scale.len())
@@ -158,7 +187,9 @@ fn group_gradient(geometry: &Geometry, of_x: &mut [f32], x: &[f32], y: &[f32], g
             channel_sums(&x[at.clone()], &y[at.clone()], &grad_y[at], mean, inverse_deviation)
         })
         .collect();
-    let weighted = |pick: fn(&(f64, f64)) -> f64| sums.iter().zip(scale).map(|(sums, &scale)| pick(sums) * f64::from(scale)).sum::<f64>();
+    let weighted = |pick: fn(&(f64, f64)) -> f64| {
+        sums.iter().zip(scale).map(|(sums, &scale)| pick(sums) * f64::from(scale)).sum::<f64>()
+    };
     let count = x.len() as f64;
     let (mean_h, mean_hn) = ((weighted(|sums| sums.1) / count) as f32, (weighted(|sums| sums.0) / count) as f32);
     // grad_x = a g - b x + c
@@ -181,12 +212,18 @@ fn channel_sums(x: &[f32], y: &[f32], grad_y: &[f32], mean: f32, inverse_deviati
     let (mut with_n, mut plain) = (0f64, 0f64);
     for ((x, y), grad_y) in x.chunks(STRETCH).zip(y.chunks(STRETCH)).zip(grad_y.chunks(STRETCH)) {
         let (mut n_lanes, mut lanes) = ([0f32; LANES], [0f32; LANES]);
-        for ((x, y), grad_y) in x.chunks(LANES).zip(y.chunks(LANES)).zip(grad_y.chunks(LANES)) {
-            for lane in 0..x.len() {
+        let (x, y, grad_y) = (x.as_chunks::<LANES>(), y.as_chunks::<LANES>(), grad_y.as_chunks::<LANES>());
+        for ((x, y), grad_y) in x.0.iter().zip(y.0).zip(grad_y.0) {
+            for lane in 0..LANES {
                 let g = if y[lane] > 0.0 { grad_y[lane] } else { 0.0 };
                 n_lanes[lane] += g * (x[lane] - mean);
                 lanes[lane] += g;
             }
+        }
+        for (lane, ((x, y), grad_y)) in x.1.iter().zip(y.1).zip(grad_y.1).enumerate() {
+            let g = if *y > 0.0 { *grad_y } else { 0.0 };
+            n_lanes[lane] += g * (x - mean);
+            lanes[lane] += g;
         }
         with_n += n_lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();
         plain += lanes.iter().map(|&lane| f64::from(lane)).sum::<f64>();

@@ -10,7 +10,8 @@ pub fn upsample_and_join(x: &Tensor, skip: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         let (batch, channels, height, width) = x.dims4()?;
         // Candle's own nearest upsampling overwrites gradients that its input has collected before.
-        let doubled = x.reshape((batch, channels, height, 1, width, 1))?.broadcast_as((batch, channels, height, 2, width, 2))?;
+        let doubled =
+            x.reshape((batch, channels, height, 1, width, 1))?.broadcast_as((batch, channels, height, 2, width, 2))?;
         return Tensor::cat(&[&doubled.reshape((batch, channels, 2 * height, 2 * width))?, skip], 1);
     }
     x.contiguous()?.apply_op2(&skip.contiguous()?, UpsampleAndJoin)
@@ -23,7 +24,13 @@ impl CustomOp2 for UpsampleAndJoin {
         "upsample_and_join"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, x_layout: &Layout, skip: &CpuStorage, skip_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        skip: &CpuStorage,
+        skip_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = x_layout.shape().dims4()?;
         let (_, more, tall, wide) = skip_layout.shape().dims4()?;
         if (tall, wide) != (2 * height, 2 * width) {
@@ -43,7 +50,13 @@ impl CustomOp2 for UpsampleAndJoin {
         Ok((CpuStorage::F32(joined), (batch, channels + more, tall, wide).into()))
     }
 
-    fn bwd(&self, x: &Tensor, skip: &Tensor, _joined: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        skip: &Tensor,
+        _joined: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (_, channels, height, width) = x.dims4()?;
         let (_, more, tall, wide) = skip.dims4()?;
         let plane = tall * wide;
