@@ -60,6 +60,7 @@ def main() -> None:
 
 
 def write_random_numbers() -> None:
+    """Write keys' numbers, an epoch's order, and noise."""
     keys = sample_keys(3, 7, torch.tensor([0, 1, 12345]))
     numbers = {
         "uniform": uniform(keys, "gamma", 4).tolist(),
@@ -72,6 +73,7 @@ def write_random_numbers() -> None:
 
 
 def write_splits() -> None:
+    """Write divisions of samples with odd names."""
     scenes = tuple(sorted(f"scene {i:02d}" if i % 3 else f"räume-{i}" for i in range(12)))
     frames = [(s, stem) for s in range(12) for stem in sorted(f"{10**4 * s + f:04d}" for f in range(5 + s % 4))]
     names = SampleNames.from_pairs(scenes, frames)
@@ -127,13 +129,14 @@ def trained_looking(options: ModelOptions) -> nn.Module:
     with torch.no_grad():
         for name, weights in network.named_parameters():
             if "norm" in name or name.endswith("bias"):
-                weights += 0.2 * torch.randn_like(weights)
+                weights.add_(torch.randn_like(weights), alpha=0.2)
             if name == "head.weight":
                 weights.copy_(0.01 * torch.randn_like(weights))
     return network
 
 
 def save_network(network: nn.Module, options: ModelOptions, name: str) -> None:
+    """Write a network with its header."""
     model = {"model": options.model, "base_channels": options.base_channels, "depth": options.depth}
     checkpoint = Checkpoint(
         model=model,
@@ -153,6 +156,7 @@ def repeated(small: torch.Tensor, height: int, width: int) -> torch.Tensor:
 
 
 def write_forward(network: nn.Module) -> None:
+    """Write predictions at three sizes, some pixels of each."""
     small = torch.randint(0, 256, (1, 6, 60, 80), dtype=torch.uint8)
     tensors = {"small": small}
     for height, width in ((240, 320), (61, 87), (48, 64)):
@@ -244,6 +248,7 @@ def write_augmented() -> None:
 
 
 def write_metrics() -> None:
+    """Write counts, figures and the fitted scale of a prediction."""
     torch.manual_seed(3)
     truth_px = 40 * torch.rand(2, 1, 24, 32)
     truth_px[torch.rand_like(truth_px) < 0.3] = math.nan
@@ -266,6 +271,7 @@ def write_metrics() -> None:
 
 
 def write_json(name: str, content: object) -> None:
+    """Write JSON on one line."""
     (FOLDER / name).write_text(json.dumps(content) + "\n")
 
 
