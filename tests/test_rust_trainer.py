@@ -230,10 +230,12 @@ def test_both_programs_train_alike_from_the_same_weights(
 @pytest.mark.slow
 def test_python_computes_what_rust_reports_of_its_checkpoint(tmp_path: Path, rust: Callable[..., str]) -> None:
     for frame in range(6):
-        write_fsd_sample(tmp_path / "data", f"scene_{frame % 3}", f"{frame:04d}", 50, 70, seed=frame)
+        write_fsd_sample(tmp_path / "data", f"scene_{frame % 3}", f"{frame:04d}", 48, 64, seed=frame)
     rust("--dataset-root", "data", "--cache-root", "cache", "--epochs", 3, "--val-fraction", 0.34, *SMALL)
     trained = read_trained(rust_run() / "checkpoints/last.safetensors")
-    options = arguments.build(TrainOptions, {"height": 48, "width": 64, "val_fraction": 0.34, "num_workers": 0}).data
+    options = arguments.build(
+        TrainOptions, {"height": 48, "width": 64, "val_fraction": 0.34, "num_workers": 0, "cache_root": Path("cache")}
+    ).data
     source = open_files(options, Path("data"), pin_memory=False).validation
     (batch,) = source.batches([np.arange(len(source))], epoch=0)
     with torch.no_grad():

@@ -179,7 +179,11 @@ fn a_run_leaves_all_its_files() {
         assert!(history[1]["metrics"][name].is_number(), "{name}");
     }
     let steps = fs::read_to_string(run.join("steps.jsonl")).unwrap();
-    assert!(steps.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap() % 10 == 0));
+    assert!(
+        steps
+            .lines()
+            .all(|line| serde_json::from_str::<Value>(line).unwrap()["step"].as_u64().unwrap().is_multiple_of(10))
+    );
     let header = json(&run.join("checkpoints/best.json"));
     assert_eq!(header["kind"], "foundation-stereo-depth checkpoint");
     assert_eq!(header["augment"]["jpeg_prob"], 0.0);

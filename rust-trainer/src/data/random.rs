@@ -129,7 +129,7 @@ pub fn standard_normal(count: usize, seed: u32) -> Vec<f32> {
     for block in numbers.chunks_exact_mut(BLOCK) {
         to_normal(block);
     }
-    if count % BLOCK > 0 {
+    if !count.is_multiple_of(BLOCK) {
         let last = &mut numbers[count - BLOCK..];
         last.fill_with(|| random.next_unit());
         to_normal(last);
