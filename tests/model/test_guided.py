@@ -24,13 +24,8 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
-<<<<<<< HEAD
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match, prior_planes
-from foundation_stereo_depth.training.loss import heteroscedastic_loss, training_loss
-=======
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match_blocks, prior_planes
 from foundation_stereo_depth.training.loss import heteroscedastic_loss, loss_terms, weighted_loss
->>>>>>> house-training
 from foundation_stereo_depth.training.state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
