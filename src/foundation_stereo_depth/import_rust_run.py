@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.knobs import OptionGroup, option
+from foundation_stereo_depth.options.fields import OptionGroup, option
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
