@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import OptionGroup, option
 
 if TYPE_CHECKING:
