@@ -117,7 +117,7 @@ def check_batch(model: str, pair: Float[Tensor, "B 6 H W"]) -> None:
 
 
 def unet_input(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> Float[Tensor, "B 13 H W"]:
-    """Return the input of the U-Net, each plane about 1. Of the views the left: the prior compares it with the right."""
+    """Return the input of the U-Net, each plane about 1: the left view, since the prior compares it with the right."""
     left, _ = pair.split(3, dim=1)
     prior_px, around, matched, unlike, relief = prior.split((1, 2, 1, 5, 1), dim=1)
     return torch.cat(
