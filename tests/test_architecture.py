@@ -34,6 +34,8 @@ FORBIDDEN_WORDS = re.compile(
 ALLOWED = (
     '"made-up scenes"',  # data set identity in checkpoints
     'f"made-up-{n:05d}"',  # folders of a pool in caches
+    "@@made-up-00000",  # one of them, in documents
+    '"by_doubt"',  # a key of the JSON of evaluate
     '"picture": "figure"',  # older word of --write
     "`picture`",  # the same, in documents
     "--picture raw.jpg",  # commands as they were run at the time

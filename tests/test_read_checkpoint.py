@@ -14,6 +14,7 @@ from foundation_stereo_depth.checkpoint import (
 )
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import open_backend
+from foundation_stereo_depth.options.inference import InferenceOptions
 
 
 def header_of(path: Path) -> dict:
@@ -98,12 +99,12 @@ def test_a_header_that_is_not_json_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["none.pt", "none.safetensors", "none.onnx"])
 def test_a_missing_file_is_named(name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(No such file"):
-        open_backend(Path(name), backend="auto", device="cpu", precision="auto", compile=False)
+        open_backend(Path(name), InferenceOptions(device="cpu"))
 
 
 def test_weights_run_on_torch_alone(tiny_checkpoint: Path) -> None:
     with pytest.raises(UserError, match=r"--backend openvino: runs \.onnx files, not .*foundation-stereo-export"):
-        open_backend(tiny_checkpoint, backend="openvino", device="cpu", precision="auto", compile=False)
+        open_backend(tiny_checkpoint, InferenceOptions(backend="openvino", device="cpu"))
 
 
 def test_the_header_is_plain_json(tiny_checkpoint: Path) -> None:

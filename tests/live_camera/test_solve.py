@@ -160,7 +160,7 @@ def test_inconsistent_pair_is_rejected() -> None:
         (lambda pairs: [pairs[0]] * 4 + [pairs[1]] * 4, "only 2 of 8 pairs show the board in a different pose"),
         (
             lambda pairs: [dataclasses.replace(each, left=each.right, right=each.left) for each in pairs],
-            "the eyes are exchanged; exchange left and right",
+            "left and right are exchanged; swap the two cameras",
         ),
         (
             lambda pairs: [moved(each, each.name, 40.0 * (-1) ** n) for n, each in enumerate(pairs)],
@@ -265,7 +265,7 @@ def test_images_of_two_sizes_are_an_error(capsys: pytest.CaptureFixture[str]) ->
     assert calibrate_command([*write_pairs("sizes", [one, small]), "-o", "a.npz"]) == 2
     assert "pair 1 is 320x240, the first is 640x480; a calibration needs images of one size" in capsys.readouterr().err
     assert calibrate_command([*write_pairs("views", [(one[0], small[1])]), "-o", "a.npz"]) == 2
-    assert "left0.png: is 640x480, but its right eye is 320x240" in capsys.readouterr().err
+    assert "left0.png: is 640x480, but its right view is 320x240" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

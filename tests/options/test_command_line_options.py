@@ -18,7 +18,7 @@ def test_only_what_was_typed_is_explicit() -> None:
     assert parsed("--epochs", "5", "--no-augment", "--dataset-root", "x", "--num-workers", "auto") == {
         "epochs": 5,
         "augment": False,
-        "dataset_root": Path("x"),
+        "dataset_root": ("x",),
         "num_workers": "auto",
     }
 

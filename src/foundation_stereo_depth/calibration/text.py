@@ -1,4 +1,4 @@
-"""Text of calibration files -> plain Python values, whoever wrote it: bounded in size, depth and time.
+"""Text of calibration files -> plain Python values, of any origin: bounded in size, depth and time.
 
 OpenCV's own `cv2.FileStorage` is no parser for foreign files: matrices without cols, with negative or with a hundred
 sizes overwrite its memory. So its YAML, XML and JSON are read here, by PyYAML, xml.etree and json, and every matrix is

@@ -1,1 +1,1 @@
-"""Stereo data: files, cache, made-up scenes, augmentation, batches."""
+"""Stereo data: files, cache, synthetic scenes, augmentation, batches."""

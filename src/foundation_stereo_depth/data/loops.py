@@ -2,7 +2,7 @@
 
 Half of what it costs to read a FoundationStereo sample is undoing the filters of its PNG, one pixel after the other,
 and much of the rest is averaging boxes of pixels. Compiling takes seconds and memory, which hundreds of samples win
-back and a few do not: whoever is about to decode many calls `compile_loops`. Both ways give the same bytes.
+back and a few do not: a reader that is about to decode many calls `compile_loops`. Both ways give the same bytes.
 
 Measured against cv2.imdecode and cv2.resize(INTER_AREA) by `benchmarks/loader.py fill`.
 """

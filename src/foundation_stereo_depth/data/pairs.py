@@ -74,7 +74,7 @@ class Pairs:
                     f"{late}: lacks a frame before frame {number}: from there on the views are "
                     f"{abs(present[0].at_s - present[1].at_s):.3f} s apart; pairs before it are good"
                 )
-            yield _pair(f"{paths[0].stem}_{number:06d}", [frame.picture for frame in present], str(paths[0]))
+            yield _pair(f"{paths[0].stem}_{number:06d}", [frame.image for frame in present], str(paths[0]))
 
 
 def find_pairs(left: str, right: str | None) -> Pairs:
@@ -163,7 +163,7 @@ def _is_video(text: str) -> bool:
 class _Frame:
     """One frame of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
 
-    picture: Image
+    image: Image
     at_s: float
     lasts_s: float
 
@@ -180,8 +180,8 @@ def _frames(path: Path) -> Iterator[_Frame]:
             retrieved, bgr = capture.retrieve()
             if not retrieved:
                 raise DataError(f"{path}: frame {number} cannot be decoded")
-            picture = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield _Frame(picture=picture, at_s=at_s - first_s, lasts_s=lasts_s)
+            image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
+            yield _Frame(image=image, at_s=at_s - first_s, lasts_s=lasts_s)
             number += 1
         if number == 0:
             raise DataError(f"{path}: is not a video that can be decoded")
@@ -191,14 +191,14 @@ def _frames(path: Path) -> Iterator[_Frame]:
         capture.release()
 
 
-def _pair(name: str, pictures: list[Image], source: str) -> NamedPair:
-    if len(pictures) == 2:
-        left, right = pictures
+def _pair(name: str, images: list[Image], source: str) -> NamedPair:
+    if len(images) == 2:
+        left, right = images
     else:
-        width = pictures[0].shape[1]
+        width = images[0].shape[1]
         if width % 2:
             raise DataError(f"{source}: is {width} px wide, so it does not hold two views of one width side by side")
-        left, right = pictures[0][:, : width // 2], pictures[0][:, width // 2 :]
+        left, right = images[0][:, : width // 2], images[0][:, width // 2 :]
     if left.shape != right.shape:
         raise DataError(
             f"{source}: is {left.shape[1]}x{left.shape[0]}, but its right view is {right.shape[1]}x{right.shape[0]}; a "

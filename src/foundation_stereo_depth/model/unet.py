@@ -1,4 +1,4 @@
-"""A 6-channel U-Net: both eyes go in together, and the network finds out by itself how to compare them."""
+"""A 6-channel U-Net: both views are one input of six channels, and the network learns how to compare them."""
 
 import math
 from itertools import pairwise
@@ -17,14 +17,14 @@ LOG_SHARE_RANGE = (math.log(1e-4), math.log(1.0))
 """Disparity as a share of the width: from far beyond what can be told apart to all of it."""
 FRESH_SHARE = 0.06
 FRESH_SIGMA_PX = 4.0
-"""What a network says before it has learnt anything: about the mean of our scenes, and an honest doubt."""
+"""Initial prediction: about the mean disparity of our scenes, and a standard deviation to match."""
 
 
 class UNet(nn.Module):
     """Down to 1/2**(depth + 1) of the size and up to 1/2 again, with skips; two numbers per pixel of full size.
 
     The first convolution halves at once: at full resolution a 3x3 convolution costs four times as much and sees half
-    as far, and the whole picture has to be seen to find a disparity of a third of its width. Disparity is predicted as
+    as far, and the whole image has to be seen to find a disparity of a third of its width. Disparity is predicted as
     a share of the padded width, so that one set of weights makes sense at several sizes.
 
     Args:

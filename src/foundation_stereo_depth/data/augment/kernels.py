@@ -1,6 +1,6 @@
-"""The heavy steps of augmentation on pictures: OpenCV does them on a CPU, PyTorch on every other device.
+"""The heavy steps of augmentation: OpenCV does them on a CPU, PyTorch on every other device.
 
-Both take the same numbers and give the same pictures up to rounding, which tests hold them to (JPEG itself leaves more
+Both take the same numbers and give the same images up to rounding, which tests hold them to (JPEG itself leaves more
 open than that); what the numbers are is settled elsewhere (augment.py). docs/experiments.md measures what it is worth.
 """
 
@@ -36,41 +36,41 @@ def room(*shape: int, device: torch.device) -> Float[Tensor, "..."]:
 
 
 def recolour(
-    pictures: UInt8[Tensor, "N 3 H W"],
+    images_u8: UInt8[Tensor, "N 3 H W"],
     exponent: Float[Tensor, " N"],
     matrix: Float[Tensor, "N 3 3"],
     pivot: Float[Tensor, " N"],
     into: Images,
 ) -> None:
-    """Writes matrix @ v + pivot * m, where v is the picture in 0..1 to the power of `exponent`.
+    """Writes matrix @ v + pivot * m, where v is the image in 0..1 to the power of `exponent`.
 
-    And m is the mean luminance of the picture in 0..1, to the same power.
+    And m is the mean luminance of the image in 0..1, to the same power.
     """
-    if not pictures.is_cpu:
-        into.copy_(_recoloured(pictures, exponent, matrix, pivot))
+    if not images_u8.is_cpu:
+        into.copy_(_recoloured(images_u8, exponent, matrix, pivot))
         return
-    # Interleaved, as a batch from files is; planar pictures are copied.
-    interleaved = pictures.permute(0, 2, 3, 1).contiguous().numpy()
-    values = room(*interleaved.shape[1:], device=pictures.device).numpy()
+    # Interleaved, as a batch from files is; planar images are copied.
+    interleaved = images_u8.permute(0, 2, 3, 1).contiguous().numpy()
+    values = room(*interleaved.shape[1:], device=images_u8.device).numpy()
     rows = np.empty((3, 4))
     numbers = exponent.tolist(), matrix.numpy(), pivot.tolist()
-    for picture, power, colours, share, planes in zip(interleaved, *numbers, into.numpy(), strict=True):
-        luminance = sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(picture), strict=False)) / 255
+    for image, power, colours, share, planes in zip(interleaved, *numbers, into.numpy(), strict=True):
+        luminance = sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(image), strict=False)) / 255
         # A byte has but 256 levels: their powers are looked up.
-        cv2.LUT(picture, _LEVELS**power, dst=values)
+        cv2.LUT(image, _LEVELS**power, dst=values)
         rows[:, :3], rows[:, 3] = colours, share * luminance**power
         for c in range(3):
             cv2.transform(values, rows[c : c + 1], dst=planes[c])
 
 
 def _recoloured(
-    pictures: UInt8[Tensor, "N 3 H W"],
+    images_u8: UInt8[Tensor, "N 3 H W"],
     exponent: Float[Tensor, " N"],
     matrix: Float[Tensor, "N 3 3"],
     pivot: Float[Tensor, " N"],
 ) -> Images:
     # Colour planes one after the other: sums, products and samplings over whole planes are what vectorises best.
-    images = pictures.contiguous().to(torch.float32).div_(255)
+    images = images_u8.contiguous().to(torch.float32).div_(255)
     luminance = images.mean(dim=(2, 3)) @ torch.tensor(LUMA, device=images.device)
     offset = (pivot * luminance**exponent)[:, None, None].expand(-1, 3, 1)
     values = images.pow_(exponent[:, None, None, None]).flatten(2)
@@ -127,8 +127,8 @@ def compress(images: Images, chosen: Bool[Tensor, " N"], quality: Float[Tensor, 
         return
     for i in chosen.nonzero().flatten().tolist():
         red, green, blue = images[i].numpy()
-        picture = cv2.convertScaleAbs(cv2.merge([blue, green, red]), alpha=255)
-        encoded = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])[1]
+        image = cv2.convertScaleAbs(cv2.merge([blue, green, red]), alpha=255)
+        encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, int(quality[i])])[1]
         back = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         assert back is not None, "OpenCV reads what it has just written"
         for bytes_of, plane in zip(cv2.split(back), (blue, green, red), strict=True):

@@ -26,10 +26,10 @@ from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.random import Keys, Range, chance, uniforms
 from foundation_stereo_depth.options.training import AugmentOptions
 
-_NOISE_BANK = 2**19  # numbers beyond the first picture's own; more would not stay in a processor's cache
+_NOISE_BANK = 2**19  # numbers beyond the first image's own; more would not stay in a processor's cache
 _ERASED_PATCHES = 2
 _WORST_QUALITY, _BEST_QUALITY = 50, 95  # of JPEG
-_LIGHTS = (3, 4)  # rows and columns of a picture's drawn light
+_LIGHTS = (3, 4)  # rows and columns of an image's random light
 
 
 def as_pair(batch: StereoBatch) -> Float[Tensor, "B 6 H W"]:
@@ -167,12 +167,12 @@ def _change(
     """Write some samples to `pair`, augmented."""
     images = pair.view(-1, 3, *pair.shape[2:])  # left, right, left, right
     of_left, of_right = images[0::2], images[1::2]
-    for eye, (pictures, into) in enumerate(((left, of_left), (right, of_right))):
-        recolour(pictures, changes.exponent[:, eye], changes.colours[:, eye], changes.pivot[:, eye], into)
+    for view, (images_u8, into) in enumerate(((left, of_left), (right, of_right))):
+        recolour(images_u8, changes.exponent[:, view], changes.colours[:, view], changes.pivot[:, view], into)
     if options.vertical_offset_max_px > 0:
         _move_vertically(of_right, changes.offset_px, options.vertical_offset_max_px)
     if options.lighting_jitter > 0:
-        images.mul_(_over_picture(changes.lights.flatten(0, 1), images.shape[2:], corners=False))
+        images.mul_(_spread_over_image(changes.lights.flatten(0, 1), images.shape[2:], corners=False))
     if options.blur_prob > 0 and options.blur_sigma_max > 0:
         blur(images, changes.blurred.flatten(), changes.blur_weights.flatten(0, 1))
     if options.noise_std_max > 0:
@@ -224,7 +224,7 @@ def _linear_weights(few: int, many: int, corners: bool, device: torch.device) ->
     return F.interpolate(torch.eye(few)[None], size=many, mode="linear", align_corners=corners)[0].to(device)
 
 
-def _over_picture(few: Float[Tensor, "N h w"], size: torch.Size, *, corners: bool) -> Float[Tensor, "N 1 H W"]:
+def _spread_over_image(few: Float[Tensor, "N h w"], size: torch.Size, *, corners: bool) -> Float[Tensor, "N 1 H W"]:
     """Return a smooth field over each image between a few values; bilinear, the outer ones in the corners or inside."""
     rows, columns = (
         _linear_weights(of_few, many, corners, few.device) for of_few, many in zip(few.shape[1:], size, strict=True)
@@ -245,7 +245,7 @@ def _move_vertically(right: Images, offset_px: Float[Tensor, "N 3 3"], largest_p
     A value at row y + offset is the one at y plus so much of each step between rows that lies on the way.
     """
     H = right.shape[2]
-    field_px = _over_picture(offset_px, right.shape[2:], corners=True)
+    field_px = _spread_over_image(offset_px, right.shape[2:], corners=True)
     steps = room(*right[:, :, 1:].shape, device=right.device)
     torch.sub(right[:, :, 1:], right[:, :, :-1], out=steps)
     for k in range(min(math.ceil(largest_px), H - 1)):

@@ -1,4 +1,4 @@
-"""Light in made-up scenes: shadows, which lie on surfaces, and glows, which each eye sees at a place of its own."""
+"""Light in synthetic scenes: shadows, which lie on surfaces, and specular highlights, which differ between views."""
 
 import math
 
@@ -28,7 +28,7 @@ def draw_shadows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 7"]:
 
 
 def draw_glows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 6"]:
-    """Reflections of lights: each eye sees them on its own place on the surface, or one eye alone."""
+    """Reflections of lights: each view has them at another place of the surface, or only one view has them."""
     n = GLOWS
     there = chance(keys, "glow", n, 1, probability=0.4)
     reach = (uniform(keys, "glow reach", n, 2, low=math.log(0.01), high=math.log(0.12)).exp() * width).reciprocal()

@@ -1,4 +1,4 @@
-"""Textures for made-up scenes: clouds, patches, stripes, print, leaves, a few photographs, and patchwork of those."""
+"""Textures for synthetic scenes: clouds, patches, stripes, print, leaves, a few photographs, and patchwork of those."""
 
 import functools
 import math
@@ -42,8 +42,8 @@ def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
     textures = []
     for number in range(TEXTURES - _PATCHWORK):
         kind = _KINDS[number % len(_KINDS)]
-        picture = photographs[number % len(photographs)]
-        texture = _crop(picture, generator) if kind is None else kind(generator)
+        image = photographs[number % len(photographs)]
+        texture = _crop(image, generator) if kind is None else kind(generator)
         textures.append(_evened(texture))
     textures += [_evened(_patchwork(textures, generator)) for _ in range(_PATCHWORK)]
     grained = [texture + _grain(generator) for texture in textures]
@@ -124,15 +124,15 @@ def _leaves(generator: torch.Generator) -> Float[Tensor, "3 size size"]:
     Lee, Mumford and Huang, "Occlusion models for natural images", IJCV 2001: a radius r has density r^-3.
     """
     y, x = torch.meshgrid(torch.arange(TEXTURE_SIZE), torch.arange(TEXTURE_SIZE), indexing="ij")
-    picture = torch.zeros(3, TEXTURE_SIZE, TEXTURE_SIZE)
+    image = torch.zeros(3, TEXTURE_SIZE, TEXTURE_SIZE)
     numbers = torch.rand(_LEAVES, 6, generator=generator).tolist()
     for share, at_x, at_y, *colour in numbers:
         radius = 3.0 / math.sqrt(share + (3.0 / TEXTURE_SIZE) ** 2)
         inside = (x - at_x * TEXTURE_SIZE) ** 2 + (y - at_y * TEXTURE_SIZE) ** 2 < radius**2
         grey = (colour[0] + colour[1] + colour[2]) / 3
         shade = torch.tensor([0.7 * grey + 0.3 * channel for channel in colour])
-        picture = torch.where(inside, shade[:, None, None], picture)
-    return picture + 0.02 * _clouds(generator)
+        image = torch.where(inside, shade[:, None, None], image)
+    return image + 0.02 * _clouds(generator)
 
 
 def _patchwork(textures: Sequence[Tensor], generator: torch.Generator) -> Float[Tensor, "3 size size"]:
@@ -140,14 +140,14 @@ def _patchwork(textures: Sequence[Tensor], generator: torch.Generator) -> Float[
     y, x = torch.meshgrid(torch.arange(TEXTURE_SIZE), torch.arange(TEXTURE_SIZE), indexing="ij")
     seeds = torch.rand(_SEEDS, 2, generator=generator) * TEXTURE_SIZE
     nearest = ((x[..., None] - seeds[:, 0]) ** 2 + (y[..., None] - seeds[:, 1]) ** 2).argmin(dim=-1)
-    picture = torch.zeros(3, TEXTURE_SIZE, TEXTURE_SIZE)
+    image = torch.zeros(3, TEXTURE_SIZE, TEXTURE_SIZE)
     for seed in range(_SEEDS):
         texture = textures[_number(generator, 0, len(textures))]
         strength, *tint = torch.rand(4, generator=generator).tolist()
         grey = sum(tint) / 3
         shade = torch.tensor([0.7 * grey + 0.3 * channel - 0.5 for channel in tint])[:, None, None]
-        picture = torch.where(nearest == seed, 2 * shade + strength * texture, picture)
-    return picture
+        image = torch.where(nearest == seed, 2 * shade + strength * texture, image)
+    return image
 
 
 def _crop(photograph: Tensor, generator: torch.Generator) -> Float[Tensor, "3 size size"]:
