@@ -84,7 +84,7 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     """What a network that corrects this matcher wants to know: see `PRIOR_PLANES`.
 
     It compares luminance alone, in little more than half the time, with smoothness penalties a half and a quarter of
-    the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments.md).
+    the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments/accuracy.md).
     It searches only the disparities between the least and the most that a quick match of small images finds, and
     where that match finds the right view exposed differently, it equalises the exposure first. The right view is warped by the
     disparity: its pixel (x - d, y) stands at (x, y), and less it the left view, 0..1, is about nothing where the answer
