@@ -87,7 +87,7 @@ class GuidedNetwork(nn.Module):
         correction, log_variance, fine, beliefs = self.head(x).float().split((1, 4, 4, 4 * _CANDIDATES), dim=1)
         prior_px, least, most = F.pixel_unshuffle(prior.split((3, 7), dim=1)[0], 2).split(4, dim=1)
         region_px = prior_px.mean(dim=1, keepdim=True) + correction * _STEP_PX
-        # What one eye alone sees is background: no region is nearer than all that the matcher found around it.
+        # What only one view shows is background: no region is nearer than all that the matcher found around it.
         behind_px = torch.minimum(region_px, (prior_px + most).amax(dim=1, keepdim=True))
         shares = (beliefs * _SHARE_GAIN).unflatten(1, (_CANDIDATES, 4)).softmax(dim=1).flatten(1, 2).split(4, dim=1)
         # The shares of the matcher's own value, of the least and of the most around it, and of the region's.
