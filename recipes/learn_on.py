@@ -225,7 +225,7 @@ def main() -> None:
         optimizer.zero_grad(set_to_none=True)
         step += 1
         torch._foreach_lerp_(slow, values, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
-        running += [float(loss), float((disparity_px.detach() - truth_px).abs().mean())]
+        running += [float(loss.detach()), float((disparity_px.detach() - truth_px).abs().mean())]
         if step % 50 == 0:
             print(f"step {step}, {done:.0%}: loss {running[0] / 50:.3f}, EPE {running[1] / 50:.3f} px", flush=True)
             running[:] = 0
