@@ -375,14 +375,14 @@ def test_a_run_starts_from_initial_weights(tiny, tiny_options) -> None:
 
 
 def test_initial_weights_of_another_network_are_refused(own_run: Path, tiny_options, tiny) -> None:
-    with pytest.raises(UserError, match=r"holds a network of --model guided .*, and the flags ask for --model unet "):
+    with pytest.raises(UserError, match=r"holds a network of --model fused .*, and the flags ask for --model unet "):
         train(tiny_options(initial_weights="default"))
     with pytest.raises(CheckpointError, match=r"missing\.pt: cannot be read"):
         resolve(tiny(initial_weights=Path("missing.pt")))
     with pytest.raises(UserError, match=r"--initial-weights net\.onnx: has to be a \.pt or \.safetensors file"):
         resolve(tiny(initial_weights=Path("net.onnx")))
-    flags = {"initial_weights": "default", "depth": 2}  # not an option of the guided network
-    assert resolve(flags)[0].model.model == "guided"
+    flags = {"initial_weights": "default", "depth": 2}  # not an option of the installed network, fused
+    assert resolve(flags)[0].model.model == "fused"
     content = torch.load("out/last.pt", weights_only=True)
     name = next(iter(content["weights"]))
     content["weights"][name][0] = float("nan")

@@ -1,0 +1,132 @@
+"""Write a pool of synthetic pairs, augmented and matched, so that training on a CPU repeats neither.
+
+Scenes are rendered at 640x480. Each is stored resized to 320x240; of some, two crops of 320x240 are stored at full
+size, matched before they are cropped, so that one network is trained at both scales. Shards of 48 entries, 88 MB each;
+stop it when there are enough.
+
+    uv run python recipes/bake_pool.py pool --seed 101
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from foundation_stereo_depth.data.augment.pipeline import augmented_pair
+from foundation_stereo_depth.data.batch import StereoBatch
+from foundation_stereo_depth.data.random import sample_keys
+from foundation_stereo_depth.data.synthetic.scenes import Views, render_scenes
+from foundation_stereo_depth.options.training import AugmentOptions
+from foundation_stereo_depth.stereo.sgbm import two_prior_planes
+
+HEIGHT, WIDTH = 240, 320
+KINDS = (0.4, 0.4, 0.2)  # floating primitives, rooms, repetition
+CROPPED = 0.4  # fraction of the scenes that are cropped too
+PER_SHARD = 48
+GRID_PX = 16  # crops start on this grid, as the squares of the prior do
+# The matcher has to be right about as often as on real pairs, so the two views differ little.
+AUGMENTATION = AugmentOptions(
+    brightness_jitter=0.08,
+    contrast_jitter=0.08,
+    saturation_jitter=0.1,
+    hue_jitter=0.01,
+    gamma_jitter=0.08,
+    lighting_jitter=0.05,
+    noise_std_max=0.05,
+    blur_prob=0.5,
+    blur_sigma_max=0.8,
+    erase_prob=0.15,
+    erase_size_max=0.08,
+    vertical_offset_max_px=0.5,
+    jpeg_prob=0.2,
+)
+Entry = dict[str, np.ndarray]
+
+
+def make_entries(scene: Views, seed: int, index: int) -> Iterator[Entry]:
+    """Yield the entries of one scene of 640x480."""
+    rng = np.random.default_rng((seed, index))
+    left, right, disparity_px = scene.left[0], scene.right[0], scene.disparity_px[0]
+    size = (WIDTH, HEIGHT)
+    small = [np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA)) for view in (left, right)]
+    pair = augment(*small, seed, index)
+    yield compact(pair, disparity_px[1::2, 1::2] / 2, compute_prior(pair))
+    if rng.random() >= CROPPED:
+        return
+    sigma_px = rng.uniform(0.15, 0.7)
+    soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
+    pair = augment(*soft, seed + 77, index)
+    planes = compute_prior(pair)
+    rows, columns = (left.shape[0] - HEIGHT) // GRID_PX + 1, (left.shape[1] - WIDTH) // GRID_PX + 1
+    for first, last in ((0, columns // 2 + 1), (columns // 2, columns)):
+        y, x = int(rng.integers(rows)) * GRID_PX, int(rng.integers(first, last)) * GRID_PX
+        cut = (..., slice(y, y + HEIGHT), slice(x, x + WIDTH))
+        yield compact(pair[cut], disparity_px[cut], planes[cut])
+
+
+def augment(left: np.ndarray, right: np.ndarray, seed: int, index: int) -> np.ndarray:
+    """Return the augmented pair as bytes, [6, H, W]."""
+    left_planes, right_planes = (
+        torch.from_numpy(np.ascontiguousarray(v.transpose(2, 0, 1)))[None] for v in (left, right)
+    )
+    batch = StereoBatch(
+        left=left_planes,
+        right=right_planes,
+        disparity_px=torch.ones(1, 1, *left.shape[:2]),
+        indices=torch.tensor([index]),
+    )
+    pair = augmented_pair(batch, sample_keys(5000 + seed, 0, batch.indices), AUGMENTATION)
+    return pair.mul(255).round_().clamp_(0, 255).to(torch.uint8)[0].numpy()
+
+
+def compute_prior(pair: np.ndarray) -> np.ndarray:
+    """Return the prior of a pair of bytes, [6, H, W]."""
+    left, right = (np.ascontiguousarray(view.transpose(1, 2, 0)) for view in (pair[:3], pair[3:]))
+    return two_prior_planes(left, right)
+
+
+def compact(pair: np.ndarray, disparity_px: np.ndarray, planes: np.ndarray) -> Entry:
+    """Return what training needs, in 24 bytes a pixel; `learn_on.py` rebuilds the prior from it."""
+    return {
+        "left": pair[:3].copy(),
+        "truth": disparity_px.astype(np.float16),
+        "first": np.round(planes[0] * 16).astype(np.uint16),
+        "around": np.round(planes[1:3] * 16).astype(np.int16),
+        "unlike": np.round(planes[[4, 5, 6, 7, 8, 12, 15]] * 127).clip(-127, 127).astype(np.int8),
+        "others": planes[[10, 13]].astype(np.float16),
+        "bits": (planes[3] + 2 * planes[11]).astype(np.uint8),
+        "support": np.round(planes[14] * 255).clip(0, 255).astype(np.uint8),
+    }
+
+
+def main() -> None:
+    """Write the pool that the flags describe."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("--seed", type=int, required=True, help="of the scenes; another one for each process")
+    parser.add_argument("--shards", type=int, default=100)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    arguments.pool.mkdir(parents=True, exist_ok=True)
+    began_s, index, pending = time.perf_counter(), 0, list[Entry]()
+    for shard in range(arguments.shards):
+        while len(pending) < PER_SHARD:
+            scene = render_scenes(
+                arguments.seed, range(index, index + 1), 2 * HEIGHT, 2 * WIDTH, 1, epoch=0, kinds=KINDS
+            )
+            pending += make_entries(scene, arguments.seed, index)
+            index += 1
+        entries, pending = pending[:PER_SHARD], pending[PER_SHARD:]
+        path, unfinished = (arguments.pool / f"{prefix}{arguments.seed}-{shard:05d}.npz" for prefix in ("", "."))
+        np.savez(unfinished, **{name: np.stack([entry[name] for entry in entries]) for name in entries[0]})
+        unfinished.rename(path)
+        print(f"{path}: {index} scenes, {time.perf_counter() - began_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
