@@ -17,25 +17,27 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from foundation_stereo_depth.data.formats import encode_fsd_disparity, write_rgb
+
+from foundation_stereo_depth.data.codecs import encode_fsd_disparity, write_rgb
 
 RELEASE = Path(__file__).parents[1] / "rust-trainer/target/release"
 BATCH, STEPS = 8, 3
 
 PYTHON_STEP = f"""
 import time, torch
-from foundation_stereo_depth.loss import training_loss
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import LossOptions, ModelOptions, OptimizerOptions
-from foundation_stereo_depth.training_state import TrainingState
+from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions
+from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
+from foundation_stereo_depth.training.state import TrainingState
+options = LossOptions()
 network = create_network(ModelOptions()).to(memory_format=torch.channels_last)
-state = TrainingState.fresh(network, OptimizerOptions(learning_rate=1e-3), "")
+state = TrainingState.create(network, OptimizerOptions(learning_rate=1e-3), "")
 state.optimizer.param_groups[0]["lr"] = 1e-3
 pair, truth = torch.rand({BATCH}, 6, 240, 320), 1 + 59 * torch.rand({BATCH}, 1, 240, 320)
 for step in range({STEPS} + 1):
     if step == 1:
         began = time.process_time()
-    loss = training_loss(network(pair), truth, LossOptions())
+    loss = weighted_loss(loss_terms(network(pair), truth, options), options)
     (loss.total / loss.valid).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
     state.optimizer.step()
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def compare(what: str, rounds: int, rust: Callable[[], float], python: Callable[[], float]) -> None:
-    """Measure both in turn, and print the ratio of each round."""
+    """Measure both alternately; print medians, and median and range of the ratios."""
     pairs = [(rust(), python()) for _ in range(rounds)]
     ratios = sorted(a / b for a, b in pairs)
     rust_s, python_s = (statistics.median(values) for values in zip(*pairs, strict=True))
@@ -73,7 +75,7 @@ def compare(what: str, rounds: int, rust: Callable[[], float], python: Callable[
 
 
 def rust_step() -> float:
-    """CPU seconds a sample."""
+    """Return CPU seconds per sample."""
     words = [RELEASE / "examples/train_step", str(BATCH), str(STEPS)]
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     found = re.match(r"[\d.]+", printed)
@@ -82,7 +84,7 @@ def rust_step() -> float:
 
 
 def python_step() -> float:
-    """CPU seconds a sample; threads that wait for work spin for a moment only, on busy machines they would for long."""
+    """Return CPU seconds per sample; waiting threads spin only for a moment, as long spins would count as CPU time."""
     environment = os.environ | {"GOMP_SPINCOUNT": "1000"}
     done = subprocess.run(
         [sys.executable, "-c", PYTHON_STEP], capture_output=True, text=True, check=True, env=environment
@@ -109,7 +111,7 @@ def python_words(folder: str) -> list[str]:
 
 
 def cpu_seconds(words: list[str]) -> float:
-    """User and system time of a command."""
+    """Run a command, and return its user and system time in s."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(words, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -117,7 +119,7 @@ def cpu_seconds(words: list[str]) -> float:
 
 
 def write_dataset(root: Path, samples: int) -> None:
-    """Samples of 1280x720 with the statistics of photographs: links to a few files."""
+    """Write samples of 1280x720 with the statistics of photographs: links to a few files."""
     random = np.random.default_rng(0)
     for frame in range(samples):
         data = root / "scene/dataset/data"
@@ -134,7 +136,7 @@ def write_dataset(root: Path, samples: int) -> None:
 
 
 def textured(random: np.random.Generator) -> np.ndarray:
-    """Noise of falling strength at rising frequencies."""
+    """Return an image of noise whose amplitude falls with frequency."""
     image = np.zeros((720, 1280, 3))
     for power in range(2, 8):
         size = (2**power * 16 // 9, 2**power)

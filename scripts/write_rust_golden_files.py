@@ -1,43 +1,40 @@
-"""Write the golden files that the Rust trainer's tests are held to: `uv run python scripts/write_rust_golden_files.py`.
+"""Write the golden files of the Rust trainer's tests: `uv run python scripts/write_rust_golden_files.py`.
 
-Everything is small, made of random numbers, and the answer of this package's own functions.
+All files are small: random inputs, and what this package's functions return for them.
 """
 
 import json
 import math
+import shutil
+import tempfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import safetensors.torch
 import torch
-from foundation_stereo_depth.data.draws import sample_keys, uniform
-from foundation_stereo_depth.data.formats import encode_fsd_disparity, read_rgb
-from foundation_stereo_depth.loss import training_loss
-from foundation_stereo_depth.training_state import TrainingState, learning_rate_at
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, inference_header, save_safetensors
-from foundation_stereo_depth.data.augment import augmented_pair, flipped
+from foundation_stereo_depth.data.augment.pipeline import augmented_pair, flipped
 from foundation_stereo_depth.data.batch import StereoBatch, training_plan
 from foundation_stereo_depth.data.cache import SampleCache
-from foundation_stereo_depth.data.fsd import (
-    SamplePaths,
-    fingerprint,
-    read_fsd_sample,
-    split_samples,
-    take_spread,
-)
+from foundation_stereo_depth.data.codecs import encode_fsd_disparity, read_rgb
+from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.random import sample_keys, uniform
 from foundation_stereo_depth.data.sample import SampleNames, resize_image
+from foundation_stereo_depth.data.split import fingerprint, split_samples, take_spread
 from foundation_stereo_depth.metrics import disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, create_network
-from foundation_stereo_depth.options import AugmentOptions, LossOptions, ModelOptions, OptimizerOptions
+from foundation_stereo_depth.options.training import AugmentOptions, LossOptions, ModelOptions, OptimizerOptions
+from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
+from foundation_stereo_depth.training.state import TrainingState, learning_rate_at
 from foundation_stereo_depth.uncertainty import error_ratio_counts, fitted_scale
 
 FOLDER = Path(__file__).parents[1] / "tests/golden/rust"
 SMALL = ModelOptions(base_channels=8, depth=3)
 DEEP = ModelOptions(base_channels=4, depth=5)
-"""As many weights with names as the default network has: 65."""
+"""It has as many named weights as the default network: 65."""
 
 
 def main() -> None:
@@ -48,7 +45,7 @@ def main() -> None:
     write_random_numbers()
     write_splits()
     write_entries()
-    network = trained_looking(SMALL)
+    network = create_perturbed_network(SMALL)
     save_network(network, SMALL, "network.safetensors")
     write_forward(network)
     write_gradients()
@@ -60,7 +57,7 @@ def main() -> None:
 
 
 def write_random_numbers() -> None:
-    """Write keys' numbers, an epoch's order, and noise."""
+    """Write random numbers of keys, the order of an epoch, and noise."""
     keys = sample_keys(3, 7, torch.tensor([0, 1, 12345]))
     numbers = {
         "uniform": uniform(keys, "gamma", 4).tolist(),
@@ -97,7 +94,7 @@ def write_splits() -> None:
 
 
 def write_entries() -> None:
-    """One sample as PNG files, and the entries that it makes at three sizes."""
+    """Write one sample as PNG files, and the cache entries made of it at four sizes."""
     random = np.random.default_rng(1)
     height, width = 96, 128
     coarse = random.integers(0, 256, (2, 24, 32, 3), np.uint8)
@@ -105,9 +102,8 @@ def write_entries() -> None:
     disparity_px = random.uniform(0.001, 90, (height, width))
     disparity_px[random.uniform(size=disparity_px.shape) < 0.2] = np.nan
     code = encode_fsd_disparity(disparity_px)
-    paths = SamplePaths(*(FOLDER / f"entry_{part}.png" for part in ("left", "right", "disparity")))
-    for path, picture in zip(paths, (*views, code), strict=True):
-        assert cv2.imwrite(str(path), picture[..., ::-1])
+    for part, image in zip(("left", "right", "disparity"), (*views, code), strict=True):
+        assert cv2.imwrite(str(FOLDER / f"entry_{part}.png"), image[..., ::-1])
     jpeg = FOLDER / "entry_left.jpg"
     # As smooth as photographs are in colour: decoders differ in how they enlarge the colour planes.
     smooth = cv2.resize(coarse[0, :6, :8], (width, height), interpolation=cv2.INTER_CUBIC)
@@ -115,16 +111,21 @@ def write_entries() -> None:
     averaged = resize_image(read_rgb(jpeg), 32, 32)
     assert cv2.imwrite(str(FOLDER / "entry_left_jpeg_32x32.png"), averaged[..., ::-1])
     source = np.array([[1, 2], [3, 4], [5, 6]], np.int64)
-    for size in ((32, 32), (48, 64), (40, 36), (120, 48)):
-        sample = read_fsd_sample(paths, size)
-        cache = SampleCache(root=FOLDER, height=size[0], width=size[1])
-        (FOLDER / "entries").mkdir(exist_ok=True)
-        cache.write("entries", f"{size[0]}x{size[1]}", sample, source)
+    with tempfile.TemporaryDirectory() as root:
+        for part, inside in (("left", "left/rgb"), ("right", "right/rgb"), ("disparity", "left/disparity")):
+            folder = Path(root) / "scene/dataset/data" / inside
+            folder.mkdir(parents=True)
+            shutil.copy(FOLDER / f"entry_{part}.png", folder / "0000.png")
+        dataset = open_fsd(Path(root))
+        for height, width in ((32, 32), (48, 64), (40, 36), (120, 48)):
+            cache = SampleCache(root=FOLDER, height=height, width=width)
+            (FOLDER / "entries").mkdir(exist_ok=True)
+            cache.write("entries", f"{height}x{width}", dataset.read(0, (height, width)), source)
     (FOLDER / "cache.json").unlink(missing_ok=True)
 
 
-def trained_looking(options: ModelOptions) -> nn.Module:
-    """A network none of whose weights is special: fresh normalisations and biases would hide mistakes."""
+def create_perturbed_network(options: ModelOptions) -> nn.Module:
+    """Return a network without ones and zeros among its weights: initial norms and biases would hide mistakes."""
     network = create_network(options)
     with torch.no_grad():
         for name, weights in network.named_parameters():
@@ -150,9 +151,15 @@ def save_network(network: nn.Module, options: ModelOptions, name: str) -> None:
     save_safetensors(FOLDER / name, checkpoint.weights, inference_header(checkpoint))
 
 
-def repeated(small: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bytes [B, C, h, w], each repeated over 4x4 pixels, cut to a size, as 0..1."""
+def enlarge(small: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return bytes [B, C, h, w], each repeated over 4x4 pixels, cropped to a size, as 0..1."""
     return small.repeat_interleave(4, 2).repeat_interleave(4, 3)[..., :height, :width].float() / 255
+
+
+def mean_loss(prediction: StereoPrediction, truth_px: torch.Tensor, options: LossOptions) -> torch.Tensor:
+    """Return the loss per valid pixel that training minimises."""
+    loss = weighted_loss(loss_terms(prediction, truth_px, options), options)
+    return loss.total / loss.valid
 
 
 def write_forward(network: nn.Module) -> None:
@@ -161,15 +168,15 @@ def write_forward(network: nn.Module) -> None:
     tensors = {"small": small}
     for height, width in ((240, 320), (61, 87), (48, 64)):
         with torch.no_grad():
-            prediction = network(repeated(small, height, width))
+            prediction = network(enlarge(small, height, width))
         tensors[f"disparity_px.{height}x{width}"] = prediction.disparity_px[..., ::4, ::3].contiguous()
         tensors[f"log_variance.{height}x{width}"] = prediction.log_variance[..., ::4, ::3].contiguous()
     safetensors.torch.save_file(tensors, FOLDER / "forward.safetensors")
 
 
 def write_gradients() -> None:
-    """Of one loss, at a size with odd halves, for a network with as many named weights as the default one."""
-    network = trained_looking(DEEP)
+    """Write gradients of the loss at a size with odd halves, of a network with as many named weights as the default."""
+    network = create_perturbed_network(DEEP)
     save_network(network, DEEP, "deep.safetensors")
     small = torch.randint(0, 256, (2, 6, 20, 24), dtype=torch.uint8)
     truth_px = 60 * torch.rand(2, 1, 75, 91)
@@ -177,10 +184,10 @@ def write_gradients() -> None:
     tensors = {"small": small, "truth_px": truth_px}
     for distribution in ("laplace", "gaussian"):
         network.zero_grad()
-        prediction = network(repeated(small, 75, 91))
-        loss = training_loss(prediction, truth_px, LossOptions(loss=distribution))
-        (loss.total / loss.valid).backward()
-        tensors[f"loss.{distribution}"] = (loss.total / loss.valid).detach().reshape(1)
+        prediction = network(enlarge(small, 75, 91))
+        loss = mean_loss(prediction, truth_px, LossOptions(loss=distribution))
+        loss.backward()
+        tensors[f"loss.{distribution}"] = loss.detach().reshape(1)
         for name, weights in network.named_parameters():
             assert weights.grad is not None
             tensors[f"{distribution}.{name}"] = weights.grad.clone()
@@ -188,7 +195,7 @@ def write_gradients() -> None:
 
 
 def write_steps() -> None:
-    """Losses of twenty steps on given batches, and the averaged weights after them."""
+    """Write the losses of twenty steps on given batches, and the averaged weights after them."""
     torch.manual_seed(2)
     network = create_network(SMALL)
     save_network(network, SMALL, "steps_first.safetensors")
@@ -197,22 +204,21 @@ def write_steps() -> None:
     coarse = torch.randint(0, 256, (count, 6, 12, 16), dtype=torch.uint8)
     truth_px = (2 + 20 * torch.rand(count, 1, 12, 16)).half().float().repeat_interleave(4, 2).repeat_interleave(4, 3)
     truth_px[torch.rand_like(truth_px) < 0.2] = math.nan
-    state = TrainingState.fresh(network, options, "golden")
+    state = TrainingState.create(network, options, "golden")
     assert state.average is not None
     losses, norms, rates = [], [], []
     for step in range(total):
         indices = [(2 * step) % count, (2 * step + 1) % count]
-        prediction = network(repeated(coarse[indices], height, width))
-        loss = training_loss(prediction, truth_px[indices], LossOptions())
-        mean = loss.total / loss.valid
-        mean.backward()
+        prediction = network(enlarge(coarse[indices], height, width))
+        loss = mean_loss(prediction, truth_px[indices], LossOptions())
+        loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
         rates.append(learning_rate_at(step, total, options))
         state.optimizer.param_groups[0]["lr"] = rates[-1]
         state.optimizer.step()
         state.optimizer.zero_grad()
         state.average.update_parameters(network)
-        losses.append(float(mean.detach()))
+        losses.append(float(loss.detach()))
         norms.append(float(norm))
     kept = ("stem.convolution.weight", "down.1.0.norm.weight", "head.weight", "head.bias")
     averaged = {f"average.{name}": state.evaluated.state_dict()[name] for name in kept}
@@ -222,7 +228,7 @@ def write_steps() -> None:
 
 
 def write_augmented() -> None:
-    """A batch as augmentation leaves it; JPEG, which Rust has not, switched off."""
+    """Write an augmented batch; without JPEG compression, which the Rust trainer lacks."""
     torch.manual_seed(4)
     height, width, count = 48, 64, 3
     coarse = torch.randint(0, 256, (count, 6, 12, 16), dtype=torch.uint8)
@@ -256,14 +262,13 @@ def write_metrics() -> None:
     log_variance = torch.randn(2, 1, 24, 32)
     ratios = error_ratio_counts(disparity_px, log_variance, truth_px)
     prediction = StereoPrediction(disparity_px, log_variance)
-    loss = training_loss(prediction, truth_px, LossOptions())
     write_json(
         "metrics.json",
         {
             "counts": disparity_errors(disparity_px, truth_px).counts.tolist(),
             "figures": disparity_errors(disparity_px, truth_px).figures(),
             "scales": {name: fitted_scale(ratios, name) for name in ("laplace", "gaussian")},
-            "loss": float(loss.total / loss.valid),
+            "loss": float(mean_loss(prediction, truth_px, LossOptions())),
         },
     )
     tensors = {"truth_px": truth_px, "disparity_px": disparity_px, "log_variance": log_variance}

@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_fsd_sample
-from foundation_stereo_depth.train import train
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, read_trained, save_checkpoint
 from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data.cache import open_cache
-from foundation_stereo_depth.data.dataset import open_files
-from foundation_stereo_depth.data.fsd import find_samples, fingerprint, split_samples, take_spread
+from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.loader import open_files
+from foundation_stereo_depth.data.split import fingerprint, split_samples, take_spread
 from foundation_stereo_depth.import_rust_run import RUST_RUN_TAG, import_rust_command
 from foundation_stereo_depth.model import create_network
-from foundation_stereo_depth.options import ModelOptions, TrainOptions
+from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.training import ModelOptions, TrainOptions
+from foundation_stereo_depth.training.train import train
 
 RUST = Path(__file__).parents[1] / "rust-trainer"
 SIZE = ["--height", "48", "--width", "64"]
@@ -34,7 +36,7 @@ EXACT_PX = 1e-3
 
 @pytest.fixture(scope="session")
 def rust_program() -> Path:
-    """The built program."""
+    """Return the built program."""
     cargo = shutil.which("cargo")
     if cargo is None:
         pytest.skip("cargo is not installed: the Rust trainer cannot be built")
@@ -45,7 +47,7 @@ def rust_program() -> Path:
 
 @pytest.fixture
 def rust(rust_program: Path) -> Callable[..., str]:
-    """Run the program, and return what it prints; it has to succeed unless another status is asked for."""
+    """Return a function that runs the program, checks its exit status, and returns what it prints."""
 
     def run(*words: object, status: int = 0) -> str:
         done = subprocess.run([rust_program, *map(str, words)], capture_output=True, text=True, check=False)
@@ -56,7 +58,7 @@ def rust(rust_program: Path) -> Callable[..., str]:
 
 
 def rust_run() -> Path:
-    """The folder of the only run."""
+    """Return the folder of the only run."""
     (folder,) = Path("outputs-rs").iterdir()
     return folder
 
@@ -66,7 +68,7 @@ def read_json(path: Path) -> Any:
 
 
 def odd_tree(root: Path) -> Path:
-    """Odd names, stems of three digits, several suffixes of one frame, missing parts."""
+    """Write a data set with odd names, stems of three digits, several suffixes of one frame, missing parts."""
     for scene, stem in [("räume 1", "001"), ("räume 1", "010"), ("Z", "0001"), ("a.b", "x.y"), (".hidden", "7")]:
         write_fsd_sample(root, scene, stem, 48, 64, seed=len(scene) + len(stem))
     data = root / "räume 1/dataset/data"
@@ -87,14 +89,14 @@ def test_samples_and_split_are_the_same(
     some = [] if max_samples is None else ["--max-samples", max_samples]
     rust("--dataset-root", root, "--val-fraction", fraction, "--epochs", 1, *some, *SMALL)
     facts = read_json(rust_run() / "config.json")["facts"]
-    index = find_samples(root)
-    taken = take_spread(index.names, max_samples)
-    split = split_samples(index.names, taken, fraction)
-    assert facts["dataset_fingerprint"] == fingerprint(index.names.some(taken))
-    assert facts["train_fingerprint"] == fingerprint(index.names.some(split.train))
-    assert facts["validation_fingerprint"] == fingerprint(index.names.some(split.validation))
+    dataset = open_fsd(root)
+    taken = take_spread(dataset.names, max_samples)
+    split = split_samples(dataset.names, taken, fraction)
+    assert facts["dataset_fingerprint"] == fingerprint(dataset.names.some(taken))
+    assert facts["train_fingerprint"] == fingerprint(dataset.names.some(split.train))
+    assert facts["validation_fingerprint"] == fingerprint(dataset.names.some(split.validation))
     assert (facts["train_samples"], facts["validation_samples"]) == (len(split.train), len(split.validation))
-    assert facts["incomplete_samples"] == len(index.incomplete) == 1
+    assert facts["incomplete_samples"] == len(dataset.incomplete) == 1
     assert facts["split_by"] == split.by
 
 
@@ -130,7 +132,7 @@ def test_a_cache_of_png_images_has_the_same_bytes(tmp_path: Path, rust: Callable
 
 
 def other_layouts(arrays: dict[str, np.ndarray]) -> dict[str, Callable[[Path], None]]:
-    """Writers of the same entry as other programs lay it out."""
+    """Return writers of one entry in other layouts of NPZ files."""
     big = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()}
     fortran = {name: np.asfortranarray(array) for name, array in arrays.items()}
     wide = arrays | {"disparity": arrays["disparity"].astype(np.float32)}
@@ -180,7 +182,7 @@ def test_damaged_entries_are_rebuilt_or_refused(tmp_path: Path, rust: Callable[.
 
 
 def write_weights(path: Path) -> None:
-    """A network of Python's with fresh weights."""
+    """Write a network of the Python package with initial weights."""
     torch.manual_seed(0)
     model = ModelOptions(base_channels=8, depth=2)
     save_checkpoint(
@@ -253,7 +255,7 @@ def test_a_run_is_imported_into_mlflow_once(tmp_path: Path, rust: Callable[..., 
     write_fsd_sample(tmp_path / "data", "scene", "0000", 48, 64, seed=0)
     rust("--dataset-root", "data", "--epochs", 2, "--val-fraction", 0, "--run-name", "from Rust", *SMALL)
     words = [str(rust_run()), "--mlflow-tracking-uri", tracking_uri, "--experiment-name", "imported"]
-    assert command(words) == command(words) == 0
+    assert import_rust_command(words) == import_rust_command(words) == 0
     client = MlflowClient(tracking_uri)
     experiment = client.get_experiment_by_name("imported")
     assert experiment is not None

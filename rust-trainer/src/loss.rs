@@ -1,4 +1,4 @@
-//! The heteroscedastic loss: how unlikely the truth is under the predicted disparity and uncertainty. loss.py.
+//! The heteroscedastic loss: how unlikely the truth is under the predicted disparity and uncertainty. training/loss.py.
 
 use candle_core::{DType, Result, Tensor};
 

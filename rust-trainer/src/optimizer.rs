@@ -1,4 +1,4 @@
-//! AdamW, clipping, the one-cycle schedule and the moving average of weights, as in training_state.py and PyTorch.
+//! AdamW, clipping, the one-cycle schedule and the moving average of weights, as in training/state.py and PyTorch.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! What a run begins with: its options, its device, and the weights of its first step. start.py.
+//! What a run begins with: its options, its device, and the weights of its first step. training/setup.py.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Training: one function that reads like a recipe, and the few steps it is made of. train.py.
+//! Training: one function that reads like a recipe, and the few steps it is made of. training/train.py.
 
 use std::time::Instant;
 
@@ -230,7 +230,9 @@ fn count_errors(batch: &StereoBatch, predicted: &PredictedMaps) -> (DisparityErr
 fn epoch_metrics(state: &TrainingState, seen: &Evaluation, bar: &Bar, options: &TrainOptions) -> Metrics {
     let mut metrics = state.training_metrics();
     metrics.extend(bar.figures());
-    metrics.insert("validation/loss".into(), json!(seen.loss_total / seen.valid.max(1.0)));
+    let mean_loss = seen.loss_total / seen.valid.max(1.0);
+    metrics.insert("validation/loss".into(), json!(mean_loss));
+    metrics.insert("validation/loss_nll".into(), json!(mean_loss)); // the only term of the loss
     metrics.insert(SIGMA_SCALE.into(), json!(seen.ratios.fitted_scale(options.loss.loss)));
     for (name, value) in seen.errors.figures() {
         metrics.insert(format!("validation/{name}"), json!(value));

@@ -1,4 +1,4 @@
-//! The state of training: all that one step changes, and so all that a resumed run needs. training_state.py.
+//! The state of training: all that one step changes, and so all that a resumed run needs. training/state.py.
 
 use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
@@ -101,6 +101,7 @@ impl TrainingState {
     pub fn training_metrics(&self) -> Metrics {
         let mut metrics = Metrics::new();
         metrics.insert("train/loss".into(), json!(self.mean_loss()));
+        metrics.insert("train/loss_nll".into(), json!(self.mean_loss())); // the only term of the loss
         for (name, value) in self.errors.figures() {
             metrics.insert(format!("train/{name}"), json!(value));
         }

@@ -11,11 +11,10 @@ from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import OptionGroup, option
 
 if TYPE_CHECKING:
-    from mlflow.tracking import MlflowClient
+    from foundation_stereo_depth.tracking import RunRecord
 
 RUST_RUN_TAG = "rust_run_id"
 """The tag of a run in MLflow that names the run of the Rust trainer that it is a copy of."""
-_LONGEST_VALUE = 500
 _CHECKPOINTS = ("best.safetensors", "best.json", "last.safetensors", "last.json")
 
 
@@ -86,69 +85,42 @@ def import_rust_run(folder: Path, options: ImportOptions) -> str:
     """
     run = read_rust_run(folder)
 
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
+    from foundation_stereo_depth.tracking import copy_run  # after the folder was checked: importing it takes seconds
 
-    from foundation_stereo_depth.tracking import tracking_uri
-
-    uri = tracking_uri(options.mlflow_tracking_uri)
-    try:
-        client = MlflowClient(uri)
-        run_id = _run_in_mlflow(client, run, options.experiment_name)
-        _log_epochs(client, run, run_id)
-        _log_files(client, run, run_id)
-        ended_ms = run.history[-1]["time_ms"] if run.history else run.config["started_ms"]
-        client.set_terminated(run_id, "FINISHED" if run.is_finished else "KILLED", end_time=ended_ms)
-    except (MlflowException, OSError) as error:
-        raise UserError(f"--mlflow-tracking-uri {uri}: {str(error).splitlines()[0][:200]}") from error
-    return run_id
+    return copy_run(options.mlflow_tracking_uri, options.experiment_name, _to_record(run))
 
 
-def _run_in_mlflow(client: "MlflowClient", run: RustRun, experiment_name: str) -> str:
-    """Return the id of the run's copy, made where there is none yet."""
-    from mlflow.entities import Param
+def _to_record(run: RustRun) -> "RunRecord":
+    from foundation_stereo_depth.tracking import EpochRecord, RunRecord
 
-    experiment = client.get_experiment_by_name(experiment_name)
-    experiment_id = client.create_experiment(experiment_name) if experiment is None else experiment.experiment_id
-    rust_id = run.config["run_id"]
-    if copies := client.search_runs([experiment_id], f"tags.{RUST_RUN_TAG} = '{rust_id}'"):
-        return copies[0].info.run_id
-    tags = {
-        RUST_RUN_TAG: rust_id,
-        "rust_run_folder": str(run.folder.resolve()),
-        "mlflow.source.name": str(run.config.get("program", "foundation-stereo-train")),
-        "mlflow.source.type": "LOCAL",
-    }
-    name = run.config.get("run_name") or f"rust-{rust_id[:8]}"
-    created = client.create_run(experiment_id, start_time=run.config["started_ms"], run_name=name, tags=tags)
-    parameters = [Param(name, str(value)[:_LONGEST_VALUE]) for name, value in run.parameters().items()]
-    client.log_batch(created.info.run_id, params=parameters)
-    return created.info.run_id
-
-
-def _log_epochs(client: "MlflowClient", run: RustRun, run_id: str) -> None:
-    from mlflow.entities import Metric
-
-    there = {point.step for point in client.get_metric_history(run_id, "train/loss")}
-    for epoch in run.history:
-        if epoch["epoch"] not in there:
-            metrics = [
-                Metric(name, value, epoch["time_ms"], epoch["epoch"])
-                for name, value in epoch["metrics"].items()
-                if value is not None  # what JSON has instead of NaN
-            ]
-            client.log_batch(run_id, metrics=metrics)
-
-
-def _log_files(client: "MlflowClient", run: RustRun, run_id: str) -> None:
-    """Copy previews that are not there yet, and the checkpoints as they are now."""
-    there = {Path(found.path).name for found in client.list_artifacts(run_id, "previews")}
-    previews = [path for path in sorted((run.folder / "previews").glob("epoch_*.png")) if path.name not in there]
-    checkpoints = [path for name in _CHECKPOINTS if (path := run.folder / "checkpoints" / name).exists()]
-    for path in previews:
-        client.log_artifact(run_id, str(path), "previews")
-    for path in checkpoints:
-        client.log_artifact(run_id, str(path), "checkpoints")
+    config, run_id = run.config, str(run.config["run_id"])
+    return RunRecord(
+        id_tag=RUST_RUN_TAG,
+        id=run_id,
+        name=config.get("run_name") or f"rust-{run_id[:8]}",
+        tags={
+            "rust_run_folder": str(run.folder.resolve()),
+            "mlflow.source.name": str(config.get("program", "foundation-stereo-train")),
+            "mlflow.source.type": "LOCAL",
+        },
+        parameters=run.parameters(),
+        started_ms=config["started_ms"],
+        ended_ms=run.history[-1]["time_ms"] if run.history else config["started_ms"],
+        status="FINISHED" if run.is_finished else "KILLED",
+        epochs=[
+            EpochRecord(
+                epoch=epoch["epoch"],
+                time_ms=epoch["time_ms"],
+                # JSON has null in place of NaN.
+                metrics={name: value for name, value in epoch["metrics"].items() if value is not None},
+            )
+            for epoch in run.history
+        ],
+        new_files={"previews": sorted((run.folder / "previews").glob("epoch_*.png"))},
+        current_files={
+            "checkpoints": [path for name in _CHECKPOINTS if (path := run.folder / "checkpoints" / name).exists()]
+        },
+    )
 
 
 def _read_json(path: Path) -> Any:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,108 @@ def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files
         client.log_artifacts(run_id, str(files), folder)
     except _UNREACHABLE as error:
         raise UserError(f"--run-id {run_id}: cannot be added to at {uri} ({_reason(error)})") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """The metrics of one epoch.
+
+    Attributes:
+        epoch: its number, from 1.
+        time_ms: when it ended, ms since 1970.
+        metrics: finite values by name.
+    """
+
+    epoch: int
+    time_ms: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A run of another program, as that has recorded it so far.
+
+    Attributes:
+        id_tag, id: name and value of the tag that identifies the run, by which its copy is found again.
+        name: of a new copy.
+        tags, parameters: of a new copy.
+        started_ms, ended_ms: ms since 1970.
+        status: FINISHED, FAILED or KILLED.
+        epochs: their metrics.
+        new_files: folder of the artifacts -> files that never change once they are written.
+        current_files: folder of the artifacts -> files that the program overwrites.
+    """
+
+    id_tag: str
+    id: str
+    name: str
+    tags: Mapping[str, str]
+    parameters: Mapping[str, object]
+    started_ms: int
+    ended_ms: int
+    status: str
+    epochs: Sequence[EpochRecord]
+    new_files: Mapping[str, Sequence[Path]] = field(default_factory=dict[str, Sequence[Path]])
+    current_files: Mapping[str, Sequence[Path]] = field(default_factory=dict[str, Sequence[Path]])
+
+
+def copy_run(uri: str | None, experiment: str, record: RunRecord) -> str:
+    """Copy a run of another program into MLflow, and return the id of the copy.
+
+    An existing copy gets what it lacks: parameters, metrics and new files; current files replace their older copies.
+
+    Args:
+        uri: a database or server; None leaves it to `tracking_uri`.
+        experiment: its name; created if it does not exist.
+        record: the run.
+
+    Raises:
+        UserError: the store cannot be reached, or refuses the run.
+    """
+    uri = tracking_uri(uri)
+    try:
+        client = _client(uri)
+        copy = _find_or_create_copy(client, _experiment_id(client, experiment), record)
+        run_id: str = copy.info.run_id
+        if not copy.data.params:
+            params = [Param(name, str(value)[:_LONGEST_VALUE]) for name, value in record.parameters.items()]
+            client.log_batch(run_id, params=params)
+        _log_missing_metrics(client, run_id, record.epochs)
+        for folder, paths in record.new_files.items():
+            there = {Path(found.path).name for found in client.list_artifacts(run_id, folder)}
+            _log_files(client, run_id, folder, [path for path in paths if path.name not in there])
+        for folder, paths in record.current_files.items():
+            _log_files(client, run_id, folder, paths)
+        client.set_terminated(run_id, record.status, end_time=record.ended_ms)
+    except _UNREACHABLE as error:
+        raise UserError(f"--mlflow-tracking-uri {uri}: {_reason(error)}") from error
+    return run_id
+
+
+def _find_or_create_copy(client: MlflowClient, experiment_id: str, record: RunRecord) -> Run:
+    copies = client.search_runs([experiment_id], f"tags.{record.id_tag} = '{record.id}'")
+    if copies:
+        return copies[0]
+    tags = {**record.tags, record.id_tag: record.id}
+    return client.create_run(experiment_id, start_time=record.started_ms, run_name=record.name, tags=tags)
+
+
+def _log_missing_metrics(client: MlflowClient, run_id: str, epochs: Sequence[EpochRecord]) -> None:
+    names = sorted({name for epoch in epochs for name in epoch.metrics})
+    there = {(name, point.step) for name in names for point in client.get_metric_history(run_id, name)}
+    for epoch in epochs:
+        missing = [
+            Metric(name, value, epoch.time_ms, epoch.epoch)
+            for name, value in epoch.metrics.items()
+            if (name, epoch.epoch) not in there
+        ]
+        if missing:
+            client.log_batch(run_id, metrics=missing)
+
+
+def _log_files(client: MlflowClient, run_id: str, folder: str, paths: Sequence[Path]) -> None:
+    for path in paths:
+        client.log_artifact(run_id, str(path), folder)
 
 
 def _database(uri: str) -> Path | None:

@@ -332,7 +332,7 @@ def test_a_forbidden_cache_ends_the_build_and_not_the_training(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.EIO])
 def test_training_warns_once_and_counts_entries_that_cannot_be_written(
-    number: int, fsd_tree: Path, tiny_options, monkeypatch, *, capsys: pytest.CaptureFixture[str], caplog
+    number: int, fsd_tree: Path, tiny_options, monkeypatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(*arguments, **named):
         raise OSError(number, os.strerror(number), "cache/entry")
@@ -342,11 +342,12 @@ def test_training_warns_once_and_counts_entries_that_cannot_be_written(
         _, met, warned = epoch(fsd_tree, Path("cache"))
         assert (met.cache_misses, met.unwritten, len(warned)) == (6, 6, 1)
         return
+    caplog.set_level(logging.INFO)
     train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34))
-    out = capsys.readouterr().out + "\n".join([*caplog.messages, ""])
+    out = "\n".join([*caplog.messages, ""])
     assert out.count("the cache cannot be written (cache/entry: No space left on device)") == 1
     # Each epoch reads 4 samples to train on and 2 to validate on.
-    assert out.count("; 6 samples read could not be kept in the cache\n") == 2
+    assert out.count("; 6 samples could not be written to the cache\n") == 2
     history = load_checkpoint(Path("out/last.pt")).training["history"]
     assert [metrics["data/cache_unwritten"] for metrics in history] == [6, 6]
     assert not list(Path("cache").rglob("*.npz"))
@@ -415,14 +416,16 @@ def test_another_programs_source_is_left_alone(tmp_path: Path, shape: tuple[int,
     assert cache.source("s", "0") is None
 
 
-def test_damaged_entries_that_training_makes_anew_are_named(fsd_tree: Path, tiny_options, capsys) -> None:
+def test_damaged_entries_that_training_rebuilds_are_named(
+    fsd_tree: Path, tiny_options, caplog: pytest.LogCaptureFixture
+) -> None:
     build(fsd_tree, Path("cache"))
     for name in ("scene_0/0001", "scene_1/0000"):  # of which one trains, or both
         Path(f"cache/{name}.npz").write_bytes(b"damaged")
-    train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34, epochs=1))
+    train(tiny_options(dataset_root=fsd_tree, cache_root=Path("cache"), val_fraction=0.34, epochs=1, **SIZE))
     named = sorted(Path("out/rebuilt_entries.txt").read_text().split())
     assert named == ["cache/scene_0/0001.npz", "cache/scene_1/0000.npz"]
-    assert capsys.readouterr().out.count("cache entries were damaged and made anew, listed in out/rebuilt_entries") == 1
+    assert caplog.text.count("cache entries were damaged and have been rebuilt, listed in out/rebuilt_entries") == 1
     assert build(fsd_tree, Path("cache")) == {"found": 6}
 
 

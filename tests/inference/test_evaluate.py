@@ -344,7 +344,7 @@ def test_results_are_added_to_the_run(tiny_options, tracking_uri: str, fsd_tree:
 
 
 def test_unknown_distribution_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="has errors of distribution cauchy"):
+    with pytest.raises(CheckpointError, match="its error distribution cauchy is unknown"):
         evaluated(checkpoint=write_checkpoint(tmp_path / "y.pt", distribution="cauchy"), dataset_root=tmp_path)
 
 

@@ -159,7 +159,7 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
     torch.save(load_checkpoint(tiny_checkpoint).weights, "bare.pt")
     flags = ["-o", "out", "--checkpoint", "bare.pt", "--write", "disparity"]
     assert predict_command(["left/0000.png", "right/0000.png", *flags]) == 0
-    assert "warning: bare.pt: bare weights without our header" in capfd.readouterr().err
+    assert "warning: bare.pt: weights without our header" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,11 @@ def test_sigma_scales_with_the_width_and_the_fitted_scale_and_has_a_minimum(
     np.testing.assert_allclose(sure.sigma_px, 3 * RIG_SIGMA_PX, rtol=1e-6)
 
 
+def test_minimum_of_sigma_grows_with_the_width_of_the_network(matching_predictor: Callable[..., Predictor]) -> None:
+    sure = matching_predictor(40, 640, sigma_scale=1e-6)(*shifted_pair(40, 640, 3))
+    np.testing.assert_allclose(sure.sigma_px, 2 * RIG_SIGMA_PX, rtol=1e-6)
+
+
 def test_confidence_is_the_probability_of_an_error_below_one_pixel(
     matching_predictor: Callable[..., Predictor],
 ) -> None:

@@ -287,7 +287,7 @@ def test_installed_network_is_small_and_better_than_sgbm_on_real_pairs(shared_da
 def test_averaged_weights_have_averaged_statistics() -> None:
     torch.manual_seed(0)
     network = GuidedNetwork(base_channels=8).train()
-    state = TrainingState.fresh(network, OptimizerOptions(ema_decay=0.9), "scenes")
+    state = TrainingState.create(network, OptimizerOptions(ema_decay=0.9), "scenes")
     assert state.average is not None
     for seed in range(30):
         pair, prior = inputs_of(2, 48, 64)

@@ -1,4 +1,4 @@
-//! Asymmetric augmentation: two cheap webcams never agree on colour, focus, noise or height. data/augment.py.
+//! Asymmetric augmentation: two cheap webcams never agree on colour, focus, noise or height. data/augment/pipeline.py.
 //!
 //! Each view of each sample draws for itself, from the sample's key; the numbers are those of the Python program. JPEG
 //! compression is not in Rust.

@@ -189,7 +189,7 @@ impl FsdIndex {
         } else {
             let order = ranked(taken.iter().map(|&i| self.name(i)));
             let by = format!(
-                "frame: {} scenes are too few to keep some apart, so validation may look too good",
+                "frame: {} scenes are too few to keep some apart, so validation may be optimistic",
                 scenes.len()
             );
             (order[..share_of(taken.len())].iter().map(|&at| taken[at]).collect(), by)

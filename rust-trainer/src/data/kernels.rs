@@ -1,4 +1,4 @@
-//! The loops of augmentation over the pixels of one image. data/planes.py; the numbers come from augment.rs.
+//! The loops of augmentation over the pixels of one image. data/augment/kernels.py; the numbers come from augment.rs.
 
 use crate::data::augment::Patch;
 

@@ -16,9 +16,8 @@ from torch import nn
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.model import fuse_batch_norms, priors_of, wants_prior
+from foundation_stereo_depth.model import PRIORS, fuse_batch_norms, prior_planes_of, priors_of
 from foundation_stereo_depth.options.inference import DeviceName, InferenceOptions, PrecisionName
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
 
 ONNX_INPUT = "pair"
 ONNX_PRIOR = "prior"
@@ -91,7 +90,7 @@ class TorchBackend:
             if isinstance(part, nn.Conv2d):
                 part.to(self._precision)  # once, where autocast would do it at every call
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._wants_prior = wants_prior(network)
+        self._prior_planes = prior_planes_of(network)
         if compile:
             self._network.compile()
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
@@ -101,7 +100,9 @@ class TorchBackend:
         """Return the prediction for left and right RGB bytes."""
         # Bytes are copied to the device, and reordered there before they become floats, four times as large.
         pair = torch.from_numpy(pairs).to(self.device).permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) / 255
-        inputs = (pair, torch.from_numpy(priors_of(pairs)).to(self.device)) if self._wants_prior else (pair,)
+        inputs = (pair,)
+        if self._prior_planes:
+            inputs = (pair, torch.from_numpy(priors_of(pairs, self._prior_planes)).to(self.device))
         with autocast(self.device, self._precision):
             prediction = self._network(*inputs)
         disparity_px, log_variance = (
@@ -146,7 +147,8 @@ class OnnxRuntimeBackend:
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
         """Return the prediction for left and right RGB bytes."""
-        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs_of(pairs, list(self.planes)))
+        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
+        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs)
         return disparity_px[:, 0], log_variance[:, 0]
 
 
@@ -181,7 +183,7 @@ class OpenVinoBackend:
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
         """Return the prediction for left and right RGB bytes."""
-        inputs = inputs_of(pairs, list(self.planes))
+        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
         if pairs.shape not in self._by_shape:
             # Compiled for this shape it takes half the time of a model for any shape.
             model = self._model.clone()
@@ -196,7 +198,7 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
     text = backend.metadata.get(SAFETENSORS_KEY)
     if text is None:
         raise CheckpointError(f"{path}: was not written by foundation-stereo-export")
-    if backend.planes.get(ONNX_PRIOR) not in (None, PRIOR_PLANES):
+    if ONNX_PRIOR in backend.planes and backend.planes[ONNX_PRIOR] not in PRIORS:
         raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint again")
     try:
         return backend, NetworkFacts.from_header(json.loads(text), path)
@@ -213,15 +215,15 @@ def _metadata(model: Any) -> dict[str, str]:
     return {key: str(value.value) for key, value in framework.items()}
 
 
-def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], names: list[str]) -> dict[str, np.ndarray]:
-    """Return the inputs, by name, of an exported network with inputs of these names."""
+def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], prior_planes: int) -> dict[str, np.ndarray]:
+    """Return the inputs, by name, of an exported network whose prior has so many planes; 0: it takes no prior."""
     B, _, H, W, _ = pairs.shape
     planes = np.empty((B, 6, H, W), np.float32)
     for view, colours in zip(pairs.reshape(-1, H, W, 3), planes.reshape(-1, 3, H, W), strict=True):
         # A quarter of the time that NumPy's strided conversion takes.
         for colour, plane in zip(cv2.split(view), colours, strict=True):
             np.multiply(colour, np.float32(1 / 255), out=plane)
-    return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs)} if ONNX_PRIOR in names else {})
+    return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs, prior_planes)} if prior_planes else {})
 
 
 def _fixed(shapes: dict[str, list[Any]]) -> tuple[int, int] | None:

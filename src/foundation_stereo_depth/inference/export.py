@@ -32,9 +32,8 @@ from foundation_stereo_depth.inference.backends import (
     inputs_of,
 )
 from foundation_stereo_depth.inference.predictor import find_network_file
-from foundation_stereo_depth.model import fuse_batch_norms, wants_prior
+from foundation_stereo_depth.model import fuse_batch_norms, prior_planes_of
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
 
 TOLERANCE_OF_WIDTH = 1e-4
 """Largest difference of disparity from PyTorch's in float32, as a fraction of the width: 0.03 px at 320."""
@@ -187,9 +186,9 @@ def pairs_of(scenes: StereoBatch) -> UInt8[np.ndarray, "B 2 H W 3"]:
 
 def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the network's inputs for the pairs from which the ranges of 8 bits are measured."""
-    names = [ONNX_INPUT, ONNX_PRIOR] if wants_prior(trained.network()) else [ONNX_INPUT]
+    prior_planes = prior_planes_of(trained.network())
     for pair in pairs_of(synthetic_scenes(_CALIBRATION_PAIRS, height, width)):
-        yield inputs_of(pair[None], names)
+        yield inputs_of(pair[None], prior_planes)
 
 
 def largest_differences(first: NetworkOutput, second: NetworkOutput) -> tuple[float, float]:
@@ -205,7 +204,7 @@ class _ExportedNetwork(nn.Module):
         super().__init__()
         self.network = network.half() if half else network
         self.input_type = torch.float16 if half else torch.float32
-        self.wants_prior = wants_prior(network)
+        self.prior_planes = prior_planes_of(network)
 
     def forward(self, pair: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inputs = (pair,) if prior is None else (pair, prior)
@@ -224,8 +223,8 @@ def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, o
     example = (height + 3, width + 5) if options.dynamic_size else (height, width)
     sizes = {0: free} | ({2: free, 3: free} if options.dynamic_size else {})
     inputs = [torch.rand(2, 6, *example)]
-    if wants_prior(network):
-        inputs.append(torch.rand(2, PRIOR_PLANES, *example))
+    if planes := prior_planes_of(network):
+        inputs.append(torch.rand(2, planes, *example))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):  # from the exporter's own use of its libraries
         program: Any = torch.onnx.export(

@@ -24,9 +24,11 @@ from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatc
 from foundation_stereo_depth.uncertainty import probability_within
 
 RIG_SIGMA_PX = 0.15
-"""Standard deviation, px of the network's size, that a network trained on perfect pairs cannot predict: real cameras
-are never rectified, focused and calibrated perfectly. Without it, 40 % of real errors instead of 68 % lie within one
-sigma in the most certain eighth of the installed network's pixels (docs/experiments/accuracy.md)."""
+"""Standard deviation, px of the network's size up to `RIG_WIDTH_PX`, that a network trained on perfect pairs cannot
+predict: real cameras are never rectified, focused and calibrated perfectly. Without it, 40 % of real errors instead of
+68 % lay within one sigma in the most certain eighth of the guided network's pixels (docs/experiments/accuracy.md)."""
+RIG_WIDTH_PX = 320
+"""The width at which it was measured. The errors of a rig are angles, so they have more pixels in wider images."""
 
 _SMALLEST_PX = 32  # what every network takes
 _SUFFIXES = (".pt", ".safetensors", ".onnx")
@@ -200,7 +202,8 @@ class Predictor:
         height: int,
         width: int,
     ) -> StereoMatch:
-        variance = np.exp(log_variance) * np.float32(self.facts.sigma_scale**2) + np.float32(RIG_SIGMA_PX**2)
+        rig_sigma_px = RIG_SIGMA_PX * max(1.0, self.width / RIG_WIDTH_PX)
+        variance = np.exp(log_variance) * np.float32(self.facts.sigma_scale**2) + np.float32(rig_sigma_px**2)
         sigma_px = np.sqrt(variance)
         # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
         sigma_at_size_px = torch.from_numpy(sigma_px * np.float32(width / self.width))

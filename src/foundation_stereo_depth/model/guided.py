@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
+from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
 
 _MULTIPLE = 16  # of the padded size, px
 _DISPARITY_PX = 32.0  # brings disparities to about 1
@@ -36,25 +37,25 @@ _BATCH_MOMENTUM = 0.03
 
 
 class GuidedNetwork(nn.Module):
-    """Takes the pair and `block_matching.prior_planes` of it.
+    """Takes the pair and `stereo.sgbm.prior_planes` of it.
 
     Args:
         base_channels: channels at half resolution; four times as many at a thirty-second.
     """
 
-    wants_prior = True
+    prior_planes = PRIOR_PLANES
 
     def __init__(self, *, base_channels: int) -> None:
         super().__init__()
         levels = [base_channels * factor // 2 for factor in (2, 3, 4, 6, 8)]
         half = levels[0]
         # A kernel of 2 at a stride of 2 takes squares of four pixels apart; after the second convolution one sees 6x6.
-        self.stem = nn.Sequential(_convolution(_SEEN, half, size=2, stride=2), _convolution(half, half))
+        self.stem = nn.Sequential(convolution(_SEEN, half, size=2, stride=2), convolution(half, half))
         self.down = nn.ModuleList(
-            nn.Sequential(_convolution(above, below, stride=2), _convolution(below, below))
+            nn.Sequential(convolution(above, below, stride=2), convolution(below, below))
             for above, below in pairwise(levels)
         )
-        self.up = nn.ModuleList(_Up(below, above) for above, below in reversed(list(pairwise(levels))))
+        self.up = nn.ModuleList(UpBlock(below, above) for above, below in reversed(list(pairwise(levels))))
         # For each pixel of half resolution a correction in px; for each of the four full-resolution pixels under it
         # a log-variance, a fine correction, and the shares of the mixture.
         last = nn.Conv2d(half, 1 + 4 * (2 + _CANDIDATES), kernel_size=1)
@@ -62,7 +63,7 @@ class GuidedNetwork(nn.Module):
             last.weight.mul_(0.1)
             shares = torch.tensor(_FIRST_SHARES).repeat_interleave(4)
             last.bias.copy_(torch.cat([torch.zeros(9), shares]))  # pyright: ignore[reportOptionalMemberAccess]
-        self.head = nn.Sequential(_convolution(half, half), last)
+        self.head = nn.Sequential(convolution(half, half), last)
 
     def forward(self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> StereoPrediction:
         """Return the prediction for a pair of any size from 32x32 up, with the regions' own value.
@@ -71,15 +72,12 @@ class GuidedNetwork(nn.Module):
             UserError: the batch is too small to train on: one pair of one value per channel at a thirty-second.
         """
         H, W = pair.shape[-2:]
-        if self.training and pair.shape[0] == 1 and max(H, W) <= 2 * _MULTIPLE:
-            raise UserError(
-                f"--model guided: one pair of {W}x{H} a process leaves one value per channel at a thirty-second, too "
-                "few to normalise by; raise --batch-size, --height or --width"
-            )
+        if self.training:
+            check_batch("guided", pair)
         below, beside = ((size + _MULTIPLE - 1) // _MULTIPLE * _MULTIPLE - size for size in (H, W))
         if torch.compiler.is_exporting() or below or beside:
             pair, prior = (F.pad(planes, (0, beside, 0, below), mode="replicate") for planes in (pair, prior))
-        skips = [self.stem(_seen(pair, prior))]
+        skips = [self.stem(unet_input(pair, prior))]
         for down in self.down:
             skips.append(down(skips[-1]))
         x = skips.pop()
@@ -104,8 +102,22 @@ class GuidedNetwork(nn.Module):
         return StereoPrediction(disparity_px, log_variance, region_px[..., : (H + 1) // 2, : (W + 1) // 2])
 
 
-def _seen(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> Float[Tensor, "B 13 H W"]:
-    """What the U-Net is fed, each plane about 1. Of the views the left one: the prior compares it with the right."""
+def check_batch(model: str, pair: Float[Tensor, "B 6 H W"]) -> None:
+    """Check that a training batch is large enough for batch normalisation: more than one value per channel.
+
+    Raises:
+        UserError: it does not.
+    """
+    H, W = pair.shape[-2:]
+    if pair.shape[0] == 1 and max(H, W) <= 2 * _MULTIPLE:
+        raise UserError(
+            f"--model {model}: one pair of {W}x{H} a process leaves one value per channel at a thirty-second, too "
+            "few to normalise by; raise --batch-size, --height or --width"
+        )
+
+
+def unet_input(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> Float[Tensor, "B 13 H W"]:
+    """Return the input of the U-Net, each plane about 1: the left view, since the prior compares it with the right."""
     left, _ = pair.split(3, dim=1)
     prior_px, around, matched, unlike, relief = prior.split((1, 2, 1, 5, 1), dim=1)
     return torch.cat(
@@ -121,7 +133,8 @@ def _seen(pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B 10 H W"]) -> F
     )
 
 
-def _convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> nn.Sequential:
+    """Return a convolution without bias, then batch normalisation and ReLU."""
     padding = (size - 1) // 2
     convolution = nn.Conv2d(inputs, outputs, kernel_size=size, stride=stride, padding=padding, bias=False)
     # He et al., "Delving deep into rectifiers", ICCV 2015.
@@ -129,13 +142,14 @@ def _convolution(inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs, momentum=_BATCH_MOMENTUM), nn.ReLU(inplace=True))
 
 
-class _Up(nn.Module):
-    """Up to the size of the skip, and added to it."""
+class UpBlock(nn.Module):
+    """Enlarges to the size of the skip and adds it."""
 
     def __init__(self, below: int, above: int) -> None:
         super().__init__()
-        self.narrow = _convolution(below, above)
-        self.join = _convolution(above, above)
+        self.narrow = convolution(below, above)
+        self.join = convolution(above, above)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return the sum at the size of the skip, after a convolution."""
         return self.join(F.interpolate(self.narrow(x), size=skip.shape[-2:], mode="nearest") + skip)

@@ -114,9 +114,10 @@ class AugmentOptions(OptionGroup):
 class ModelOptions(OptionGroup):
     """network"""
 
-    model: Literal["unet", "guided"] = option(
+    model: Literal["unet", "guided", "fused"] = option(
         "unet",
-        "unet: a 6-channel U-Net on both views at once; guided: corrects OpenCV's semi-global matcher",
+        "unet: a 6-channel U-Net on both views at once; guided: corrects OpenCV's semi-global matcher; fused: chooses "
+        "between two matches of it, one for textured and one for plain surfaces, and corrects them",
         fixed=True,
     )
     base_channels: int = option(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
@@ -131,7 +132,7 @@ class LossOptions(OptionGroup):
         "laplace", "distribution of the error; it is stored with the weights", fixed=True
     )
     region_weight: float = option(
-        0.5, "guided: weight of the region term of the loss", minimum=0.0, maximum=100.0, fixed=True
+        0.5, "guided, fused: weight of the region term of the loss", minimum=0.0, maximum=100.0, fixed=True
     )
     nll_beta: float = option(
         0.5,
@@ -213,10 +214,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         # Several processes divide the batch; the network itself checks the part of each.
         single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
-        if self.model.model == "guided" and single:
+        if self.model.model != "unet" and single:
             raise UserError(
-                "--model guided --height 32 --width 32 --batch-size 1: leaves one value per channel, too few for batch "
-                "normalisation; raise one of them"
+                f"--model {self.model.model} --height 32 --width 32 --batch-size 1: leaves one value per channel, too "
+                "few for batch normalisation; raise one of them"
             )
 
 

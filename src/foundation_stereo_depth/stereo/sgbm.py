@@ -1,9 +1,10 @@
-"""OpenCV's semi-global block matching: the classical alternative to a network, and the prior that one network corrects.
+"""OpenCV's semi-global block matching: the classical alternative to a network, and the priors of networks.
 
-NumPy and OpenCV only.
+NumPy, OpenCV and LAPACK only.
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -35,6 +36,19 @@ _MOST_GAIN = 4.0
 _MEDIAN_PX = 5
 _SQUARE_PX = 16
 _AROUND = np.ones((9, 9), np.uint8)
+
+TWO_PRIOR_PLANES = PRIOR_PLANES + 6
+"""Planes of `two_prior_planes`: those of `prior_planes`; the disparity of the smooth match minus that of the first, px;
+1 where the smooth match is valid, else 0; its photometric residual (left view minus right view warped by it, luminance,
+-1 to 1); the interpolated disparity minus that of the first, px; the support of the interpolated one, 0 to 1; its
+photometric residual."""
+_SMOOTH_WIDTH_PX, _SMOOTH_HEIGHT_PX = 320, 240  # the smooth match runs at about this width and half this height
+_SMOOTH_STEP_PENALTY, _SMOOTH_JUMP_PENALTY = 16, 64  # per pixel of the block: 4 and 8 times those of the first match
+_AGREE_PX = 1.0  # at a width of 320 px
+_SMOOTH_SUPPORT = 0.02  # of pixels that only the smooth match has; it is 1 where both matches agree
+_WLS_LAMBDA = 50.0
+_WLS_ITERATIONS = 2
+_WLS_SIGMA = 4.0  # levels of 256 between neighbours that reduce the smoothness to 1/e
 
 
 def disparities_for(width: int, share: float = _SHARE_OF_WIDTH) -> int:
@@ -77,6 +91,28 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     is right. At an edge, the least and the most of the disparities around tell what would be seen there if the pixel
     belonged to the surface behind, or to the one in front.
     """
+    planes = np.empty((PRIOR_PLANES, *left.shape[:2]), np.float32)
+    _write_prior_planes(left, right, planes)
+    return planes
+
+
+class _MatchInputs(NamedTuple):
+    """What the first match computed and a second one reuses.
+
+    Attributes:
+        grey_left, grey_right: luminance, exposure equalised.
+        disparities: the search range, px.
+    """
+
+    grey_left: UInt8[np.ndarray, "H W"]
+    grey_right: UInt8[np.ndarray, "H W"]
+    disparities: range
+
+
+def _write_prior_planes(
+    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"], planes: Float32[np.ndarray, "10 H W"]
+) -> _MatchInputs:
+    """Write `prior_planes` of the pair into `planes`."""
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
     grey_left, grey_right = _grey(left), _grey(right)
@@ -94,26 +130,162 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     )
     # Where nothing at all was matched the network begins at "far away".
     steps = filled_from_background(steps, matched) if matched.any() else np.zeros_like(steps)
-    planes, unlike = np.empty((PRIOR_PLANES, height, width), np.float32), np.empty((height, width, 3), np.float32)
+    unlike = np.empty((height, width, 3), np.float32)
     np.divide(cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX), _STEPS_PER_PX, out=planes[0])
     cv2.erode(planes[0], _AROUND, dst=planes[1])
     cv2.dilate(planes[0], _AROUND, dst=planes[2])
     planes[3] = matched
-    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
-    rows = np.ascontiguousarray(np.broadcast_to(y[:, None], (height, width)))
-
-    def warped(view: np.ndarray, by_px: np.ndarray) -> np.ndarray:
-        return np.asarray(cv2.remap(view, x - by_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-
-    cv2.subtract(left, warped(right, planes[0]), dst=unlike, dtype=cv2.CV_32F)
+    cv2.subtract(left, _warp(right, planes[0]), dst=unlike, dtype=cv2.CV_32F)
     cv2.split(unlike, list(planes[4:7]))
-    cv2.subtract(grey_left, warped(grey_right, planes[1]), dst=planes[7], dtype=cv2.CV_32F)
-    cv2.subtract(grey_left, warped(grey_right, planes[2]), dst=planes[8], dtype=cv2.CV_32F)
+    cv2.subtract(grey_left, _warp(grey_right, planes[1]), dst=planes[7], dtype=cv2.CV_32F)
+    cv2.subtract(grey_left, _warp(grey_right, planes[2]), dst=planes[8], dtype=cv2.CV_32F)
     planes[4:9] /= 255
     # Differences are taken here, in 32 bits: 16 would round 60 px to a quarter.
     planes[1:3] -= planes[0]
     np.subtract(planes[0], _means_of_squares(planes[0]), out=planes[9])
+    return _MatchInputs(grey_left, grey_right, disparities)
+
+
+def _warp(
+    view: UInt8[np.ndarray, "H W *channels"], disparity_px: Float32[np.ndarray, "H W"]
+) -> UInt8[np.ndarray, "H W *channels"]:
+    """Return the right view warped to the left one: its pixel (x - d, y) moves to (x, y)."""
+    height, width = disparity_px.shape
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
+    rows = np.ascontiguousarray(np.broadcast_to(y[:, None], (height, width)))
+    return np.asarray(cv2.remap(view, x - disparity_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
+def two_prior_planes(
+    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+) -> Float32[np.ndarray, "16 H W"]:
+    """Return the prior of a network that chooses between two matches: see `TWO_PRIOR_PLANES`.
+
+    Small smoothness penalties keep the edges of textured surfaces, and give random disparities on textureless and on
+    repetitive ones; large penalties are right there, and round off edges. No setting serves both. The second match, by
+    large penalties, runs at about 320x120 whatever the size of the pair, since textureless surfaces have no detail to
+    lose. A third disparity is interpolated from where the two agree, up to edges of the image: it extends a wall from
+    its borders.
+
+    Args:
+        left: RGB, rectified.
+        right: the same.
+    """
+    height, width = left.shape[:2]
+    planes = np.empty((TWO_PRIOR_PLANES, height, width), np.float32)
+    inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES])
+    factor = max(1, round(width / _SMOOTH_WIDTH_PX))
+    smooth_px, smooth_valid = _match_smooth(inputs, factor)
+    close = np.abs(planes[0] - smooth_px) < _AGREE_PX * width / _SMOOTH_WIDTH_PX
+    agree = (planes[3] > 0) & (smooth_valid > 0) & close
+    support = np.where(agree, np.float32(1), _SMOOTH_SUPPORT * smooth_valid)
+    known_px = np.where(agree, planes[0], smooth_px)
+    interpolated_px, support = _interpolate(known_px, support, inputs.grey_left, 2 * factor)
+    planes[11], planes[14] = smooth_valid, support
+    for first, disparity_px in ((10, smooth_px), (13, interpolated_px)):
+        np.subtract(disparity_px, planes[0], out=planes[first])
+        warped = _warp(inputs.grey_right, disparity_px)
+        cv2.subtract(inputs.grey_left, warped, dst=planes[first + 2], dtype=cv2.CV_32F)
+        planes[first + 2] /= 255
     return planes
+
+
+def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
+    """Return the disparity by large penalties, px of the full size, holes filled; and 1 where it is valid, else 0.
+
+    Args:
+        inputs: of the first match.
+        factor: by which the width is divided.
+    """
+    height, width = inputs.grey_left.shape
+    size = (max(1, width // factor), max(1, height // max(2, round(height / _SMOOTH_HEIGHT_PX))))
+    left, right = (
+        np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA), np.uint8)
+        for view in (inputs.grey_left, inputs.grey_right)
+    )
+    first = inputs.disparities.start // factor
+    count = math.ceil((inputs.disparities.stop / factor - first) / _STEPS_PER_PX) * _STEPS_PER_PX
+    area = _BLOCK_PX**2
+    steps, valid = _match(
+        left,
+        right,
+        range(first, first + count),
+        step_penalty=_SMOOTH_STEP_PENALTY * area,
+        jump_penalty=_SMOOTH_JUMP_PENALTY * area,
+        uniqueness_percent=10,
+        speckle_px=100 // (2 * factor),
+    )
+    steps = filled_from_background(steps, valid) if valid.any() else np.zeros_like(steps)
+    small_px = cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX).astype(np.float32)
+    small_px *= width / size[0] / _STEPS_PER_PX
+    return (
+        np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR)),
+        np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)),
+    )
+
+
+def _interpolate(
+    disparity_px: Float32[np.ndarray, "H W"],
+    support: Float32[np.ndarray, "H W"],
+    grey: UInt8[np.ndarray, "H W"],
+    factor: int,
+) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
+    """Return an edge-aware interpolation of the disparity where it has support, and the support of each pixel of it.
+
+    Weighted least squares along rows and columns in turn (Min et al., "Fast global image smoothing based on weighted
+    least squares", TIP 2014), of disparity times support and of support, then divided. Between two supported borders
+    the result is linear, as the disparity of a plane is.
+
+    Args:
+        disparity_px: where the support is 0 it does not matter.
+        support: weight of each pixel, 0 to 1.
+        grey: the image at whose edges the disparity may jump.
+        factor: by which height and width are divided for the computation.
+    """
+    height, width = grey.shape
+    size = (max(1, width // factor), max(1, height // factor))
+
+    def reduce(values: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+
+    levels = reduce(grey).astype(np.float32)
+    across, down = (np.exp(np.abs(np.diff(levels, axis=axis)) * np.float32(-1 / _WLS_SIGMA)) for axis in (1, 0))
+    values = np.stack([reduce(disparity_px * support), reduce(support)])
+    for iteration in range(_WLS_ITERATIONS):
+        weight = _WLS_LAMBDA * 1.5 * 4.0 ** (_WLS_ITERATIONS - 1 - iteration) / (4.0**_WLS_ITERATIONS - 1)
+        values = _smooth_rows(values, weight * across)
+        values = _smooth_rows(values.transpose(0, 2, 1), weight * down.T).transpose(0, 2, 1)
+    weighted_px, support = values
+    interpolated_px = weighted_px / np.maximum(support, np.float32(1e-6))
+    support = np.sqrt(np.sqrt(support.clip(0, 1)))
+    interpolated_px, support = (
+        np.asarray(cv2.resize(np.ascontiguousarray(plane), (width, height), interpolation=cv2.INTER_LINEAR))
+        for plane in (interpolated_px, support)
+    )
+    return interpolated_px, support
+
+
+def _smooth_rows(
+    values: Float32[np.ndarray, "n h w"], weights: Float32[np.ndarray, "h w-1"]
+) -> Float32[np.ndarray, "n h w"]:
+    """Return the values smoothed along rows, by one tridiagonal system for all rows.
+
+    Args:
+        values: of n maps.
+        weights: of the squared difference between each pixel and the next of its row.
+    """
+    # scipy.linalg takes more than half of the time to import this module, and most programs never interpolate.
+    from scipy.linalg import lapack  # noqa: PLC0415
+
+    _, height, width = values.shape
+    coupling = np.zeros((height, width), np.float32)
+    coupling[:, :-1] = weights
+    coupling = coupling.ravel()
+    diagonal = 1 + coupling
+    diagonal[1:] += coupling[:-1]
+    right_sides = values.reshape(len(values), -1).T
+    *_, solved, _ = lapack.sptsv(diagonal, -coupling[:-1], right_sides)  # pyright: ignore[reportAttributeAccessIssue]
+    return solved.T.reshape(values.shape)
 
 
 def _means_of_squares(values: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:

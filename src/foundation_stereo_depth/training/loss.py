@@ -74,8 +74,8 @@ def heteroscedastic_loss(
     return LossSum(total, valid.sum().to(torch.float32))
 
 
-def region_loss(region_px: Float[Tensor, "B 1 h w"], true_disparity_px: Float[Tensor, "B 1 H W"]) -> LossSum:
-    """Return a robust error of disparities at half resolution, each counted as the four pixels that it stands for.
+def region_loss(region_px: Float[Tensor, "B n h w"], true_disparity_px: Float[Tensor, "B 1 H W"]) -> LossSum:
+    """Return a robust error of n disparities at half resolution, each counted as the four pixels that it stands for.
 
     It grows like L1 up to some px and like a logarithm beyond, so that occluded regions do not dominate.
     """

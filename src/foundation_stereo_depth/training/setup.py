@@ -21,7 +21,7 @@ from foundation_stereo_depth.data.dataset import DATASET_ROOT_VARIABLE, find_dat
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model import create_network, fused_from_guided
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
@@ -140,13 +140,21 @@ def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Modul
 
     Raises:
         CheckpointError: the file of the weights cannot be used.
-        UserError: it holds another network than the options name.
+        UserError: it holds another network than the options name; a guided one can also start a fused one.
     """
     initial = options.optimizer.initial_weights
     if initial is None or resumed is not None:
         return create_network(options.model)
     given = _read_initial(initial)
-    if (found := _flags_of(given.facts.model)) != (asked := _flags_of(options.model)):
+    found_model = given.facts.model
+    if (
+        found_model.model == "guided"
+        and replace(found_model, model="fused", depth=options.model.depth) == options.model
+    ):
+        network = create_network(options.model)
+        network.load_state_dict(fused_from_guided(given.network().state_dict()))
+        return network
+    if (found := _flags_of(found_model)) != (asked := _flags_of(options.model)):
         raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
     try:
         return given.network().train()
@@ -175,4 +183,4 @@ def _augmentation_of(given: TrainedNetwork, source: Path | Literal["default"]) -
 
 def _flags_of(model: ModelOptions) -> str:
     flags = f"--model {model.model} --base-channels {model.base_channels}"
-    return flags if model.model == "guided" else f"{flags} --depth {model.depth}"
+    return f"{flags} --depth {model.depth}" if model.model == "unet" else flags
