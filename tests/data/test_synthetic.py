@@ -153,6 +153,6 @@ def test_machine_code_is_kept_apart_for_other_sources_and_not_where_nothing_can_
     compiling._cache_folder.cache_clear()
 
 
-def test_importing_the_torch_road_does_not_import_numba() -> None:
+def test_importing_the_pytorch_renderer_does_not_import_numba() -> None:
     code = "import sys, foundation_stereo_depth.data.synthetic.torch_scenes; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

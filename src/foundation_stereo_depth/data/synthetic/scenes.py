@@ -5,6 +5,7 @@
 
 import functools
 import logging
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 _FLOATING_PRIMITIVES = 56
 _POOL_SEED = 0
 _KIND = purpose("kind")
+_announcing = threading.Lock()
 
 
 class Views(NamedTuple):
@@ -98,7 +100,8 @@ def render_scenes(
 
 def pool_sample(i: int, height: int, width: int) -> StereoSample:
     """Return scene `i` of the pool that a cache is filled with, the same at every call."""
-    _announce_compilation()
+    with _announcing:
+        _announce_compilation()
     left, right, disparity_px = render_scenes(_POOL_SEED, [i], height, width, kinds=POOL_KINDS)
     return StereoSample(left=left[0], right=right[0], disparity_px=disparity_px[0])
 
