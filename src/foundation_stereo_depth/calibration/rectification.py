@@ -186,8 +186,8 @@ def check_given(rectification: Rectification, left: Lens) -> None:
     if focal_ratio < _NOISE_FOCAL_RATIO or max(abs(across - 0.5), abs(down - 0.5)) > _NOISE_OFFSET:
         raise CalibrationError(
             f"P1 has a focal length of {given[0, 0]:.4g} px and its principal point at ({given[0, 2]:.0f}, "
-            f"{given[1, 2]:.0f}) in images of {left.width}x{left.height}, which is of no use: stereoRectify fails so for "
-            "wide lenses; leave R1, R2, P1, P2 out of the file, and they are computed by another rule"
+            f"{given[1, 2]:.0f}) in images of {left.width}x{left.height}, which is of no use: stereoRectify "
+            "fails so for wide lenses; leave R1, R2, P1, P2 out of the file, and they are computed by another rule"
         )
 
 

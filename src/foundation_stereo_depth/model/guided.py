@@ -57,7 +57,7 @@ class GuidedNetwork(nn.Module):
         )
         self.up = nn.ModuleList(UpBlock(below, above) for above, below in reversed(list(pairwise(levels))))
         # For each pixel of half resolution a correction in px; for each of the four full-resolution pixels under it
-        # a log-variance, a fine correction, and the shares of the mixture.
+        # a log-variance, a fine correction, and the weights of the mixture.
         last = nn.Conv2d(half, 1 + 4 * (2 + _CANDIDATES), kernel_size=1)
         with torch.no_grad():
             last.weight.mul_(0.1)
@@ -84,14 +84,14 @@ class GuidedNetwork(nn.Module):
         for up in self.up:
             x = up(x, skips.pop())
         # From here on the four pixels of full resolution that lie under one of half resolution are its channels.
-        correction, log_variance, fine, beliefs = self.head(x).float().split((1, 4, 4, 4 * _CANDIDATES), dim=1)
+        correction, log_variance, fine, logits = self.head(x).float().split((1, 4, 4, 4 * _CANDIDATES), dim=1)
         prior_px, least, most = F.pixel_unshuffle(prior.split((3, 7), dim=1)[0], 2).split(4, dim=1)
         region_px = prior_px.mean(dim=1, keepdim=True) + correction * _STEP_PX
-        # What one eye alone sees is background: no region is nearer than all that the matcher found around it.
-        behind_px = torch.minimum(region_px, (prior_px + most).amax(dim=1, keepdim=True))
-        shares = (beliefs * _SHARE_GAIN).unflatten(1, (_CANDIDATES, 4)).softmax(dim=1).flatten(1, 2).split(4, dim=1)
-        # The shares of the matcher's own value, of the least and of the most around it, and of the region's.
-        mixed_px = (1 - shares[3]) * prior_px + shares[1] * least + shares[2] * most + shares[3] * behind_px
+        # What only one view shows is background: no region is nearer than all that the matcher found around it.
+        background_px = torch.minimum(region_px, (prior_px + most).amax(dim=1, keepdim=True))
+        weights = (logits * _SHARE_GAIN).unflatten(1, (_CANDIDATES, 4)).softmax(dim=1).flatten(1, 2).split(4, dim=1)
+        # The weights of the matcher's own value, of the least and of the most around it, and of the region's.
+        mixed_px = (1 - weights[3]) * prior_px + weights[1] * least + weights[2] * most + weights[3] * background_px
         # Bounded: regions that the matcher missed are the region's business, whose value is never too near.
         fine_px = (fine * _FINE_PX / _LARGEST_FINE_PX).tanh() * _LARGEST_FINE_PX
         disparity_px = F.pixel_shuffle((mixed_px + fine_px).clamp(min=0), 2)

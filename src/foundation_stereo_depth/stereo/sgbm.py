@@ -24,14 +24,14 @@ _STEPS_PER_PX = 16
 """OpenCV counts disparity in sixteenths of a pixel, and wants the number of disparities in multiples of this too."""
 _PROBE_SHRINKS = 4
 _PROBE_SHARE_OF_WIDTH = 0.4
-_RARELY_NEARER, _RARELY_FARTHER = 0.002, 0.01  # shares of the picture whose disparities may not be looked for
+_RARELY_NEARER, _RARELY_FARTHER = 0.002, 0.01  # fractions of the image whose disparities may be missed
 _LEAST_MARGIN_PX, _MARGIN_SHARE_OF_WIDTH = 5, 1 / 64
 _FARTHEST_PX = -2
 """OpenCV knows no fractions of the first disparity that it looks for, so what is far wants some before 0."""
 _LEAST_PX = -0.5
 """Of answers below 0: what is infinitely far has 0, and less by no more than a rig's errors."""
 _ALIKE = 4.0  # levels of 256
-_EVENED_BY = 2  # one in so many of the small pictures' pixels
+_EVENED_BY = 2  # one in so many of the small images' pixels
 _MOST_GAIN = 4.0
 _MEDIAN_PX = 5
 _SQUARE_PX = 16
@@ -84,9 +84,9 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     """What a network that corrects this matcher wants to know: see `PRIOR_PLANES`.
 
     It compares luminance alone, in little more than half the time, with smoothness penalties a half and a quarter of
-    the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments.md).
-    It looks only for the disparities between the least and the most that a quick look at small pictures finds, and
-    where that look finds the right eye exposed otherwise, it evens that out first. The right view is warped by the
+    the advised ones, and a median over the result: at 320x240 this is better on every measure (docs/experiments/accuracy.md).
+    It searches only the disparities between the least and the most that a quick match of small images finds, and
+    where that match finds the right view exposed differently, it equalises the exposure first. The right view is warped by the
     disparity: its pixel (x - d, y) stands at (x, y), and less it the left view, 0..1, is about nothing where the answer
     is right. At an edge, the least and the most of the disparities around tell what would be seen there if the pixel
     belonged to the surface behind, or to the one in front.
@@ -116,7 +116,7 @@ def _write_prior_planes(
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
     grey_left, grey_right = _grey(left), _grey(right)
-    disparities, evened = _looked_at(left, right, grey_left, grey_right)
+    disparities, evened = _probe(left, right, grey_left, grey_right)
     if evened is not right:
         right, grey_right = evened, _grey(evened)
     steps, matched = _match(
@@ -302,20 +302,20 @@ def _grey(view: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def _looked_at(
+def _probe(
     left: UInt8[np.ndarray, "H W 3"],
     right: UInt8[np.ndarray, "H W 3"],
     grey_left: UInt8[np.ndarray, "H W"],
     grey_right: UInt8[np.ndarray, "H W"],
 ) -> tuple[range, UInt8[np.ndarray, "H W 3"]]:
-    """What small pictures tell: which disparities to look for, and the right view exposed as the left one is.
+    """Match small images; return which disparities to search, and the right view exposed as the left one is.
 
     Disparities: from the least to the most that are found there, and some on either side; a little below 0 where
     something is far.
     """
     size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
     small_left, small_right = (cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in (grey_left, grey_right))
-    # Seen from elsewhere a picture keeps its mean and deviation roughly, which is enough for a first look.
+    # Seen from elsewhere an image keeps its mean and deviation roughly, which is enough for a first match.
     small_right = cv2.LUT(small_right, _levels(*cv2.meanStdDev(small_left), *cv2.meanStdDev(small_right)))
     area = _BLOCK_PX**2
     steps, matched = _match(
@@ -339,15 +339,15 @@ def _looked_at(
     some = slice(None, None, _EVENED_BY)
     row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
     there = np.maximum(column - np.rint(_PROBE_SHRINKS * known[some]).astype(np.intp), 0)
-    return disparities, _exposed_alike(left[row, column], right[row, there], right)
+    return disparities, _equalise_exposure(left[row, column], right[row, there], right)
 
 
-def _exposed_alike(
+def _equalise_exposure(
     left: UInt8[np.ndarray, "n 3"], same: UInt8[np.ndarray, "n 3"], right: UInt8[np.ndarray, "H W 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """The right view with the mean and deviation of each colour as the left one has them, `same` being the same places.
 
-    It is itself where they differ by little, as they do between eyes exposed alike, or by what chance makes of places
+    It is itself where they differ by little, as they do between views exposed alike, or by what chance makes of places
     that are not quite the same.
     """
     (mean, deviation), (of_mean, of_deviation) = cv2.meanStdDev(left[:, None]), cv2.meanStdDev(same[:, None])

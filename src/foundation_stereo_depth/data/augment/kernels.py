@@ -1,7 +1,7 @@
 """The heavy steps of augmentation: OpenCV does them on a CPU, PyTorch on every other device.
 
 Both take the same numbers and give the same images up to rounding, which tests hold them to (JPEG itself leaves more
-open than that); what the numbers are is settled elsewhere (augment.py). docs/experiments.md measures what it is worth.
+open than that); what the numbers are is settled elsewhere (pipeline.py). docs/experiments/data.md has its measurements.
 """
 
 import functools
