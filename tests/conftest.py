@@ -1,5 +1,6 @@
 """Fixtures of many tests: small FSD trees, real data where available, and a folder of its own for each test."""
 
+import fcntl
 import logging
 import os
 import shutil
@@ -78,6 +79,17 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FOUNDATION_STEREO_ROOT", raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def compiled_renderer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile the renderer of synthetic scenes in one process; the others wait, and read its machine code from disk."""
+    from foundation_stereo_depth.data.synthetic.scenes import render_scenes
+
+    with (tmp_path_factory.getbasetemp().parent / "compiled_renderer.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for kinds in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)):
+            render_scenes(0, [0], 8, 12, kinds=kinds)
 
 
 @pytest.fixture(scope="session")

@@ -69,13 +69,14 @@ def test_every_name_that_the_flag_takes_can_be_opened() -> None:
 
 
 @pytest.mark.parametrize("name", [*TREES, "fsd", "folders", "synthetic"])
-def test_every_data_set_is_read_resized_cached_and_loaded(name: str, tmp_path: Path) -> None:
+def test_every_data_set_is_read_resized_cached_and_loaded(name: str, tmp_path: Path, request) -> None:
     root = tmp_path / "root"
     if name == "fsd":
         write_fsd_sample(root, "s", "0", 40, 56, seed=0)
     elif name == "folders":
         write_pair(root, "a")
     elif name == "synthetic":
+        request.getfixturevalue("compiled_renderer")
         root = Path("2")
     else:
         TREES[name](root)

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.threads import limit_spinning
 
 Options = TypeVar("Options")
 Explicit = dict[str, Any]
@@ -114,6 +115,7 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
         run: does the work; returns the status.
     """
     log.configure(explicit.get(_VERBOSITY, logging.INFO))
+    limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from foundation_stereo_depth.data.sample import Incomplete, SampleNames, SourceStamp, StereoSample
-from foundation_stereo_depth.data.synthetic.torch_scenes import SCENES_STAMP, scene_names, scene_sample
+from foundation_stereo_depth.data.synthetic.torch_scenes import SCENES_STAMP, scene_names
 from foundation_stereo_depth.errors import DataError
 
 NATIVE_SIZE = (480, 640)
@@ -26,8 +26,10 @@ class SyntheticDataset:
         return len(self.names)
 
     def read(self, i: int, size: tuple[int, int] | None = None) -> StereoSample:
-        """Render scene i at (height, width)."""
-        return scene_sample(i, *(size or NATIVE_SIZE))
+        """Render scene i at (height, width). The first call on a machine compiles the renderer."""
+        from foundation_stereo_depth.data.synthetic.scenes import pool_sample  # noqa: PLC0415 (numba, for pools alone)
+
+        return pool_sample(i, *(size or NATIVE_SIZE))
 
     def stamp(self, i: int) -> SourceStamp:  # noqa: ARG002 (one version of the renderer draws all scenes)
         """Return the renderer's version, in place of the files that other samples come from."""

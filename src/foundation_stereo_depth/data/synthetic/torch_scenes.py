@@ -41,7 +41,7 @@ PIECES = 56
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
-SCENES_VERSION = 8
+SCENES_VERSION = 9
 """Another number whenever scenes come out otherwise: a pool keeps it, and entries of another one are made anew."""
 SCENES_STAMP: SourceStamp = np.full((3, 2), -SCENES_VERSION, np.int64)
 """It, where entries of files keep what they were made of; no file has a size below 0."""

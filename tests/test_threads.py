@@ -1,0 +1,27 @@
+import os
+
+import pytest
+
+from foundation_stereo_depth.threads import limit_spinning
+
+VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that whatever the test sets is undone
+        monkeypatch.delenv(name)
+
+
+def test_spinning_is_limited_where_the_environment_does_not_say() -> None:
+    limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_the_variables_of_the_user_are_respected(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "7")
+    limit_spinning()
+    assert os.environ[name] == "7"
+    assert [other for other in VARIABLES if other in os.environ] == [name]
