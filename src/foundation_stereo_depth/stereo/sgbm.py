@@ -116,7 +116,7 @@ def _write_prior_planes(
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
     grey_left, grey_right = _grey(left), _grey(right)
-    disparities, evened = _looked_at(left, right, grey_left, grey_right)
+    disparities, evened = _probe(left, right, grey_left, grey_right)
     if evened is not right:
         right, grey_right = evened, _grey(evened)
     steps, matched = _match(
@@ -302,7 +302,7 @@ def _grey(view: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def _looked_at(
+def _probe(
     left: UInt8[np.ndarray, "H W 3"],
     right: UInt8[np.ndarray, "H W 3"],
     grey_left: UInt8[np.ndarray, "H W"],
