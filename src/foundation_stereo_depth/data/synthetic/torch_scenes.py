@@ -1,17 +1,17 @@
 """Stereo scenes made from nothing but a seed, in batches on the training device, with exact disparity.
 
 A scene is a curved, slanted background, often a floor, and many textured pieces floating before it. Each piece is a
-function, not a picture: its disparity is a quadratic in left-image coordinates,
+function, not an image: its disparity is a quadratic in left-image coordinates,
 
     d(u, v) = d0 + gx u + gy v + qx u^2 + qy v^2,      (u, v) = (x, y) - centre,
 
 its outline an inequality in the same coordinates, its texture a lookup there. A pixel of the left view asks every
 piece at (x, y); a pixel (x_right, y) of the right view asks it at the x that solves x - d(x, y) = x_right, which for a
 quadratic has a closed form. In both views the piece with the largest disparity, the nearest one, wins. So disparity is
-exact, occlusion is right in both eyes, and what one eye sees behind an edge has a texture of its own.
+exact, occlusion is right in both views, and what one view has behind an edge has a texture of its own.
 
 Edges of depth are not always edges of colour, nor the other way about: some pieces are painted as others are, textures
-are patched together, shadows lie across everything. Glows stand where each eye sees them, at no surface's disparity.
+are patched together, shadows lie across everything. Glows stand where each view has them, at no surface's disparity.
 """
 
 import math
@@ -37,12 +37,12 @@ from foundation_stereo_depth.data.synthetic.torch_shading import (
 from foundation_stereo_depth.data.synthetic.torch_textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
 PIECES = 56
-"""Pieces before the background; outlines that miss the picture make the count vary from scene to scene."""
+"""Pieces before the background; outlines that miss the image make the count vary from scene to scene."""
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
 SCENES_VERSION = 9
-"""Another number whenever scenes come out otherwise: a pool keeps it, and entries of another one are made anew."""
+"""Another number whenever scenes come out otherwise: a pool keeps it, and entries of another one are rebuilt."""
 SCENES_STAMP: SourceStamp = np.full((3, 2), -SCENES_VERSION, np.int64)
 """It, where entries of files keep what they were made of; no file has a size below 0."""
 
@@ -56,7 +56,7 @@ _DONORS = 6  # so many first surfaces lend their paint to others
 
 @dataclass(frozen=True, kw_only=True)
 class ProceduralSource:
-    """An endless data set of made-up scenes, of which an epoch visits `length`; each epoch has new ones."""
+    """An endless data set of synthetic scenes, of which an epoch visits `length`; each epoch has new ones."""
 
     VALIDATION_SEED: ClassVar[int] = 2**31
     """Beyond every seed that training can have."""
@@ -72,7 +72,7 @@ class ProceduralSource:
 
     def name(self, index: int) -> str:
         """What messages call the scene."""
-        return f"made-up scene {index} of seed {self.seed}"
+        return f"synthetic scene {index} of seed {self.seed}"
 
     def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
         """One batch per entry of `plan`, rendered when it is asked for."""
@@ -140,12 +140,12 @@ class _Pieces:
 def render_scenes(keys: Keys, indices: Int64[Tensor, " B"], height: int, width: int) -> StereoBatch:
     """One scene per key: both views, and the exact disparity of the left one, known everywhere."""
     pieces = _draw_pieces(keys, height, width)
-    left, right = (_colours(pieces, height, width, from_right=eye) for eye in (False, True))
+    left, right = (_colours(pieces, height, width, from_right=right_view) for right_view in (False, True))
     disparity_px, _ = _nearest(pieces, height, width, 1, from_right=False)
     return StereoBatch(left=left, right=right, disparity_px=disparity_px[:, None], indices=indices)
 
 
-def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
+def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR0915 (one draw after the other)
     n = PIECES
 
     def draw(purpose: str, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -153,7 +153,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
 
     # The background: a disparity at its centre, and a tilt and curvature that change it by at most 0.7 of that.
     far_px = width * uniform(keys, "far", 1, low=math.log(_SMALLEST), high=math.log(_FARTHEST_PLAIN)).exp()
-    # Some scenes are deep, most are not, as on real pictures: a matcher is about as often right on these.
+    # Some scenes are deep, most are not, as on real images: a matcher is about as often right on these.
     near_px = far_px * 1.5 + (_LARGEST * width - 1.5 * far_px) * uniform(keys, "near", 1) ** 2
     tilt = uniform(keys, "background tilt", 4, low=-1.0, high=1.0) * torch.tensor(
         [0.25, 0.35, 0.05, 0.05], device=keys.device
@@ -167,7 +167,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:
         dim=1,
     )
 
-    # The pieces: mostly small, some as large as the picture; nearer than the background's centre, with a long tail.
+    # The pieces: mostly small, some as large as the image; nearer than the background's centre, with a long tail.
     size_px = width * draw("size", math.log(0.02), math.log(0.7)).exp()
     clustered = chance(keys, "clustered", n, probability=0.5) & chance(keys, "clusters", 1, probability=0.5)
     size_px = torch.where(clustered, width * draw("leaf size", math.log(0.02), math.log(0.15)).exp(), size_px)
@@ -298,7 +298,7 @@ def _draw_surfaces(
 def _nearest(
     pieces: _Pieces, height: int, width: int, samples: int, *, from_right: bool
 ) -> tuple[Float[Tensor, "B h w"], Int64[Tensor, "B h w"]]:
-    """Disparity of the nearest piece and its number, at `samples` points across and down each pixel of one eye."""
+    """Disparity of the nearest piece and its number, at `samples` points across and down each pixel of one view."""
     device, B = pieces.d0.device, len(pieces.d0)
     x, y = _points(width, samples, device), _points(height, samples, device)[:, None]
     nearest_px = torch.full((B, len(y), len(x)), -math.inf, device=device)
@@ -371,7 +371,7 @@ def _frames(pieces: _Pieces, rows: int, columns: int, samples: int, *, from_righ
 
 
 def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
-    """RGB bytes of one eye, in channels_last memory."""
+    """RGB bytes of one view, in channels_last memory."""
     disparity_px, winner = _nearest(pieces, height, width, SAMPLES, from_right=from_right)
     device, (B, h, w) = winner.device, winner.shape
     x, y = _points(width, SAMPLES, device), _points(height, SAMPLES, device)[:, None]
