@@ -139,7 +139,7 @@ def test_a_bad_sample_stops_the_cache_unless_skipped(fsd_tree: Path, capsys: pyt
     assert cache_command([*flags, "--skip-bad", "--workers", "1"]) == 0
     out = "".join(capsys.readouterr())
     assert "1 samples bad" in out
-    assert "cache/cache_faults.txt names the damaged, changed and bad ones" in out
+    assert "cache/cache_faults.txt lists the damaged, changed and bad ones" in out
     assert Path("cache/cache_faults.txt").read_text().startswith("bad: ")
 
 

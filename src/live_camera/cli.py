@@ -86,6 +86,7 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = command_line.build_options(CalibrateOptions, explicit)
         _check_calibrate_options(options)
+        from foundation_stereo_depth.calibration.rig import implausible_baseline
         from foundation_stereo_depth.data.pairs import find_pairs
         from live_camera.board import Board
         from live_camera.collect import detect_pairs
@@ -103,6 +104,8 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
             )
         result = calibrate(found.pairs, board, *found.size)
         result.rejected.update(found.rejected)
+        if odd := implausible_baseline(result.calibration):
+            logger.warning("%s: is --square-mm the side of one square, measured on the board?", odd)
         print(write_results(result, found.pairs, found.example, options.board, output))
         print(f"\n{output}")
         logger.info("%s written, with a report and two images beside it", output)

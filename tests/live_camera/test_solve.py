@@ -192,7 +192,7 @@ def test_board_without_tilt_is_an_error() -> None:
 
 def test_real_rig_fits_better_than_plain_opencv(shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = [str(shared_data / f"chessboard/{side}*.jpg") for side in ("left", "right")]
-    assert calibrate_command(["--images", *images, "--square-mm", "1000", "-o", "far.npz"]) == 2
+    assert calibrate_command(["--images", *images, "--square-mm", "1000", "-o", "far.npz"]) == 0
     assert "a baseline of 3.327 m, where 0.01 to 2.0 are plausible" in capsys.readouterr().err
     assert calibrate_command(["--images", *images, "--square-mm", "25", "-o", "rig/real.npz"]) == 0
     report = capsys.readouterr().out
