@@ -71,18 +71,21 @@ _SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 
 def pick_device(name: str, processes: Processes) -> torch.device:
-    """Return the device that `--device` names: auto, cpu, cuda or mps; auto takes the fastest there is.
+    """Return the device that `--device` names: auto, cpu, cuda, cuda:N or mps; auto takes the fastest there is.
 
     Raises:
         UserError: it is not there.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
+    asked, _, number = name.partition(":")
+    kind = next(kind for kind, there in present.items() if there) if asked == "auto" else asked
     if not present[kind]:
         there = ", ".join(kind for kind, found in present.items() if found)
-        raise UserError(f"--device {kind}: torch {torch.__version__} finds none on this machine, only {there}")
+        raise UserError(f"--device {name}: torch {torch.__version__} finds none on this machine, only {there}")
     if kind != "cuda":
         return torch.device(kind)
+    if number:
+        return _numbered_gpu(name, int(number), processes)
     if processes.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"torchrun started process {processes.local_rank} of this machine, which has {torch.cuda.device_count()} "
@@ -90,6 +93,15 @@ def pick_device(name: str, processes: Processes) -> torch.device:
         )
     torch.cuda.set_device(processes.local_rank)
     return torch.device("cuda", processes.local_rank)
+
+
+def _numbered_gpu(name: str, number: int, processes: Processes) -> torch.device:
+    if processes.world_size > 1:
+        raise UserError(f"--device {name}: torchrun gives each process a GPU of its own; use --device cuda")
+    if number >= (found := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: torch finds {found} GPUs, cuda:0 to cuda:{found - 1}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:

@@ -211,7 +211,12 @@ def encode_figure(
     panels = [
         (title, left, None, 0.0),
         (heading, values, colours, largest),
-        ("confidence, P(|error| < 1 px)", confidence, "viridis", 1.0),
+        (
+            "confidence, P(|error| < 1 px)" if match.confidence is not None else "confidence: not predicted",
+            confidence,
+            "viridis",
+            1.0,
+        ),
     ]
     for axis, (text, shown, colour_map, top) in zip(axes, panels, strict=True):
         axis.set_axis_off()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 import requests
+import sqlalchemy
 import sqlalchemy.exc
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -24,6 +26,7 @@ from mlflow.tracking import MlflowClient
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.fields import expand_home
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,7 @@ class Tracker:
 
     Args:
         uri: a database (sqlite:///...) or server (http://...); None leaves it to `tracking_uri`.
-        experiment: its name; created if it does not exist.
+        experiment: its name; created if it does not exist. None leaves it to `experiment_name`.
         run_id: the run to resume; None starts a new one, and so does a run that the store does not know.
         run_name: for a new run.
 
@@ -97,7 +100,7 @@ class Tracker:
         UserError: the store cannot be reached at the start.
     """
 
-    def __init__(self, *, uri: str | None, experiment: str, run_id: str | None, run_name: str | None) -> None:
+    def __init__(self, *, uri: str | None, experiment: str | None, run_id: str | None, run_name: str | None) -> None:
         self.uri = tracking_uri(uri)
         self._metrics = _RetryQueue(f"MLflow at {self.uri}")
         self._files = _RetryQueue(f"the artifact store of MLflow at {self.uri}")
@@ -113,7 +116,10 @@ class Tracker:
                         "MLflow at %s has no run %s: it continues as run %s", self.uri, run_id, run.info.run_id
                     )
             else:
+                _check_active(run, self.uri, "--resume")
                 self._client.update_run(run.info.run_id, status="RUNNING")
+        except UserError:
+            raise
         except _UNREACHABLE as error:
             raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
@@ -179,7 +185,18 @@ class Tracker:
 
 def tracking_uri(named: str | None) -> str:
     """Return the store of runs: the flag's, else that of MLflow's own variable, else a database in this folder."""
-    return named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = _database(uri)
+    if database is None:
+        return expand_home(uri)
+    url = sqlalchemy.make_url(uri)
+    # Only where it changes something: another spelling of the same URI would be another name in messages and tags.
+    return uri if str(database) == url.database else url.set(database=str(database)).render_as_string()
+
+
+def experiment_name(named: str | None) -> str:
+    """Return the experiment of new runs: the flag's, else that of MLflow's own variable, else the program's."""
+    return named or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "foundation-stereo-depth"
 
 
 def folder_of_run(run_id: str) -> Path:
@@ -223,6 +240,20 @@ def checkpoint_of_run(
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
     except _UNREACHABLE as error:
         raise UserError(f"{problem} ({_reason(error)})") from error
+
+
+def check_run(uri: str | None, run_id: str) -> None:
+    """Check that results can be added to a run.
+
+    Raises:
+        UserError: the store cannot be reached, has no such run, or the run is deleted.
+    """
+    uri = tracking_uri(uri)
+    try:
+        run = _client(uri).get_run(run_id)
+    except _UNREACHABLE as error:
+        raise UserError(f"--run-id {run_id}: cannot be added to at {uri} ({_reason(error)})") from error
+    _check_active(run, uri, "--run-id")
 
 
 def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
@@ -284,14 +315,14 @@ class RunRecord:
     current_files: Mapping[str, Sequence[Path]] = field(default_factory=dict[str, Sequence[Path]])
 
 
-def copy_run(uri: str | None, experiment: str, record: RunRecord) -> str:
+def copy_run(uri: str | None, experiment: str | None, record: RunRecord) -> str:
     """Copy a run of another program into MLflow, and return the id of the copy.
 
     An existing copy gets what it lacks: parameters, metrics and new files; current files replace their older copies.
 
     Args:
         uri: a database or server; None leaves it to `tracking_uri`.
-        experiment: its name; created if it does not exist.
+        experiment: its name; created if it does not exist. None leaves it to `experiment_name`.
         record: the run.
 
     Raises:
@@ -344,8 +375,14 @@ def _log_files(client: MlflowClient, run_id: str, folder: str, paths: Sequence[P
 
 
 def _database(uri: str) -> Path | None:
-    """Return the file of an SQLite database; None for every other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """Return the file of an SQLite database; None for every other store, and for a database in memory."""
+    try:
+        url = sqlalchemy.make_url(uri)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # a folder, say
+        return None
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(expand_home(str(url.database).removeprefix("file:") if "uri" in url.query else str(url.database)))
 
 
 def _client(uri: str) -> MlflowClient:
@@ -367,8 +404,30 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
+def _check_active(run: Run, uri: str, flag: str) -> None:
+    """Check that a run is not deleted.
+
+    Raises:
+        UserError: it is.
+    """
+    if run.info.lifecycle_stage != "deleted":
+        return
+    run_id = run.info.run_id
+    other = "; or start a new run from its weights by --initial-weights" if flag == "--resume" else ""
+    raise UserError(
+        f"{flag} {run_id}: this run was deleted in MLflow at {uri}; restore it there, or by `MLFLOW_TRACKING_URI={uri} "
+        f"mlflow runs restore --run-id {run_id}`{other}"
+    )
+
+
+def _experiment_id(client: MlflowClient, named: str | None) -> str:
+    name = experiment_name(named)
+    given_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if named is None and "MLFLOW_EXPERIMENT_NAME" not in os.environ and given_id:
+        found = client.get_experiment(given_id)
+        name = found.name
+    else:
+        found = client.get_experiment_by_name(name)
     if found is None:
         return client.create_experiment(name)
     if found.lifecycle_stage == "deleted":
@@ -391,6 +450,27 @@ def _source_tags() -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error, without the pages that MLflow adds."""
+    """Return the first line of an error, without the pages that MLflow adds; in our own words where they help."""
+    if "database is locked" in str(error):
+        return (
+            "the database is locked by another program; try again when that has ended, or wait longer for it: "
+            "sqlite:///mlflow.db?timeout=60"
+        )
+    if found := re.search(r"found version (\w+), but expected", str(error)):
+        return _describe_version(found[1])
     text: Any = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__
+
+
+def _describe_version(schema: str) -> str:
+    """Return what to do about a database of another MLflow version, given the version of its schema."""
+    versions = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    if any(versions.glob(f"{schema}_*.py")):
+        return (
+            f"the database is of an older MLflow than {mlflow.__version__} (schema {schema}); make a copy of it, and "
+            "bring it up to date by `mlflow db upgrade` with its URI, or name another database"
+        )
+    return (
+        f"the database is of a newer MLflow than {mlflow.__version__} (schema {schema}), which `mlflow db upgrade` of "
+        "that version made; install it, or name another database"
+    )

@@ -256,7 +256,10 @@ def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
     from live_camera.matcher import Matcher
 
     height, width = options.matcher.network_height, options.matcher.network_width
-    predictor = open_network(path, options.inference, height=height, width=width)
+    scale = options.matcher.disparity_scale
+    predictor = open_network(path, options.inference, height=height, width=width, disparity_scale=scale)
     step = predictor.facts.header.get("progress", {}).get("step")
     description = predictor.description + (f", step {step}" if step is not None else "")
+    if not predictor.facts.predicts_uncertainty:
+        description += ", no uncertainty"
     return Matcher(match=predictor, description=description, height=predictor.height, width=predictor.width)

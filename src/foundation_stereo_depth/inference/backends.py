@@ -16,6 +16,7 @@ from torch import nn
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.files import describe_replacement
 from foundation_stereo_depth.model import PRIORS, fuse_batch_norms, prior_planes_of, priors_of
 from foundation_stereo_depth.options.inference import DeviceName, InferenceOptions, PrecisionName
 
@@ -84,6 +85,8 @@ class TorchBackend:
 
     def __init__(self, network: nn.Module, *, device: DeviceName, precision: PrecisionName, compile: bool) -> None:
         self.device = pick_device(device, Processes.single())
+        if precision == "auto" and getattr(network, "wants_float32", False):
+            precision = "fp32"
         self._precision = pick_precision(precision, self.device)
         self._network = fuse_batch_norms(network).to(self.device)
         for part in self._network.modules():
@@ -121,7 +124,8 @@ class OnnxRuntimeBackend:
                 "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
             )
         has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-        if device == "mps" or (device == "cuda" and not has_cuda):
+        kind, _, number = device.partition(":")
+        if kind == "mps" or (kind == "cuda" and not has_cuda):
             raise UserError(f"--device {device}: this onnxruntime only has {runtime.get_available_providers()}")
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
@@ -133,7 +137,10 @@ class OnnxRuntimeBackend:
             self._session: Any = runtime.InferenceSession(
                 encoded,
                 settings,
-                providers=[*(["CUDAExecutionProvider"] if on_cuda else []), "CPUExecutionProvider"],
+                providers=[
+                    *([("CUDAExecutionProvider", {"device_id": int(number or 0)})] if on_cuda else []),
+                    "CPUExecutionProvider",
+                ],
             )
         except Exception as error:
             # Its exceptions have no common base that can be imported.
@@ -171,7 +178,7 @@ class OpenVinoBackend:
             compiled: Any = self._compile(self._model)
         except RuntimeError as error:
             raise CheckpointError(f"{path}: is not a complete ONNX file that OpenVINO runs ({error})") from error
-        partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
+        partial_shapes = {_onnx_name(value): value.get_partial_shape() for value in compiled.inputs}
         shapes = {
             name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
             for name, shape in partial_shapes.items()
@@ -204,6 +211,12 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
         return backend, NetworkFacts.from_header(json.loads(text), path)
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+
+
+def _onnx_name(value: Any) -> str:
+    """Return the name that an input has in the ONNX file; OpenVINO adds those of operations that change nothing."""
+    names: set[str] = value.get_names()
+    return next((name for name in (ONNX_INPUT, ONNX_PRIOR) if name in names), min(names, default=""))
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -260,6 +273,9 @@ def _optional(module: str, extra: str) -> Any:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        encoded = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if foreign := describe_replacement(encoded[:512]):
+        raise CheckpointError(f"{path}: {foreign}")
+    return encoded

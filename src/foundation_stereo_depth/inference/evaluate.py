@@ -39,7 +39,7 @@ from foundation_stereo_depth.options.inference import BenchmarkOptions, Evaluate
 from foundation_stereo_depth.options.training import DataOptions
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
-from foundation_stereo_depth.tracking import add_to_run
+from foundation_stereo_depth.tracking import add_to_run, check_run
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
 
 logger = logging.getLogger(__name__)
@@ -63,10 +63,13 @@ def evaluate(options: EvaluateOptions) -> str:
     predictor = None
     if network.checkpoint != "none":
         predictor = open_network(network, options.inference, height=network.height, width=network.width)
-    distribution = "laplace" if predictor is None else predictor.facts.distribution
+    has_sigma = predictor is not None and predictor.facts.predicts_uncertainty
+    distribution = predictor.facts.distribution if predictor is not None and has_sigma else "laplace"
     # Without a network the baseline is scored at the size that networks are trained at.
     size = DataOptions() if predictor is None else predictor
     height, width = network.height or size.height, network.width or size.width
+    if network.run_id is not None:  # before the work, not after it
+        check_run(network.mlflow_tracking_uri, network.run_id)
     device = pick_device(options.inference.device, Processes.single())
     dataset = open_dataset(asked.dataset, root, download=asked.download)
 
@@ -102,8 +105,9 @@ def evaluate(options: EvaluateOptions) -> str:
             "run_id": network.run_id,
             "height": height,
             "width": width,
-            "distribution": None if predictor is None else distribution,
-            "uncertainty_scale": None if predictor is None else predictor.facts.sigma_scale,
+            "distribution": distribution if has_sigma else None,
+            "uncertainty_scale": predictor.facts.sigma_scale if predictor is not None and has_sigma else None,
+            "disparity_scale": None if predictor is None else predictor.facts.disparity_scale,
         },
         "versions": _versions(),
         "device": {
@@ -121,7 +125,7 @@ def evaluate(options: EvaluateOptions) -> str:
 
 def _name_of(network: EvaluatedNetworkOptions) -> str:
     if network.run_id is not None:
-        return "last.pt" if network.weights == "last" else "best.pt"
+        return network.run_file
     return str(network.checkpoint or "default")
 
 

@@ -51,6 +51,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         writer.check_free(name)
     network = options.network
     predictor = open_network(network, options.inference, height=network.height, width=network.width)
+    _check_uncertainty(predictor, options)
     many = "frames" if pairs.count is None else f"{pairs.count} pairs"
     logger.info("%s; %s of %s", predictor.description, many, left)
     missing = (pair for pair in _swap(pairs, options.output.swap) if not writer.is_done(pair.name))
@@ -71,6 +72,24 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         print(f"{options.output.output}: {written} pairs written")
         logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
     return written
+
+
+def _check_uncertainty(predictor: Predictor, options: PredictOptions) -> None:
+    """Check that the network predicts what is to be written.
+
+    Raises:
+        UserError: it predicts no uncertainty, and an output needs it.
+    """
+    if predictor.facts.predicts_uncertainty:
+        return
+    missing = [word for word in options.output.outputs if word in ("sigma", "confidence")]
+    if missing:
+        raise UserError(f"--write {','.join(missing)}: this network predicts disparity alone; leave that out")
+    if "cloud" in options.output.outputs and options.output.min_confidence > 0:
+        raise UserError(
+            f"--min-confidence {options.output.min_confidence}: this network predicts disparity alone, so no confidence "
+            "is known; leave that out"
+        )
 
 
 def _swap(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:

@@ -22,6 +22,7 @@ from foundation_stereo_depth.model import guided
 from foundation_stereo_depth.model.guided import UpBlock, check_batch, convolution
 from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
+from foundation_stereo_depth.options.training import ModelOptions
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, TWO_PRIOR_PLANES
 
 _MULTIPLE = 16  # of the padded size, px
@@ -122,6 +123,14 @@ def _mix(
         + weights[6] * (extended_px - first_px)
     )
     return mixed_px, torch.cat([region_px, extended_px], dim=1)
+
+
+def fused_options(weights: Mapping[str, Tensor]) -> ModelOptions | None:
+    """Return the options of the fused network that has these weights; None for weights of another network."""
+    stem = weights.get("stem.0.0.weight")
+    if stem is None or stem.ndim != 4 or stem.shape[1] != _INPUT_PLANES:
+        return None
+    return ModelOptions(model="fused", base_channels=stem.shape[0])
 
 
 def fused_from_guided(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

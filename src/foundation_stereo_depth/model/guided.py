@@ -9,6 +9,7 @@ Batch normalisation (Ioffe and Szegedy, ICML 2015) makes it learn in half the st
 into the convolutions.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
+from foundation_stereo_depth.options.training import ModelOptions
 from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
 
 _MULTIPLE = 16  # of the padded size, px
@@ -100,6 +102,14 @@ class GuidedNetwork(nn.Module):
 
         disparity_px, log_variance = disparity_px[..., :H, :W], log_variance[..., :H, :W]
         return StereoPrediction(disparity_px, log_variance, region_px[..., : (H + 1) // 2, : (W + 1) // 2])
+
+
+def guided_options(weights: Mapping[str, Tensor]) -> ModelOptions | None:
+    """Return the options of the guided network that has these weights; None for weights of another network."""
+    stem = weights.get("stem.0.0.weight")
+    if stem is None or stem.ndim != 4 or stem.shape[1] != _SEEN:
+        return None
+    return ModelOptions(model="guided", base_channels=stem.shape[0])
 
 
 def check_batch(model: str, pair: Float[Tensor, "B 6 H W"]) -> None:

@@ -12,12 +12,14 @@ import os
 import sys
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.options import settings as settings_module
+from foundation_stereo_depth.options.fields import expand_home, flag_of
 from foundation_stereo_depth.threads import limit_spinning
 
 Options = TypeVar("Options")
@@ -25,6 +27,10 @@ Explicit = dict[str, Any]
 """Field name -> value, for the flags that the user typed."""
 
 _VERBOSITY = "verbosity"
+_SETTINGS = "settings of files"
+"""Under this name, which no flag has, what settings files say travels with what was typed."""
+
+logger = logging.getLogger(__name__)
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
 """Options that were renamed: name of their class -> old name -> new name.
@@ -46,10 +52,24 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
+    """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it.
+
+    Attributes:
+        options: the dataclass of groups that it parses.
+        source: begins the line where what is parsed comes from a file.
+    """
+
+    options: type[Any]
+    source: str = ""
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
+        self.exit(2, f"{self.prog}: {self.source}{message}; --help lists every flag\n")
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """Return all flags, aliases and negations among them; True for those that take several values at once."""
+        actions = self._option_string_actions.items()
+        return {flag: bool(action.nargs) for flag, action in actions if flag not in ("--help", "-h")}
 
 
 def create_parser(
@@ -68,11 +88,16 @@ def create_parser(
         prog=command,
         usage=" ".join([command, *names[:1], *(f"[{name}]" for name in names[1:]), "[flags]"]),
         description=description,
+        epilog=f"A file {settings_module.SETTINGS_FILE} in the working folder, or in the user's configuration folder, "
+        "sets other defaults: batch-size = 16 for every command that has the flag, or below [predict] for one.",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+    parser.options = options
     for position, (name, help_text) in enumerate((inputs or {}).items()):
-        parser.add_argument(name, metavar=name.upper(), nargs="?" if position else None, help=help_text)
+        parser.add_argument(
+            name, metavar=name.upper(), nargs="?" if position else None, help=help_text, type=expand_home
+        )
     for group_type in _groups(options).values():
         group = parser.add_argument_group(_first_line(group_type))
         hints = get_type_hints(group_type)
@@ -84,24 +109,84 @@ def create_parser(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
-    typed = vars(parser.parse_args(arguments))
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+    explicit = _values(parser, arguments)
+    try:
+        settings = _read_settings(parser, explicit)
+    except UserError as error:
+        parser.error(str(error))
+    return explicit | ({_SETTINGS: settings} if settings.values else {})
 
 
-def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
-    """Return options made of what was typed, over `base` (or the defaults).
+def default_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Return the defaults, or `base`, changed by what settings files say.
 
     Raises:
         UserError: a value is out of its range.
     """
-    base = options() if base is None else base
+    return _replaced(options() if base is None else base, _settings_of(explicit).values)
+
+
+def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Return options made of what was typed, over `base`, or over the defaults with those of settings files.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    if base is None:
+        return _replaced(options(), _settings_of(explicit).values | explicit)
+    return _replaced(base, explicit)
+
+
+def _replaced(base: Options, values: Explicit) -> Options:
+    """Return options with other values; names that no group has are left out."""
     groups = {
         name: dataclasses.replace(
-            getattr(base, name), **{key: value for key, value in explicit.items() if key in _names(group)}
+            getattr(base, name), **{key: value for key, value in values.items() if key in _names(group)}
         )
-        for name, group in _groups(options).items()
+        for name, group in _groups(type(base)).items()
     }
-    return options(**groups)
+    return type(base)(**groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Defaults that settings files set for a command, by the names of options, and the files' own words."""
+
+    values: Explicit = field(default_factory=dict[str, Any])
+    lines: tuple[str, ...] = ()
+
+
+def _settings_of(explicit: Explicit) -> _Settings:
+    return explicit.get(_SETTINGS, _Settings())
+
+
+def _values(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
+    typed = vars(parser.parse_args(arguments))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+
+
+def _read_settings(parser: argparse.ArgumentParser, explicit: Explicit) -> _Settings:
+    """Return what settings files set and the user did not type.
+
+    Raises:
+        UserError: a file cannot be read, or sets what is no flag.
+    """
+    assert isinstance(parser, _Parser)
+    settings: dict[str, tuple[settings_module.Setting, Explicit]] = {}
+    for path in settings_module.settings_files():
+        reader = create_parser(parser.prog, parser.options, "")  # without required inputs
+        reader.source = f"{path}: "
+        for setting in settings_module.read_settings(path, parser.prog, reader.flags):
+            values = _values(reader, setting.words)
+            settings |= {name: (setting, {name: value}) for name, value in values.items()}
+    values = {name: value for _, each in settings.values() for name, value in each.items()}
+    values = settings_module.without_replaced(values, explicit)
+    by_file: dict[Path, list[str]] = {}
+    for name, (setting, _) in settings.items():
+        if name in values:
+            by_file.setdefault(setting.source, []).append(" ".join(setting.words).replace("=", " ", 1))
+    lines = tuple(f"defaults from {path}: {', '.join(words)}" for path, words in by_file.items())
+    return _Settings(values=values, lines=lines)
 
 
 def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int:
@@ -114,7 +199,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
         explicit: what the user typed; `--verbose` and `--quiet` set what is logged.
         run: does the work; returns the status.
     """
-    log.configure(explicit.get(_VERBOSITY, logging.INFO))
+    settings = _settings_of(explicit)
+    log.configure((settings.values | explicit).get(_VERBOSITY, logging.INFO))
+    for line in settings.lines:
+        logger.info(line)
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -271,9 +359,10 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
             settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
     else:
         settings["type"] = _converter(hint)
-        settings["metavar"] = _metavar(hint)
+        settings["metavar"] = field.metadata["metavar"] or _metavar(hint)
     short: str | None = field.metadata["short"]
-    group.add_argument(*([] if short is None else [short]), flag_of(field.name), **settings)
+    flags = [*([] if short is None else [short]), flag_of(field.name), *field.metadata["aliases"]]
+    group.add_argument(*flags, **settings)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -287,7 +376,7 @@ def _converter(hint: Any) -> Any:
     def convert(text: str) -> Any:
         if plain is Path and not text.strip():  # an unset variable, say, which would mean the current folder
             raise ValueError
-        return text if text in words else plain(text)
+        return text if text in words else plain(expand_home(text))
 
     names: dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
     convert.__name__ = names.get(plain, "text")

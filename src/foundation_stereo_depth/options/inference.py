@@ -6,10 +6,20 @@ from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.datasets import DatasetName
-from foundation_stereo_depth.options.fields import OptionGroup, check_words, option, parse_two_numbers, split_words
+from foundation_stereo_depth.options.fields import (
+    DEVICE_HELP,
+    DEVICE_METAVAR,
+    OptionGroup,
+    check_device,
+    check_words,
+    option,
+    parse_two_numbers,
+    split_words,
+)
 
 BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = str
+"""auto, cpu, mps, cuda, or cuda:N for one of several GPUs; `check_device` checks it."""
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 
@@ -21,7 +31,12 @@ class NetworkSourceOptions(OptionGroup):
         None, "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed"
     )
     run_id: str | None = option(None, "MLflow run whose network to use, in place of --checkpoint")
-    weights: Literal["auto", "best", "last"] = option("auto", "which checkpoint of the run; auto takes the best")
+    weights: Literal["auto", "best", "last", "best.pt", "last.pt"] = option(
+        "auto", "which checkpoint of the run; auto takes the best", aliases=("--checkpoint-name",)
+    )
+    disparity_scale: float = option(
+        1.0, "factor on the network's disparity, for weights whose scale is unknown", minimum=1e-3, maximum=1e3
+    )
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
@@ -34,6 +49,11 @@ class NetworkSourceOptions(OptionGroup):
             raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
         if self.mlflow_tracking_uri is not None and self.run_id is None:
             raise UserError(f"--mlflow-tracking-uri {self.mlflow_tracking_uri}: is where a run is kept; give --run-id")
+
+    @property
+    def run_file(self) -> str:
+        """The name of the run's checkpoint that `--weights` chooses."""
+        return "last.pt" if self.weights.startswith("last") else "best.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +75,15 @@ class InferenceOptions(OptionGroup):
     backend: BackendName = option(
         "auto", "auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime"
     )
-    device: DeviceName = option("auto", "auto takes cuda, else mps, else cpu")
+    device: DeviceName = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: PrecisionName = option(
         "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
     )
     compile: bool = option(False, "compile the network with torch.compile: slow at first, faster for many pairs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

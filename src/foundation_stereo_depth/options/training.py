@@ -13,7 +13,7 @@ from foundation_stereo_depth.options.datasets import (
     DatasetRoots,
     parse_dataset_sources,
 )
-from foundation_stereo_depth.options.fields import OptionGroup, option
+from foundation_stereo_depth.options.fields import DEVICE_HELP, DEVICE_METAVAR, OptionGroup, check_device, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +114,16 @@ class AugmentOptions(OptionGroup):
 class ModelOptions(OptionGroup):
     """network"""
 
-    model: Literal["unet", "guided", "fused"] = option(
+    model: Literal["unet", "guided", "fused", "predecessor"] = option(
         "unet",
         "unet: a 6-channel U-Net on both views at once; guided: corrects OpenCV's semi-global matcher; fused: chooses "
-        "between two matches of it, one for textured and one for plain surfaces, and corrects them",
+        "between two matches of it, one for textured and one for plain surfaces, and corrects them; predecessor: the "
+        "full-resolution U-Net of this program's predecessor, for --initial-weights from its checkpoints",
         fixed=True,
     )
-    base_channels: int = option(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
+    base_channels: int = option(
+        32, "channels at half resolution (predecessor: full)", minimum=1, maximum=512, fixed=True
+    )
     depth: int = option(5, "unet: halvings after the first", minimum=1, maximum=7, fixed=True)
 
 
@@ -156,7 +159,9 @@ class OptimizerOptions(OptionGroup):
         fixed=True,
     )
     batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)
-    learning_rate: float = option(1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True)
+    learning_rate: float = option(
+        1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True, aliases=("--lr",)
+    )
     weight_decay: float = option(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
@@ -175,7 +180,7 @@ class OptimizerOptions(OptionGroup):
 class RuntimeOptions(OptionGroup):
     """machine"""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "auto takes cuda, else mps, else cpu")
+    device: str = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the network; auto takes bf16 where the device gains from it", fixed=True
     )
@@ -183,6 +188,13 @@ class RuntimeOptions(OptionGroup):
     compile_mode: str = option("default", "mode of torch.compile")
     compile_backend: str = option("inductor", "backend of torch.compile")
     seed: int = option(0, "seed of everything random", minimum=0, maximum=2**31 - 1, fixed=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_device(self.device)
+
+
+EXPERIMENT_HELP = "MLflow experiment; else $MLFLOW_EXPERIMENT_NAME, else foundation-stereo-depth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +206,7 @@ class TrackingOptions(OptionGroup):
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
+    experiment_name: str | None = option(None, EXPERIMENT_HELP, aliases=("--mlflow-experiment",))
     run_name: str | None = option(None, "MLflow run name")
     checkpoint_minutes: float = option(10.0, "also save last.pt within an epoch, every so many minutes", minimum=0.0)
 
@@ -214,7 +226,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         # Several processes divide the batch; the network itself checks the part of each.
         single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
-        if self.model.model != "unet" and single:
+        if self.model.model in ("guided", "fused") and single:
             raise UserError(
                 f"--model {self.model.model} --height 32 --width 32 --batch-size 1: leaves one value per channel, too "
                 "few for batch normalisation; raise one of them"

@@ -22,8 +22,9 @@ from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.model import create_network, fused_from_guided
+from foundation_stereo_depth.model.predecessor import with_uncertainty_head
 from foundation_stereo_depth.options import command_line
-from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options.training import AugmentOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
         if requested.data.dataset == "fsd":
             root = root or find_dataset_root(None)
         initial = requested.optimizer.initial_weights
-        base = replace(TrainOptions(), data=DataOptions(dataset_root=root))
+        base = command_line.default_options(TrainOptions, explicit)
+        base = replace(base, data=replace(base.data, dataset_root=root))
         if initial is not None:
             given = _read_initial(initial)
             base = replace(base, model=given.facts.model, augment=_augmentation_of(given, initial))
@@ -154,6 +156,10 @@ def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Modul
         network = create_network(options.model)
         network.load_state_dict(fused_from_guided(given.network().state_dict()))
         return network
+    if found_model.model == options.model.model == "predecessor":
+        given = replace(
+            given, weights=with_uncertainty_head(given.weights), facts=replace(given.facts, distribution="laplace")
+        )
     if (found := _flags_of(found_model)) != (asked := _flags_of(options.model)):
         raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
     try:
