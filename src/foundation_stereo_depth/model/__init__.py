@@ -30,16 +30,15 @@ __all__ = [
 
 
 def create_network(options: ModelOptions, *, predicts_uncertainty: bool = True) -> nn.Module:
-    """A network with fresh weights, drawn from torch's global generator; it follows `StereoNetwork`.
+    """Return a network with initial weights, drawn from torch's global generator; it follows `StereoNetwork`.
 
     Args:
         options: which one.
         predicts_uncertainty: False for the older networks of the predecessor, whose log-variance is NaN.
     """
-    if options.model == "guided":
-        return GuidedNetwork(base_channels=options.base_channels)
-    if options.model == "fused":
-        return FusedNetwork(base_channels=options.base_channels)
+    for refinement in (GuidedNetwork, FusedNetwork):
+        if options.model == refinement.name:
+            return refinement(base_channels=options.base_channels)
     if options.model == "predecessor":
         return PredecessorUNet(base_channels=options.base_channels, predicts_uncertainty=predicts_uncertainty)
     return UNet(base_channels=options.base_channels, depth=options.depth)

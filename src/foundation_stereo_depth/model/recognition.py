@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.model.fused import fused_options
-from foundation_stereo_depth.model.guided import guided_options
+from foundation_stereo_depth.model.fused import FusedNetwork
+from foundation_stereo_depth.model.guided import GuidedNetwork
 from foundation_stereo_depth.model.predecessor import predecessor_options
 from foundation_stereo_depth.model.unet import unet_options
 from foundation_stereo_depth.options.training import ModelOptions
@@ -40,7 +40,7 @@ def recognise_network(weights: Mapping[str, Tensor]) -> ModelOptions | None:
     Raises:
         UserError: an option is out of its range.
     """
-    kinds = (unet_options, guided_options, fused_options, predecessor_options)
+    kinds = (unet_options, GuidedNetwork.options_of, FusedNetwork.options_of, predecessor_options)
     return next((options for kind in kinds if (options := kind(weights)) is not None), None)
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -152,7 +152,7 @@ def _replaced(base: Options, values: Explicit) -> Options:
 class _Settings:
     """Defaults that settings files set for a command, by the names of options, and the files' own words."""
 
-    values: Explicit = field(default_factory=dict[str, Any])
+    values: Explicit = dataclasses.field(default_factory=dict[str, Any])
     lines: tuple[str, ...] = ()
 
 

@@ -28,7 +28,15 @@ _PREFIX = "foundation-stereo-"
 COMMANDS = ("depth", "cache", "evaluate", "predict", "export", "calibrate", "live-view", "list-cameras", "import-rust")
 """The commands, without their prefix: the tables that a file may have."""
 CAMERA_FLAGS = frozenset(
-    ["--left", "--right", "--side-by-side", "--swap", "--upside-down", "--loop", "--max-skew-ms", "--width", "--height", "--fps", "--fourcc", "--exposure", "--white-balance", "--calibration", "--calibration-unit", "--calibration-size", "--rectify", "--checkpoint", "--run-id", "--weights", "--disparity-scale", "--mlflow-tracking-uri", "--method", "--watch-checkpoint", "--network-height", "--network-width", "--headless", "--frames", "--record", "--save-dir", "--min-confidence", "--rerun", "--backend", "--device", "--precision", "--compile", "--preview", "--probe", "--pattern", "--corners", "--square-mm", "--marker-mm", "--dictionary", "--images", "--views", "--output", "--overwrite"]
+    "--" + name
+    for line in (
+        "left right side-by-side swap upside-down loop max-skew-ms width height fps fourcc exposure white-balance",
+        "calibration calibration-unit calibration-size rectify checkpoint run-id weights disparity-scale",
+        "mlflow-tracking-uri method watch-checkpoint network-height network-width headless frames record save-dir",
+        "min-confidence rerun backend device precision compile preview probe pattern corners square-mm marker-mm",
+        "dictionary images views output overwrite",
+    )
+    for name in line.split()
 )
 """The flags of the camera commands, whose package is not imported here; a test compares them."""
 
