@@ -185,16 +185,15 @@ def load_plain(path: Path) -> Any:
     try:
         # Read into memory first: the file may be replaced by its writer at any moment.
         encoded = path.read_bytes()
-        if foreign := _describe_foreign(encoded):
-            raise CheckpointError(f"{path}: {foreign}")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if foreign := _describe_foreign(encoded):
+        raise CheckpointError(f"{path}: {foreign}")
+    try:
         damaged = _damaged_part(encoded)
         # Foreign pickles are refused below.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
             content: Any = None if damaged else torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code); from a model that "

@@ -1,6 +1,12 @@
 """Where and in which precision a network runs, and the processes of a data-parallel run."""
 
+import importlib.util
 import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -116,6 +122,43 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         gains = False
     return torch.bfloat16 if gains else torch.float32
+
+
+def check_compiler(device: torch.device, backend: str = "inductor") -> None:
+    """Check that torch.compile can build code for a device here; else its first call ends in pages of traceback.
+
+    Raises:
+        UserError: there is no working compiler, or Python's headers or Triton are missing.
+    """
+    if backend != "inductor" or device.type == "mps" or os.name != "posix":
+        return
+    leave_out = "or leave --compile out"
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise UserError(
+                f"--compile: needs Triton for {device.type}, which is not installed; install it, {leave_out}"
+            )
+        command = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), "gcc")
+    else:
+        command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    variable, language, package = ("CC", "c", "gcc") if device.type == "cuda" else ("CXX", "c++", "g++")
+    flags = ["-fsyntax-only", "-x", language, f"-I{sysconfig.get_path('include')}", "-"]
+    reason = "it is not there"
+    try:
+        tried = subprocess.run(
+            [*shlex.split(command), *flags], input="#include <Python.h>\n", capture_output=True, text=True, check=False
+        )
+        reason = next(iter(tried.stderr.strip().splitlines()), f"exit status {tried.returncode}")
+        if tried.returncode == 0:
+            return
+    except OSError as error:
+        reason = error.strerror or reason
+    if "Python.h" in reason:
+        raise UserError(f"--compile: the headers of Python are missing ({reason}); install them, {leave_out}")
+    raise UserError(
+        f"--compile: needs a working {language.upper()} compiler, and {command} fails ({reason:.100}); install "
+        f"{package}, set ${variable}, {leave_out}"
+    )
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from foundation_stereo_depth.calibration.files import read_calibration
-from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.calibration.rig import LARGEST_BASELINE_M, SMALLEST_BASELINE_M, RigCalibration
 from foundation_stereo_depth.data.codecs import (
     KITTI_STEPS_PER_PX,
     encode_npy,
@@ -32,6 +32,8 @@ Output = tuple[str, str]
 _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}
 """Steps per px, per metre and per 1 in 16-bit PNGs."""
 _PNG_LARGEST = {what: (2**16 - 1) / steps for what, steps in _PNG_STEPS.items()}
+
+_NARROWEST_VIEW_DEGREES, _WIDEST_VIEW_DEGREES = 5.0, 150.0
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +111,7 @@ class OutputWriter:
         self._folder = options.output
         self._largest_shown: float | None = None
         self._is_first = True
+        self._warned = False
         self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
 
     def paths(self, name: str) -> dict[Output, Path]:
@@ -164,9 +167,31 @@ class OutputWriter:
             return self._calibration.stereo_calibration.resized(height, width)
         if options.focal_px is None or options.baseline_m is None:
             return None
+        if not self._warned:
+            self._warned = True
+            for line in odd_numbers(options.focal_px, options.baseline_m, width):
+                logger.warning(line)
         return StereoCalibration.centred(
             height=height, width=width, focal_px=options.focal_px, baseline_m=options.baseline_m
         )
+
+
+def odd_numbers(focal_px: float, baseline_m: float, width: int) -> list[str]:
+    """Return a sentence on each of the two that no usual rig has: a number in another unit, mostly."""
+    lines: list[str] = []
+    if not SMALLEST_BASELINE_M <= baseline_m <= LARGEST_BASELINE_M:
+        unit = f"; in millimetres, that would be --baseline-m {baseline_m / 1000:g}" if baseline_m > 1 else ""
+        lines.append(
+            f"--baseline-m {baseline_m:g}: the cameras would be {baseline_m:g} m apart, where {SMALLEST_BASELINE_M} to "
+            f"{LARGEST_BASELINE_M} m are usual{unit}"
+        )
+    view_degrees = math.degrees(2 * math.atan(width / (2 * focal_px)))
+    if not _NARROWEST_VIEW_DEGREES <= view_degrees <= _WIDEST_VIEW_DEGREES:
+        lines.append(
+            f"--focal-px {focal_px:g}: images {width} px wide would see {view_degrees:.3g} degrees, where "
+            f"{_NARROWEST_VIEW_DEGREES:g} to {_WIDEST_VIEW_DEGREES:g} are usual; it is in pixels of these images"
+        )
+    return lines
 
 
 def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:

@@ -186,12 +186,12 @@ class Tracker:
 def tracking_uri(named: str | None) -> str:
     """Return the store of runs: the flag's, else that of MLflow's own variable, else a database in this folder."""
     uri = named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    database = _database(uri)
-    if database is None:
+    if _database(uri) is None:
         return expand_home(uri)
     url = sqlalchemy.make_url(uri)
     # Only where it changes something: another spelling of the same URI would be another name in messages and tags.
-    return uri if str(database) == url.database else url.set(database=str(database)).render_as_string()
+    home = expand_home(str(url.database))
+    return uri if home == url.database else url.set(database=home).render_as_string()
 
 
 def experiment_name(named: str | None) -> str:

@@ -126,11 +126,11 @@ def test_noise_has_the_drawn_strength_and_no_mean() -> None:
     assert std.max() > 0.025
     assert std.min() < 0.005
     assert abs(float(noise.mean())) < 1e-3
-    # Both eyes are in one room, and few rooms are dark.
-    left, right = std.view(40, 2).T
-    assert ((left / right > 0.45) & (left / right < 2.2)).all()
-    assert (left / right - 1).abs().max() > 0.2
-    assert std.median() < 0.2 * 0.03
+    assert std.median() < 0.2 * 0.03  # few rooms are dark
+    left, right = std.view(40, 2).T  # each view by itself
+    assert (left > 3 * right).sum() >= 5
+    assert (right > 3 * left).sum() >= 5
+    assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 0.5
 
 
 def test_blur_smooths_and_keeps_the_mean() -> None:
@@ -142,8 +142,8 @@ def test_blur_smooths_and_keeps_the_mean() -> None:
     unblurred = augmented_pair(batch, keys_of(20), dataclasses.replace(NOTHING, blur_prob=0.3))
     changed = (unblurred - before).abs().view(20, 2, -1).amax(-1) > 1e-3
     assert 0.1 < changed.float().mean() < 0.5
-    # Both eyes or none, each by a sigma of its own, of which the least change nothing.
-    assert (changed[:, 0] == changed[:, 1]).float().mean() >= 0.9
+    assert (changed[:, 0] & ~changed[:, 1]).any()  # each view by itself
+    assert (changed[:, 1] & ~changed[:, 0]).any()
 
 
 def test_half_of_the_pairs_come_as_jpeg_files_of_one_quality() -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, UInt8
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
-from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.files import describe_replacement
 from foundation_stereo_depth.model import PRIORS, fuse_batch_norms, prior_planes_of, priors_of
@@ -95,6 +95,7 @@ class TorchBackend:
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._prior_planes = prior_planes_of(network)
         if compile:
+            check_compiler(self.device)
             self._network.compile()
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
 

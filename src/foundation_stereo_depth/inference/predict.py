@@ -87,8 +87,8 @@ def _check_uncertainty(predictor: Predictor, options: PredictOptions) -> None:
         raise UserError(f"--write {','.join(missing)}: this network predicts disparity alone; leave that out")
     if "cloud" in options.output.outputs and options.output.min_confidence > 0:
         raise UserError(
-            f"--min-confidence {options.output.min_confidence}: this network predicts disparity alone, so no confidence "
-            "is known; leave that out"
+            f"--min-confidence {options.output.min_confidence}: this network predicts disparity alone, without "
+            "confidence; leave that out"
         )
 
 

@@ -27,7 +27,7 @@ class DataOptions(OptionGroup):
         metavar=DATASET_ROOT_METAVAR,
     )
     cache_root: Path | None = option(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
-    require_cache: bool = option(False, "fail on the first sample that the cache does not hold")
+    require_cache: bool = option(False, "fail at the start if the cache lacks a sample")
     height: int = option(240, "height of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
     width: int = option(320, "width of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
     max_samples: int | None = option(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
@@ -73,13 +73,13 @@ class AugmentOptions(OptionGroup):
         fixed=True,
     )
     blur_prob: float = option(
-        0.3, "probability that both views are blurred, each by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
+        0.3, "probability that a view is blurred, by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
     )
     blur_sigma_max: float = option(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
     blur_kernel_size: int = option(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
     noise_std_max: float = option(
         0.03,
-        "largest standard deviation of the sensor noise, of full scale; most pairs have far less",
+        "largest standard deviation of a view's sensor noise, of full scale; most views have far less",
         minimum=0.0,
         maximum=1.0,
         fixed=True,
@@ -249,6 +249,7 @@ class CacheBuildOptions(OptionGroup):
     workers: int | Literal["auto"] = option("auto", "threads; auto takes one per core", minimum=1)
     skip_bad: bool = option(False, "skip unreadable samples, and count them and list them in a file")
     overwrite: bool = option(False, "rebuild every entry, also those that are complete and up to date")
+    compress: bool = option(False, "deflate new entries: smaller, but slower to read")
     shard: str | None = option(
         None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
     )

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 SIGMA_SCALE = "validation/sigma_scale"
 """The factor on the predicted deviation that makes its 68 % interval contain 68 % of the validation pixels."""
 _PREVIEWS = "previews"
+_BEST_BY = "validation/epe_px"
 _EPOCH_METRIC = "train/loss"  # every epoch has it, so it shows which epochs MLflow has
 
 
@@ -73,6 +74,7 @@ class Record:
             options = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
             self._tracker.log_parameters(options | dict(facts))
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
+        self._tracker.set_tags(_best_epoch(history))
         missing = self._tracker.find_missing_epochs(_EPOCH_METRIC, len(history)) if history else []
         for epoch in missing:
             self._tracker.log_epoch(epoch, history[epoch - 1])
@@ -117,6 +119,8 @@ class Record:
         self.save(state)
         metrics, epoch = state.history[-1], len(state.history)
         self._tracker.log_epoch(epoch, metrics)
+        if is_best:
+            self._tracker.set_tags(_best_epoch(state.history))
         if example is not None:
             path = self._preview_path(epoch)
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
@@ -162,6 +166,15 @@ class Record:
         for path in (self.folder / name for name in names):
             if path.exists():
                 self._tracker.send_file(path, "checkpoints")
+
+
+def _best_epoch(history: Sequence[Metrics]) -> dict[str, object]:
+    """Return the tags of the epoch, from 1, with the lowest validation EPE; none without such an epoch."""
+    errors_px = {epoch: metrics[_BEST_BY] for epoch, metrics in enumerate(history, start=1) if _BEST_BY in metrics}
+    if not errors_px:
+        return {}
+    best = min(errors_px, key=lambda epoch: errors_px[epoch])
+    return {"best_epoch": best, f"best_{_BEST_BY}": f"{errors_px[best]:.4g}"}
 
 
 def _open_tracker(options: TrainOptions, resumed: Checkpoint | None) -> Tracker:
