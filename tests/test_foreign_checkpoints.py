@@ -1,5 +1,6 @@
 """Checkpoints of the predecessor and weights of other programs open wherever a network is named, or get their name."""
 
+import argparse
 import gzip
 import io
 import json
@@ -141,6 +142,13 @@ def test_both_are_trained_further(name: str, tiny) -> None:
     before, after = torch.load(GOLDEN / name)["model_state_dict"], load_checkpoint(Path("out/last.pt"))
     assert torch.equal(after.training["weights"]["dec1.block.3.weight"], before["dec1.block.3.weight"])
     assert read_trained(Path("out/last.pt")).facts.predicts_uncertainty
+
+
+def test_its_args_may_be_a_namespace_with_paths(tmp_path: Path) -> None:
+    content = torch.load(GOLDEN / "two_heads.pt", weights_only=True)
+    torch.save(content | {"args": argparse.Namespace(height=64, width=96, root=tmp_path)}, tmp_path / "x.pt")
+    facts = read_trained(tmp_path / "x.pt").facts
+    assert (facts.height, facts.width) == (64, 96)
 
 
 def test_it_is_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:

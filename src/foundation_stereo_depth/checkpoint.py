@@ -210,12 +210,16 @@ def _describe_foreign(encoded: bytes) -> str | None:
     """Return what a file is that torch.load does not take, and what to do; None for everything else."""
     if foreign := describe_replacement(encoded[:512]):
         return foreign
-    if encoded[:1] == b"\x08" and b"pytorch" in encoded[:64]:  # version and producer, as the ONNX exporter writes them
+    # Version and producer, as exporters of ONNX write them.
+    if encoded[:1] == b"\x08" and any(name in encoded[:64] for name in (b"pytorch", b"onnx")):
         return "is an ONNX file; give it the suffix .onnx (foundation-stereo-predict runs it, no training takes it)"
     if not zipfile.is_zipfile(io.BytesIO(encoded)):
         return None
-    with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
+    try:
+        with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError):  # damaged, as reading it reports
+        return None
     if "data.pkl" in names and not any(name.startswith("code/") for name in names):
         return None
     if any(name.startswith("code/") or name == "constants.pkl" for name in names):

@@ -421,17 +421,22 @@ def _check_active(run: Run, uri: str, flag: str) -> None:
 
 
 def _experiment_id(client: MlflowClient, named: str | None) -> str:
-    name = experiment_name(named)
-    given_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if named is None and "MLFLOW_EXPERIMENT_NAME" not in os.environ and given_id:
-        found = client.get_experiment(given_id)
-        name = found.name
+    name, given_id = experiment_name(named), os.environ.get("MLFLOW_EXPERIMENT_ID")
+    source = "--experiment-name" if named or "MLFLOW_EXPERIMENT_NAME" not in os.environ else "$MLFLOW_EXPERIMENT_NAME"
+    if source == "--experiment-name" and not named and given_id:
+        source, name = "$MLFLOW_EXPERIMENT_ID", given_id
+        try:
+            found = client.get_experiment(given_id)
+        except MlflowException as error:
+            if error.error_code != _UNKNOWN:
+                raise
+            raise UserError(f"{source} {name}: there is no such experiment") from error
     else:
         found = client.get_experiment_by_name(name)
-    if found is None:
-        return client.create_experiment(name)
+        if found is None:
+            return client.create_experiment(name)
     if found.lifecycle_stage == "deleted":
-        raise UserError(f"--experiment-name {name}: was deleted in MLflow; restore it there, or name another")
+        raise UserError(f"{source} {name}: was deleted in MLflow; restore it there, or name another")
     return found.experiment_id
 
 

@@ -1,7 +1,7 @@
 """Defaults from foundation-stereo.toml: where it is found, what it may hold, and that flags win."""
 
-import dataclasses
 import logging
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from foundation_stereo_depth.options import command_line, settings
 from foundation_stereo_depth.options.inference import PredictOptions
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.training.setup import resolve
-from live_camera.options import CalibrateOptions, ListCamerasOptions, LiveViewOptions
+from live_camera.options import CalibrateOptions, LiveViewOptions
 
 
 def write(text: str, folder: str = ".") -> Path:
@@ -117,9 +117,10 @@ def test_a_run_takes_them_and_a_resumed_one_keeps_its_own(tiny_checkpoint: Path)
     assert (resumed.augment.flip_prob, resumed.data.procedural_samples) == (0.0, 800)
 
 
-def test_all_flags_of_the_camera_commands_are_known() -> None:
-    found = set()
-    for options in (LiveViewOptions, CalibrateOptions, ListCamerasOptions):
-        for group in dataclasses.fields(options):
-            found |= {"--" + f.name.replace("_", "-") for f in dataclasses.fields(type(getattr(options(), group.name)))}
-    assert found == settings.CAMERA_FLAGS
+def test_every_command_may_have_a_table() -> None:
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    commands = {name.removeprefix("foundation-stereo-") for name in scripts if name != "foundation-stereo"}
+    assert set(settings.OPTIONS_OF_COMMANDS) == commands
+    assert {"--watch-checkpoint", "--square-mm", "--preview", "--lr", "--no-augment"} <= settings._all_flags()
+    write("[train]\nseed = 3")
+    assert train_options().runtime.seed == 3

@@ -35,8 +35,9 @@ DATASET_HELP = (
     "synthetic: --dataset-root is a number of scenes"
 )
 DATASET_ROOT_HELP = (
-    "folder of the data set; else $FOUNDATION_STEREO_ROOT (fsd); give it several times, each as NAME=PATH, to mix data "
-    "sets"
+    "folder of the data set; for fsd else $FOUNDATION_STEREO_ROOT, else "
+    "~/Reference/OffTopic/Datasets/FoundationStereo, if it holds a scene; give it several times, each as NAME=PATH, to "
+    "mix data sets"
 )
 DATASET_ROOT_METAVAR = "[NAME=]PATH"
 

@@ -223,7 +223,7 @@ class BenchmarkOptions(OptionGroup):
     dataset_root: Path | None = option(
         None,
         "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes, else "
-        "$FOUNDATION_STEREO_ROOT",
+        "$FOUNDATION_STEREO_ROOT, else ~/Reference/OffTopic/Datasets/FoundationStereo",
     )
     download: bool = option(False, "download middlebury2014 to --dataset-root; the others have to be there")
     split: Literal["all", "validation"] = option(

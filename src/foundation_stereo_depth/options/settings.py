@@ -12,33 +12,35 @@ command, such as `[predict]`, sets it for that command alone:
 """
 
 import dataclasses
+import importlib
 import os
 import sys
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
 
 SETTINGS_FILE = "foundation-stereo.toml"
-_PREFIX = "foundation-stereo-"
-COMMANDS = ("depth", "cache", "evaluate", "predict", "export", "calibrate", "live-view", "list-cameras", "import-rust")
-"""The commands, without their prefix: the tables that a file may have."""
-CAMERA_FLAGS = frozenset(
-    "--" + name
-    for line in (
-        "left right side-by-side swap upside-down loop max-skew-ms width height fps fourcc exposure white-balance",
-        "calibration calibration-unit calibration-size rectify checkpoint run-id weights disparity-scale",
-        "mlflow-tracking-uri method watch-checkpoint network-height network-width headless frames record save-dir",
-        "min-confidence rerun backend device precision compile preview probe pattern corners square-mm marker-mm",
-        "dictionary images views output overwrite",
-    )
-    for name in line.split()
-)
-"""The flags of the camera commands, whose package is not imported here; a test compares them."""
+OPTIONS_OF_COMMANDS = {
+    "depth": "foundation_stereo_depth.options.training:TrainOptions",
+    "cache": "foundation_stereo_depth.options.training:CacheOptions",
+    "predict": "foundation_stereo_depth.options.inference:PredictOptions",
+    "evaluate": "foundation_stereo_depth.options.inference:EvaluateOptions",
+    "export": "foundation_stereo_depth.options.inference:ExportOptions",
+    "import-rust": "foundation_stereo_depth.import_rust_run:ImportRustOptions",
+    "live-view": "live_camera.options:LiveViewOptions",
+    "calibrate": "live_camera.options:CalibrateOptions",
+    "list-cameras": "live_camera.options:ListCamerasOptions",
+}
+"""The tables that a file may have, each called as the command without its prefix, and the command's options.
+
+They are named rather than imported: only a file's keys need them, and this package does not import `live_camera`.
+"""
+_SYNONYMS = {"train": "depth"}
 
 _ALTERNATIVES = (
     ({"checkpoint"}, {"run_id"}),
@@ -100,13 +102,15 @@ def read_settings(path: Path, command: str, flags: Mapping[str, bool]) -> list[S
     except ValueError as error:
         raise UserError(f"{path}: is not TOML ({error})") from error
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
-    if unknown := sorted(set(tables) - set(COMMANDS)):
-        raise UserError(f"{path}: [{unknown[0]}] is no command; there are {', '.join(COMMANDS)}")
+    if unknown := sorted(set(tables) - set(OPTIONS_OF_COMMANDS) - set(_SYNONYMS)):
+        raise UserError(f"{path}: [{unknown[0]}] is no command; there are {', '.join(OPTIONS_OF_COMMANDS)}")
     for_all = {name: value for name, value in content.items() if name not in tables}
     known = _all_flags() | set(flags)
     if wrong := [name for name in for_all if flag_of(name) not in known]:
         raise UserError(f"{path}: {wrong[0]} is no flag of any command")
-    own = tables.get(command.removeprefix(_PREFIX), {})
+    table = command.removeprefix("foundation-stereo").lstrip("- ")
+    table = _SYNONYMS.get(table, table)
+    own = {k: v for name, values in tables.items() if _SYNONYMS.get(name, name) == table for k, v in values.items()}
     if wrong := [name for name in own if flag_of(name) not in flags]:
         raise UserError(f"{path}: {wrong[0]} is no flag of {command}")
     merged = {flag_of(name): value for name, value in for_all.items() if flag_of(name) in flags}
@@ -147,13 +151,10 @@ def _words(path: Path, flag: str, value: Any, flags: Mapping[str, bool]) -> Iter
 
 def _all_flags() -> set[str]:
     """Return the flags of all commands."""
-    # Here, since they are needed only where there is a file, and import each other's modules.
-    from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions  # noqa: PLC0415
-    from foundation_stereo_depth.options.training import CacheOptions, TrainOptions  # noqa: PLC0415
-
-    found = set(CAMERA_FLAGS) | {"--verbose", "--quiet"}
-    for options in (TrainOptions, CacheOptions, PredictOptions, EvaluateOptions, ExportOptions):
-        for group in dataclasses.fields(options):
-            for field in dataclasses.fields(group.type):  # pyright: ignore[reportArgumentType] (groups are classes)
+    found = {"--verbose", "--quiet"}
+    for address in OPTIONS_OF_COMMANDS.values():
+        module, name = address.split(":")
+        for group in get_type_hints(getattr(importlib.import_module(module), name)).values():
+            for field in dataclasses.fields(group):
                 found |= {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}", *field.metadata["aliases"]}
     return found
