@@ -1,7 +1,7 @@
 """A network that refines one semi-global match.
 
-It mixes four values for each pixel: the match, its local minimum and maximum (background and foreground of an edge), and
-one of its own for whole regions.
+It mixes four values for each pixel: the match, its local minimum and maximum (background and foreground of an edge),
+and one of its own for whole regions.
 """
 
 import torch
@@ -40,10 +40,7 @@ class GuidedNetwork(RefinementNetwork):
         # What only one view shows is background: no region is nearer than all that was matched around it.
         background_px = torch.minimum(region_px, (prior_px + local_max).amax(dim=1, keepdim=True))
         mixed_px = (
-            (1 - weights[3]) * prior_px
-            + weights[1] * local_min
-            + weights[2] * local_max
-            + weights[3] * background_px
+            (1 - weights[3]) * prior_px + weights[1] * local_min + weights[2] * local_max + weights[3] * background_px
         )
         return mixed_px, region_px
 
