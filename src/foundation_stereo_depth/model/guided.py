@@ -1,7 +1,7 @@
 """A network that refines one semi-global match.
 
-It mixes four values for each pixel: the match, its local minimum and maximum (background and foreground of an edge), and
-one of its own for whole regions.
+It mixes four values for each pixel: the match, its local minimum and maximum (background and foreground of an edge),
+and one of its own for whole regions.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """What networks share that refine the disparity of a classical matcher: a U-Net at half resolution.
 
 The matcher is right at most pixels. Where it is not, the right view warped by its disparity differs from the left one,
-or the pixel lies beside a depth edge, or nothing was matched there at all. The U-Net sees all of that. For each pixel of
-full resolution it mixes candidates for the disparity, among them values of its own for whole regions; then it adds a
-fine correction.
+or the pixel lies beside a depth edge, or nothing was matched there at all. The U-Net sees all of that. For each pixel
+of full resolution it mixes candidates for the disparity, among them values of its own for whole regions; then it adds
+a fine correction.
 
 Batch normalisation (Ioffe and Szegedy, ICML 2015) makes it learn in half the steps, and costs nothing once it is folded
 into the convolutions.
