@@ -374,14 +374,18 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
 
 def is_safetensors(path: Path) -> bool:
     """Return True for a safetensors file by its first bytes, where they decide; else by its suffix."""
-    try:
-        with path.open("rb") as file:
-            beginning = file.read(9)
-    except OSError:  # which reading the file reports
-        beginning = b""
+    beginning = _first_bytes(path)
     if beginning[:4] == b"PK\x03\x04":  # the ZIP archive of torch.save
         return False
-    return beginning[8:] == b"{" or path.suffix == ".safetensors"
+    return beginning[8:9] == b"{" or path.suffix == ".safetensors"
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError:  # which reading the file reports
+        return b""
 
 
 def _is_ours(content: Any) -> bool:
@@ -399,8 +403,8 @@ def _recognised(content: Any) -> bool:
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     try:
-        with path.open("rb") as file:  # for the system's own error where it cannot be read
-            beginning = file.read(512)
+        with path.open("rb"):  # for the system's own error where it cannot be read
+            pass
         with safetensors.safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(SAFETENSORS_KEY)
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -408,7 +412,7 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        if foreign := describe_replacement(beginning):
+        if foreign := describe_replacement(_first_bytes(path)):
             raise CheckpointError(f"{path}: {foreign}") from error
         raise CheckpointError(f"{path}: is not a complete safetensors file ({error})") from error
 

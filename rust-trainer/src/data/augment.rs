@@ -176,6 +176,7 @@ impl Changes {
         let blur: [f32; 2] = key.uniform("blur", UNIT);
         // Few rooms are dark: most views have little noise, some have much.
         let level: [f32; 2] = key.uniform("noise level", UNIT);
+        let of_each: [f32; 2] = key.uniform("noise of each", Range { low: 0.5, high: 1.0 });
         let views = [0, 1].map(|view| ViewChanges {
             exponent: gammas[view].exp(),
             colours: colour_matrix(contrast[view] * brightness[view], saturation[view], angle[view]),
@@ -184,7 +185,7 @@ impl Changes {
             blurred: f64::from(blur[view]) < options.blur_prob,
             blur_sigma: sigma[view],
             noise_start: (start[view] * (NOISE_BANK + 1) as f32) as usize,
-            noise_std: options.noise_std_max as f32 * level[view].powi(3),
+            noise_std: options.noise_std_max as f32 * level[view].powi(3) * of_each[view],
         });
         let [reach] = key.uniform("vertical reach", Range { low: 0.0, high: options.vertical_offset_max_px });
         let field: [f32; 9] = key.uniform("vertical field", about(0.0, 1.0));

@@ -74,7 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 def create_parser(
     command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
-) -> argparse.ArgumentParser:
+) -> _Parser:
     """Return the parser of a command whose options are the groups of `options`.
 
     Args:

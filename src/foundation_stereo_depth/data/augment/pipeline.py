@@ -121,6 +121,7 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
             "blur sigma": Range((2,), 0.1, max(0.1, options.blur_sigma_max)),
             "noise": Range((2,)),
             "noise level": Range((2,)),
+            "noise of each": Range((2,), 0.5, 1.0),
             "jpeg": Range((1,)),
             "jpeg quality": Range((1,), _WORST_QUALITY, _BEST_QUALITY),
             "vertical reach": Range((1, 1), 0, options.vertical_offset_max_px),
@@ -145,7 +146,7 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
         # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
         noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
         # Few rooms are dark: most views have little noise, some have much.
-        noise_std=options.noise_std_max * drawn["noise level"] ** 3,
+        noise_std=options.noise_std_max * drawn["noise level"] ** 3 * drawn["noise of each"],
         compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
         quality=drawn["jpeg quality"][:, 0].round(),
         offset_px=drawn["vertical field"] * drawn["vertical reach"],
