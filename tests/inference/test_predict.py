@@ -110,15 +110,19 @@ def test_disparity_beyond_16_bits_does_not_stop_the_batch(
 
 
 @pytest.mark.usefixtures("folders", "matching")
-def test_swapped_views_are_warned_of_and_swapped_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_swapped_views_are_refused_and_swapped_back(capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", "any.pt", "--write", "disparity"]
-    assert predict_command(["right/0001.png", "left/0001.png", "-o", "wrong", *flags]) == 0
+    swapped = ["right/0001.png", "left/0001.png"]
+    assert predict_command([*swapped, "-o", "wrong", *flags]) == 2
     assert "left and right views seem to be swapped" in (error := capfd.readouterr().err)
-    assert "--swap swaps them back" in error
+    assert "--swap swaps them back, --allow-swapped takes them as they are" in error
+    assert not list(Path().glob("wrong/*"))
+    assert predict_command([*swapped, "-o", "wrong", "--allow-swapped", *flags]) == 0
+    assert "warning: 0001: the left and right views seem to be swapped" in capfd.readouterr().err
     assert predict_command(["right/0001.png", "left/0001.png", "-o", "out", "--swap", *flags]) == 0
     assert "seem to be swapped" not in capfd.readouterr().err
     assert disparity_of("out/0001_disparity.png") == pytest.approx(4, abs=0.6)
-    assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 0
+    assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 2
     assert "leave --swap out" in capfd.readouterr().err
 
 

@@ -238,12 +238,14 @@ def test_pairs_without_a_board_are_rejected_by_name(capsys: pytest.CaptureFixtur
 
 
 def test_live_calibration_collects_pairs_and_calibrates(capsys: pytest.CaptureFixture[str]) -> None:
-    # A recording in which the board is still for nine frames, 0.45 s, in each pose.
-    for pose, pair in enumerate(rendered("chessboard")[:6]):
-        for still in range(9):
-            for side, image in zip(("left", "right"), pair, strict=True):
-                write_rgb(Path(f"{side}{pose}{still}.jpg"), image)
-    flags = ["--left", "left*.jpg", "--right", "right*.jpg", "--fps", "20", "--headless", "--square-mm", "30"]
+    # Recordings in which the board is still for nine frames, 0.45 s, in each pose.
+    for position, side in enumerate(("left", "right")):
+        writer = cv2.VideoWriter(f"{side}.avi", cv2.VideoWriter.fourcc(*"MJPG"), 20, (WIDTH, HEIGHT))
+        for pair in rendered("chessboard")[:6]:
+            for _ in range(9):
+                writer.write(pair[position][..., ::-1])
+        writer.release()
+    flags = ["--left", "left.avi", "--right", "right.avi", "--fps", "20", "--headless", "--square-mm", "30"]
     assert calibrate_command([*flags, "--views", "6", "-o", "rig.npz"]) == 0
     report = capsys.readouterr().out
     assert len(list(Path("rig").glob("left_*.png"))) == 6

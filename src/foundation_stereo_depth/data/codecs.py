@@ -102,6 +102,11 @@ def read_disparity(path: Path) -> Float[np.ndarray, "H W"]:
         code = _decode(path, encoded, cv2.IMREAD_UNCHANGED)
         if code.ndim == 2 and code.dtype == np.uint16:
             disparity_px = decode_whole_steps(code.astype(np.uint16, copy=False), KITTI_STEPS_PER_PX)
+        elif code.ndim == 2 and code.dtype == np.uint8:
+            raise DataError(
+                f"{path}: is grey of 8 bits; KITTI's disparity has 16 bits (1/256 px), FoundationStereo's is an 8-bit "
+                "RGB PNG. Converting to 8 bits loses the values; get the original file"
+            )
         else:
             disparity_px = decode_fsd_disparity(_check_fsd_code(path, code))
     return check_largest_disparity(path, disparity_px, disparity_px.shape[1])
@@ -115,7 +120,9 @@ def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """
     encoded = _bytes(path)
     code = decode_plain_png(encoded)
-    return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED)) if code is None else code
+    if code is None:
+        return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED))
+    return _check_not_grey(path, code)
 
 
 def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
@@ -125,7 +132,20 @@ def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
             f"and type {encoded.dtype}; was it converted to grey or to depth?"
         )
-    return np.asarray(encoded[..., ::-1], dtype=np.uint8)
+    return _check_not_grey(path, np.asarray(encoded[..., ::-1], dtype=np.uint8))
+
+
+def _check_not_grey(path: Path, code: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the code unchanged; raises DataError where it is grey: a map of 8 bits, or a drawing, saved as RGB."""
+    for part in (code[::16, ::16], code):  # nearly always the first few pixels tell
+        if not ((part[..., 0] == part[..., 1]) & (part[..., 1] == part[..., 2])).all():
+            return code
+    if not code.any():  # nothing is known
+        return code
+    raise DataError(
+        f"{path}: its three channels are equal, so it is a grey image, not FoundationStereo's code of disparity (nor "
+        "KITTI's, which has one channel of 16 bits); get the original file"
+    )
 
 
 def check_largest_disparity(
@@ -321,7 +341,7 @@ def _to_8_bits(path: Path, image: np.ndarray, encoded: bytes) -> np.ndarray:
     Raises:
         DataError: it has values above that, or is neither of 8 nor of 16 bits.
     """
-    if image.dtype not in (np.uint8, np.uint16):
+    if image.dtype.name not in ("uint8", "uint16"):
         raise DataError(f"{path}: has values of type {image.dtype}; save it as an image of 8 or 16 bits")
     full = int(np.iinfo(image.dtype).max)
     deep, netpbm = full > 255, encoded[:1] == b"P"  # of 8 bits only Netpbm's formats may have another white

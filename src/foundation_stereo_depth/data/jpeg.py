@@ -101,14 +101,14 @@ def _correct_headers(encoded: bytes) -> tuple[bytes, list[str]]:
         position += len(segment)
         if code in _FRAMES and len(segment) > 7:
             frame, components = code, segment[7]
-        elif code == _APP0 and segment[2:7] == b"JFIF\0" and len(segment) > 8 and segment[7] != 1:
+        elif code == _APP0 and segment.startswith(b"JFIF\0", 2) and len(segment) > 8 and segment[7] != 1:
             faults.append(f"JFIF revision {segment[7]}.{segment[8]:02d}")
             segment[7] = 1
-        elif code == _APP14 and segment[2:7] == b"Adobe" and len(segment) > 13:
+        elif code == _APP14 and segment.startswith(b"Adobe", 2) and len(segment) > 13:
             adobe = len(out) + 13
         out += segment
         if code == _SCAN and len(segment) >= 6:
-            if frame in _SEQUENTIAL_FRAMES and segment[-3:] != _WHOLE_SPECTRUM:
+            if frame in _SEQUENTIAL_FRAMES and bytes(segment[-3:]) != _WHOLE_SPECTRUM:
                 out[-3:] = _WHOLE_SPECTRUM
                 faults.append("scan parameters of another kind of JPEG")
             end = _END_OF_SCAN.search(encoded, position)

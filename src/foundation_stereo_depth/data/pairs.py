@@ -16,6 +16,11 @@ from foundation_stereo_depth.errors import DataError
 
 _APART = 0.75
 """Frames of one number may be apart by this share of the time that one lasts: clocks count in milliseconds."""
+_BLACK_BELOW = 16
+_SMALLEST_PX = 32
+"""Height and width of the smallest views whose disparity means something."""
+_FLATTEST = 2.0
+"""Standard deviation, of 255 levels, of a view that shows one colour: the noise of a covered lens stays below it."""
 _NARROWEST = 2.0
 """Width by height of two square views side by side. Views of cameras are wider, so a narrower image is one view."""
 
@@ -109,6 +114,28 @@ class Pairs:
         return split_side_by_side(both, str(path))
 
 
+def check_views(pair: NamedPair) -> None:
+    """Check that two views can be of one scene.
+
+    Raises:
+        DataError: they are one image, or too small to match.
+    """
+    height, width = pair.left.shape[:2]
+    if min(height, width) < _SMALLEST_PX:
+        raise DataError(f"{pair.name}: is {width}x{height} px; views of less than {_SMALLEST_PX} px cannot be matched")
+    if np.array_equal(pair.left, pair.right) and describe_emptiness(pair) is None:
+        raise DataError(f"{pair.name}: left and right are the same image; was it copied, or named twice?")
+
+
+def describe_emptiness(pair: NamedPair) -> str | None:
+    """Return one line where a view shows nothing but one colour, such as that of a covered lens; else None."""
+    for side, view in (("left", pair.left), ("right", pair.right)):
+        if float(view.std()) < _FLATTEST:
+            shade = "black" if view.mean() < _BLACK_BELOW else "of one colour"
+            return f"{pair.name}: the {side} view is {shade}, so nothing can be matched; was the lens covered?"
+    return None
+
+
 def split_side_by_side(both: Image, source: str) -> tuple[Image, Image]:
     """Return the left and the right half of an image, for the views of a camera with two lenses.
 
@@ -136,6 +163,10 @@ def find_pairs(left: str, right: str | None, *, side_by_side: bool = False) -> P
         DataError: nothing is there, an image lacks its partner, or both arguments name the same files.
     """
     found = [_matches(text) for text in (left, right) if text is not None]
+    if right is not None and side_by_side:
+        raise DataError(
+            f"{left} and {right}: --side-by-side means that the first holds both views; leave the other out"
+        )
     videos = [is_video(text) and Path(text).is_file() for text in (left, right) if text is not None]
     _check_distinct(left, right, found)
     if all(videos):
@@ -167,6 +198,28 @@ def _check_distinct(left: str, right: str | None, found: list[dict[str, Path]]) 
             f"{left} and {right}: are the same {'file' if len(same) == 1 else 'files'}; name the right view, or, if "
             "both views stand side by side in it, give it once"
         )
+    if len(found[0]) == len(found[1]) == 1:
+        _check_sides(*(next(iter(side.values())) for side in found))
+
+
+def _check_sides(left: Path, right: Path) -> None:
+    """Check that two files of one folder are not of the same side by their names, as an unquoted glob leaves them.
+
+    Raises:
+        DataError: they are.
+    """
+    sides = [_side_in_name(path) for path in (left, right)]
+    if left.resolve().parent == right.resolve().parent and sides[0] == sides[1] is not None:
+        raise DataError(
+            f"{left} and {right}: are both {sides[0]} views by their names; put each glob in quotes, as in "
+            "'left*.png' 'right*.png', so that the shell does not expand it"
+        )
+
+
+def _side_in_name(path: Path) -> str | None:
+    """Return the side that `left/0001.png` or `right_01.png` is of; None for names with other words."""
+    words = ("".join(filter(str.isalpha, path.stem)).lower(), path.parent.name.lower())
+    return next((word for word in words if word in ("left", "right")), None)
 
 
 def _matches(text: str) -> dict[str, Path]:
@@ -188,6 +241,8 @@ def _matches(text: str) -> dict[str, Path]:
                 f"{text}: a folder without images ({', '.join(IMAGE_SUFFIXES)})" + (f"; {other}" if other else "")
             )
         return named
+    if "://" in text or " ! " in text:
+        raise DataError(f"{text}: streams and pipelines are for foundation-stereo-live-view; name images or a video")
     if not re.search(r"[*?]", text):
         raise DataError(f"{text}: no such file or folder")
     return _match_glob(text)
