@@ -126,6 +126,33 @@ def test_swapped_views_are_refused_and_swapped_back(capfd: pytest.CaptureFixture
     assert "leave --swap out" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("matching")
+def test_pairs_that_cannot_be_one_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["-o", "out", "--checkpoint", "any.pt", "--write", "disparity"]
+    left, right = shifted_pair(44, 88, 6)
+    black = np.zeros_like(left)
+    for name, view in {"l": left, "copy": left, "black": black, "night": black + 1, "small": left[:20, :20]}.items():
+        write_rgb(Path(f"{name}.png"), view)
+    for names, message in (
+        (("l.png", "copy.png"), "l: left and right are the same image"),
+        (("black.png", "night.png"), "black: the left view is black, so nothing can be matched"),
+        (("l.png", "black.png"), "l: the right view is black"),
+        (("small.png", "small2.png"), "small: is 20x20 px; views of less than 32 px cannot be matched"),
+    ):
+        write_rgb(Path("small2.png"), right[:20, :20])
+        assert predict_command([*names, *flags]) == 2, names
+        assert message in capfd.readouterr().err
+    assert not list(Path().glob("out/*"))
+    for side, view in (("left", left), ("right", right)):
+        Path(side).mkdir()
+        for name, image in (("0", view), ("1", black), ("2", black)):
+            write_rgb(Path(side, f"{name}.png"), image)
+    assert predict_command(["left", "right", *flags]) == 0
+    error = capfd.readouterr().err
+    assert error.count("warning:") == 1
+    assert "warning: 1: the left view is black" in error
+
+
 @pytest.mark.parametrize("kind", ["grey", "16-bit grey", "16-bit colour"])
 @pytest.mark.usefixtures("matching")
 def test_grey_and_16_bit_images_are_predicted(kind: str) -> None:

@@ -53,9 +53,11 @@ class VideoProgress:
 
     def explain_early_end(self, path: Path, capture: cv2.VideoCapture) -> str | None:
         """Return one line where no frame is left well before the time that the file states; else None."""
-        lasts_s = frame_duration_s(capture)
-        stated_s, ended_s = capture.get(cv2.CAP_PROP_FRAME_COUNT) * lasts_s, self.at_s + lasts_s
+        lasts_s, stated_frames = frame_duration_s(capture), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        stated_s, ended_s = stated_frames * lasts_s, self.at_s + lasts_s
         if self.frames == 0 or not 0 < stated_s < math.inf:  # what is written as it comes states no duration
+            return None
+        if self.frames >= stated_frames:
             return None
         if stated_s - ended_s <= max(_MISSING_FRAMES * ended_s / self.frames, _MISSING_SHARE * stated_s):
             return None
