@@ -163,6 +163,11 @@ def test_a_file_of_both_views_gives_left_and_right(name: str, kind: str) -> None
 def test_smaller_images_in_a_file_are_no_views() -> None:
     save_several("photo.jpg", [LEFT, LEFT[::2, ::2]], "mpo")  # as telephones keep a preview or a gain map
     assert read_rgb(Path("photo.jpg")).shape == LEFT.shape
+    save_several("pages.tif", [LEFT[::2, ::2], LEFT], "tiff")  # a thumbnail before the image
+    np.testing.assert_array_equal(read_rgb(Path("pages.tif")), LEFT)
+    Path("raw.dng").write_bytes(Path("pages.tif").read_bytes())
+    with pytest.raises(DataError, match=r"raw\.dng: is a raw photograph"):
+        read_rgb(Path("raw.dng"))
     save_several("three.tif", [LEFT] * 3, "tiff")
     with pytest.raises(DataError, match=r"three\.tif: holds 3 images of one size; which of them are left and right"):
         list(find_pairs("three.tif", None))
@@ -231,6 +236,8 @@ def test_globs_and_folders_take_images_alone_in_any_capitals() -> None:
     Path("l/.thumbnails/0.png").write_bytes(b"?")
     for named in ("l", "l/*", "l/**/*"):
         assert [path.name for (path,) in find_pairs(named, None).files.values()] == ["0.JPG", "1.Png"], named
+    with pytest.raises(DataError, match=r"l/\*\.jpg: matches no file, but l/\*\.JPG does"):
+        find_pairs("l/*.jpg", None)
     assert list(find_pairs("l/.hid*.png", None).files.values()) == [(Path("l/.hidden.png"),)]
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from foundation_stereo_depth.data.file_kinds import is_video
+from foundation_stereo_depth.data.pairs import find_pairs
 from foundation_stereo_depth.data.videos import read_frames
 from foundation_stereo_depth.errors import DataError
 from live_camera.camera import Camera
@@ -46,6 +47,19 @@ def test_matroska_of_another_nominal_rate_is_complete() -> None:
     Path("a.mkv").write_bytes(encoded.replace(duration_ns, duration_ns[:4] + (25_000_000).to_bytes(4)))
     assert cv2.VideoCapture("a.mkv").get(cv2.CAP_PROP_FRAME_COUNT) > 3 * FRAMES  # OpenCV's estimate
     assert len(list(read_frames(Path("a.mkv")))) == FRAMES
+
+
+def test_views_of_an_arbitrary_nominal_rate_are_paired_by_their_real_one() -> None:
+    for name, rate in (("left.mkv", 10.0), ("right.mkv", 10.05)):  # after 16 frames 8 ms apart
+        writer = cv2.VideoWriter(name, cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), rate, (96, 32))
+        for level in range(FRAMES):
+            writer.write(np.full((32, 96, 3), 10 * level, np.uint8))
+        writer.release()
+        encoded = Path(name).read_bytes()
+        place = encoded.index(b"\x23\xe3\x83\x84") + 4
+        Path(name).write_bytes(encoded[:place] + (1_000_000).to_bytes(4) + encoded[place + 4 :])  # 1000 per second
+    assert cv2.VideoCapture("left.mkv").get(cv2.CAP_PROP_FPS) == 1000
+    assert len(list(find_pairs("left.mkv", "right.mkv"))) == FRAMES
 
 
 def with_stated_frames(avi: bytes, frames: int) -> bytes:

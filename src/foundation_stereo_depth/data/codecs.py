@@ -61,7 +61,7 @@ def read_rgb_pair(left: Path, right: Path) -> tuple[Image, Image]:
 
 
 def read_rgb_images(path: Path) -> list[Image]:
-    """Return the images that a file holds, of the size of the first one: of an MPO or a TIFF of two pages both views.
+    """Return the images of one size that a file holds: one, or both views of an MPO or of a TIFF of two pages.
 
     Raises:
         DataError: the file is missing, or is not an image that can be decoded completely.
@@ -320,10 +320,12 @@ def _single(path: Path, images: list[Image]) -> Image:
 
 
 def _decode_images(path: Path, encoded: bytes) -> list[Image]:
-    """Return the images of a file that are as large as the first one, in RGB."""
+    """Return the images of a file that are as large as its largest one, in RGB."""
     if encoded.startswith(_JPEG_BEGINS):
         images = [_decode_jpeg(path, part) for part in image_headers.find_jpegs(encoded)]
     else:
+        if image_headers.is_tiff(encoded) and (kind := describe_other_kind(path.name)) is not None:
+            raise DataError(f"{path}: is {kind}")  # raw photographs are TIFFs whose first page is a thumbnail
         # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
         # OpenCV decodes TIFFs of 16 bits right as BGR only.
         mode = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
@@ -332,7 +334,8 @@ def _decode_images(path: Path, encoded: bytes) -> list[Image]:
         else:
             decoded = [_decode(path, encoded, mode)]
         images = [np.asarray(cv2.cvtColor(_to_8_bits(path, each, encoded), cv2.COLOR_BGR2RGB)) for each in decoded]
-    return [image.astype(np.uint8, copy=False) for image in images if image.shape == images[0].shape]
+    largest = max((image.shape for image in images), key=lambda shape: shape[0] * shape[1])  # others are thumbnails
+    return [image.astype(np.uint8, copy=False) for image in images if image.shape == largest]
 
 
 def _to_8_bits(path: Path, image: np.ndarray, encoded: bytes) -> np.ndarray:

@@ -81,6 +81,11 @@ def _is_gain_map(jpeg: bytes) -> bool:
     return any(name in jpeg[:_HEADERS_END] for name in (b"hdrgm:", b"urn:iso:std:iso:ts:21496", b"hdrgainmap"))
 
 
+def is_tiff(encoded: bytes) -> bool:
+    """Return True for a TIFF, and for the formats that are TIFFs with another suffix."""
+    return encoded.startswith(_TIFF)
+
+
 def may_hold_several(encoded: bytes) -> bool:
     """Return True for a file, not a JPEG, that may hold several images: TIFF, animated PNG or WebP, GIF."""
     return (

@@ -71,7 +71,7 @@ class Pairs:
                     f"{longer}: continues after {shorter} ends at frame {number}; if they began together, and no frame "
                     "is missing in between, cut it to that length"
                 )
-            if abs(present[0].at_s - present[-1].at_s) > _APART * present[0].lasts_s:
+            if abs(present[0].at_s - present[-1].at_s) > _APART * min(frame.lasts_s for frame in present):
                 late = paths[0] if present[0].at_s > present[1].at_s else paths[1]
                 raise DataError(
                     f"{late}: lacks a frame before frame {number}: from there on the views are "
@@ -262,7 +262,7 @@ def _match_glob(text: str) -> dict[str, Path]:
         if match is not None and file.is_file() and not _hides(file, path):
             matches[file] = "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part)
     if not matches:
-        raise DataError(f"{text}: matches no file")
+        raise DataError(f"{text}: matches no file{_suggest_capitals(path)}")
     images = [file for file in matches if is_image(file.name)]
     if not images and (other := _name_video(matches)):
         raise DataError(f"{text}: {other}")
@@ -270,6 +270,14 @@ def _match_glob(text: str) -> dict[str, Path]:
     for file in images or matches:  # where none has the suffix of an image, the user means what the pattern says
         _add(named, matches[file], file)
     return named
+
+
+def _suggest_capitals(pattern: Path) -> str:
+    """Return a hint where the pattern would match with its suffix in capitals, or in small letters."""
+    other = pattern.with_suffix(pattern.suffix.swapcase())
+    anchor = Path(other.anchor)
+    found = next(anchor.glob(str(other.relative_to(anchor)).replace("[", "[[]")), None)
+    return "" if found is None or other == pattern else f", but {other} does"
 
 
 def _hides(file: Path, pattern: Path) -> bool:

@@ -20,7 +20,14 @@ _CHUNK_LISTS = (b"RIFF", b"LIST")
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFrame:
-    """One frame of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
+    """One frame of a video, RGB.
+
+    Attributes:
+        image: the frame.
+        at_s: when it is shown, s from the first one.
+        lasts_s: for how long frames are shown about it: since the last one, and at least for the nominal time, which
+            WebM may state as a millisecond.
+    """
 
     image: Image
     at_s: float
@@ -83,14 +90,15 @@ def read_frames(path: Path) -> Iterator[VideoFrame]:
     """
     capture = cv2.VideoCapture(str(path))
     try:
-        progress, lasts_s = VideoProgress(), frame_duration_s(capture)
+        progress, nominal_s = VideoProgress(), frame_duration_s(capture)
         while capture.grab():
+            before_s = progress.at_s
             progress.count(capture)
             retrieved, bgr = capture.retrieve()
             if not retrieved:
                 raise DataError(f"{path}: frame {progress.frames - 1} cannot be decoded")
             image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield VideoFrame(image=image, at_s=progress.at_s, lasts_s=lasts_s)
+            yield VideoFrame(image=image, at_s=progress.at_s, lasts_s=max(nominal_s, progress.at_s - before_s))
         if progress.frames == 0:
             raise DataError(f"{path}: is not a video that can be decoded")
         if (problem := progress.explain_early_end(path, capture)) is not None:
