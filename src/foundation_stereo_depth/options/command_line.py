@@ -72,9 +72,7 @@ class _Parser(argparse.ArgumentParser):
         return {flag: bool(action.nargs) for flag, action in actions if flag not in ("--help", "-h")}
 
 
-def create_parser(
-    command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
-) -> _Parser:
+def create_parser(command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None) -> _Parser:
     """Return the parser of a command whose options are the groups of `options`.
 
     Args:
@@ -161,7 +159,13 @@ def _settings_of(explicit: Explicit) -> _Settings:
 
 
 def _values(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
-    typed = vars(parser.parse_args(arguments))
+    namespace, extra = parser.parse_known_args(arguments)
+    if extra and any(Path(each).exists() for each in extra):
+        parser.error(
+            f"{len(extra)} files more than it takes, {extra[0]} first; put each glob in quotes, as in 'left/*.png', so "
+            "that the shell does not expand it"
+        )
+    typed = vars(namespace if not extra else parser.parse_args(arguments))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
@@ -356,7 +360,9 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         if parts[-1] is Ellipsis:  # given several times
             settings |= {"action": "append", "type": _converter(parts[0]), "metavar": field.metadata["metavar"]}
         else:
-            settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            parts = max((get_args(each) for each in several), key=len)  # of tuples of several lengths all are taken
+            settings |= {"type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            settings["nargs"] = len(parts) if len(several) == 1 else "+"
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = field.metadata["metavar"] or _metavar(hint)
