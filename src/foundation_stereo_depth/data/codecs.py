@@ -9,9 +9,10 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8, UInt16
 
+from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES, LARGEST_PIXELS, check_pixels, is_image
 from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.files import read_regular_file, write_atomically
 
 FSD_BASE = 255
 """Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
@@ -23,8 +24,6 @@ FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
 KITTI_STEPS_PER_PX = 256
 """KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
 _LARGEST_CODE = 2**16 - 1
-_LARGEST_PIXELS = 2**30
-"""As many as OpenCV decodes."""
 _JPEG_BEGINS = b"\xff\xd8\xff"
 
 
@@ -39,6 +38,15 @@ def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         return _decode_jpeg(path, encoded)
     # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
     return _decode(path, encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+
+
+def check_image_file(path: Path) -> None:
+    """Check that a file, to be decoded by another library, can be read and holds no more pixels than images do.
+
+    Raises:
+        DataError: it does not.
+    """
+    _bytes(path)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -220,7 +228,7 @@ def read_npy(path: Path) -> Float[np.ndarray, "H W"]:
     """
     try:
         values = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except Exception as error:  # of a foreign header
         raise DataError(f"{path}: is not a NumPy file of numbers ({error})") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
         kind = f"shape {values.shape} and type {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"
@@ -264,7 +272,7 @@ def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
     # same library, but strict; the pixels are the same.
     try:
         height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
-        if height * width <= _LARGEST_PIXELS:
+        if height * width <= LARGEST_PIXELS:
             return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
     except (ValueError, MemoryError) as error:
         raise DataError(f"{path}: is damaged ({error})") from error
@@ -273,7 +281,7 @@ def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
 
 def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     try:
-        image = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+        image = None if not is_image(encoded) else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
     except cv2.error as error:  # a size too large for the memory, from a damaged header
         raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
     if image is None:
@@ -283,9 +291,6 @@ def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
 
 def _bytes(path: Path) -> bytes:
     # Reading the bytes here tells a missing file from a damaged one, and accepts any character in a path.
-    try:
-        if not path.is_file() and path.exists():  # a pipe would block
-            raise DataError(f"{path}: is not a file")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError)
+    check_pixels(path, encoded)
+    return encoded

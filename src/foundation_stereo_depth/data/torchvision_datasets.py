@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
+from foundation_stereo_depth.data.codecs import check_image_file
 from foundation_stereo_depth.data.sample import (
     Incomplete,
     SampleNames,
@@ -111,6 +112,8 @@ class TorchvisionDataset:
             DataError: it cannot be read, or its parts differ in size.
         """
         name = f"{self._folder}: {self.names.name(i)}"
+        for path in (*self._opened.images[i], self._opened.disparities[i][0]):
+            check_image_file(Path(path))  # Pillow would decode it whatever its size
         try:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]
