@@ -33,6 +33,8 @@ _OPEN_WITHOUT_WAITING = (
     os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 )
 """Opening a pipe would wait for a writer otherwise."""
+_GROWTH_BYTES = 2**20
+"""By which a file may grow while it is read."""
 _MOST_MEMBERS = 100_000
 """Of a ZIP archive."""
 
@@ -49,11 +51,12 @@ def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserEr
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
                 raise error_type(f"{path}: is not a regular file")
-            # Files of the system (/proc) give a size of 0 or an arbitrary one.
-            content = file.read(at_most_bytes + 1) if facts.st_size <= at_most_bytes else b""
+            # Files of the system (/proc) give a size of 0; memory for all that is asked for would be taken at once.
+            most = min(at_most_bytes, facts.st_size + _GROWTH_BYTES)
+            content = file.read(most + 1) if facts.st_size <= at_most_bytes else b""
     except OSError as error:
         raise error_type(f"{path}: cannot be read ({error.strerror or error})") from error
-    if facts.st_size > at_most_bytes or len(content) > at_most_bytes:
+    if facts.st_size > at_most_bytes or len(content) > most:
         raise error_type(f"{path}: has more than {at_most_bytes:,} bytes, which no file of its kind has")
     return content
 
@@ -73,24 +76,27 @@ def open_zip(encoded: bytes, *, at_most_bytes: int) -> zipfile.ZipFile:
         ArchiveError: it is damaged, encrypted, packed in a way that is not stored or deflated, or unpacks to more.
     """
     if encoded.count(b"PK\1\2") > _MOST_MEMBERS:  # each becomes an object when the archive is opened
-        raise ArchiveError(f"holds more than {_MOST_MEMBERS:,} members")
+        raise ArchiveError(f"has more than {_MOST_MEMBERS:,} members")
     try:
         archive = zipfile.ZipFile(io.BytesIO(encoded))
-        members = archive.infolist()
-        if any(member.flag_bits & 1 for member in members):
-            raise ArchiveError("is encrypted")
-        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-            raise ArchiveError("is packed in a way that is neither stored nor deflated")
-        if (size := sum(member.file_size for member in members)) > at_most_bytes:
-            raise ArchiveError(f"would unpack to {size:,} bytes, where {at_most_bytes:,} are the most")
-        damaged = archive.testzip()
-    except ArchiveError:
-        raise
+        fault = _fault_of(archive, at_most_bytes)
     except Exception as error:  # of Python's reader, for a directory that makes no sense
         raise ArchiveError(f"is a damaged archive ({error})") from error
-    if damaged is not None:
-        raise ArchiveError(f"is damaged; its {damaged} has another checksum")
+    if fault is not None:
+        raise ArchiveError(fault)
     return archive
+
+
+def _fault_of(archive: zipfile.ZipFile, at_most_bytes: int) -> str | None:
+    members = archive.infolist()
+    if any(member.flag_bits & 1 for member in members):
+        return "is encrypted"
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        return "is packed in a way that is neither stored nor deflated"
+    if (size := sum(member.file_size for member in members)) > at_most_bytes:
+        return f"would unpack to {size:,} bytes, where {at_most_bytes:,} are the most"
+    damaged = archive.testzip()
+    return None if damaged is None else f"is damaged; its {damaged} has another checksum"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:

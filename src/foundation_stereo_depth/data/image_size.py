@@ -54,8 +54,8 @@ def check_pixels(path: Path, encoded: bytes) -> None:
         raise DataError(f"{path}: is damaged: {error}") from error
     if pixels is not None and pixels > LARGEST_PIXELS:
         raise DataError(
-            f"{path}: its header gives {pixels:,} pixels, and images of at most {LARGEST_PIXELS:,} are read; shrink it, "
-            "or is the file damaged?"
+            f"{path}: its header gives {pixels:,} pixels, and images of at most {LARGEST_PIXELS:,} are read; shrink "
+            "it, or is the file damaged?"
         )
 
 
