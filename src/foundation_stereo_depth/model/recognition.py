@@ -29,9 +29,13 @@ def find_weights(content: Any) -> dict[str, Tensor] | None:
     if not isinstance(content, dict):
         return None
     for found in (content, *(content[key] for key in _KEYS if key in content)):
-        if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
+        if isinstance(found, dict) and found and all(map(_is_weight, found.items())):
             return _unwrapped(found)
     return None
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def recognise_network(weights: Mapping[str, Tensor]) -> ModelOptions | None:
