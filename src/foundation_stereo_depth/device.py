@@ -58,6 +58,14 @@ class Processes:
         if self.world_size > 1:
             torch.distributed.broadcast(values, src=0)
 
+    def broadcast_object(self, value: T, *, source: int) -> T:
+        """Return the value of the process `source`."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=source)
+        return values[0]
+
     def all_gather(self, value: T) -> list[T]:
         """Return the value of every process, in the order of their ranks."""
         if self.world_size == 1:
