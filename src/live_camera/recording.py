@@ -27,8 +27,8 @@ from live_camera.rig import Rig, StereoFrame
 logger = logging.getLogger(__name__)
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}
-"""Suffix of a recording -> its codec; FFV1 is lossless. A .mp4 that is not closed, after a power cut say, plays nothing;
-of the others all but the last seconds play."""
+"""Suffix of a recording -> its codec; FFV1 is lossless. A .mp4 that is not closed, after a power cut say, plays
+nothing; of the others all but the last seconds play."""
 _FAST_CODEC = "MJPG"
 """In .mkv by a key, where no suffix was chosen: FFV1 takes four times as long, and five times the space."""
 _SNAPSHOT_FILES = {

@@ -153,6 +153,17 @@ def test_version_of_scenes_changes_with_their_code() -> None:
     )
 
 
+def test_textures_do_not_depend_on_the_threads_of_pytorch() -> None:
+    of_one = texture_atlas(torch.device("cpu"))
+    texture_atlas.cache_clear()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(texture_atlas(torch.device("cpu")), of_one)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_every_texture_has_detail() -> None:
     for texture in texture_atlas(torch.device("cpu"))[0].split(TEXTURE_SIZE, dim=1):
         steps = (texture[:, 1:] - texture[:, :-1]).abs()
