@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
+import torch.distributed
 from conftest import command_of
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
+from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import exclusive_lock
 from foundation_stereo_depth.training import run
@@ -126,6 +129,22 @@ def test_two_processes_cannot_train_into_one_folder(own_run: Path, tiny: Callabl
             train(*resolve(flags))
         train(*resolve(flags))
         assert not (folder / ".lock").exists()
+
+
+def test_restarted_processes_do_not_read_the_addresses_of_lost_ones(monkeypatch) -> None:
+    kept = torch.distributed.HashStore()  # as torchrun keeps its own
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *_: iter([(kept, 0, 0)]))
+
+    def join(rank: int, delay_s: float) -> torch.distributed.Store:
+        time.sleep(delay_s)
+        return Processes(rank=rank, local_rank=rank, world_size=2)._store_of_this_start()
+
+    for delays_s in ((0.0, 0.2), (0.2, 0.0), (0.0, 0.2)):
+        with ThreadPoolExecutor() as pool:
+            stores = list(pool.map(join, range(2), delays_s))
+        assert not stores[0].check(["address"])
+        stores[1].set("address", "of this start")
+        assert stores[0].get("address") == b"of this start"
 
 
 class Job:
