@@ -16,7 +16,9 @@ from foundation_stereo_depth.errors import CalibrationError, CameraError, UserEr
 from foundation_stereo_depth.options import command_line
 from live_camera.options import (
     DEFAULT_CALIBRATION,
+    DEFAULT_DEMO,
     CalibrateOptions,
+    DemoOptions,
     ListCamerasOptions,
     LiveViewOptions,
     SourceOptions,
@@ -24,6 +26,8 @@ from live_camera.options import (
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
+    from foundation_stereo_depth.options.inference import MethodName
+    from foundation_stereo_depth.stereo.match import StereoMatcher
     from live_camera.board import Board
     from live_camera.matcher import Matcher, WatchedMatcher
     from live_camera.rectify import Rectifier, Resizer
@@ -33,6 +37,53 @@ logger = logging.getLogger(__name__)
 _FAR_M = 30.0
 """Few rigs of webcams can measure anything farther."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
+
+
+def demo_command(argv: Sequence[str] | None = None) -> int:
+    """Run `foundation-stereo-demo`; return its exit status."""
+    parser = command_line.create_parser(
+        "foundation-stereo-demo",
+        DemoOptions,
+        "Match a real pair that is installed with this program, offline; write disparity, uncertainty and depth as "
+        "one figure, and open it.",
+    )
+    explicit = command_line.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = command_line.build_options(DemoOptions, explicit).file
+        if options.output is not None and options.output.exists():
+            raise UserError(f"{options.output}: exists; name another file")
+        from foundation_stereo_depth.data.demo_pair import read_demo_pair
+        from foundation_stereo_depth.files import write_atomically
+        from live_camera import demo
+        from live_camera.camera import find_cameras
+
+        output = options.output or DEFAULT_DEMO
+        pair = read_demo_pair()
+        match = _open_demo_matcher(options.method)(pair.left, pair.right)
+        figure = demo.draw_demo(pair, match)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, lambda file: file.write(figure), durable=False)
+        print(f"{output}: left view, disparity, uncertainty, depth")
+        print(demo.describe_centre(pair, match))
+        if options.open and demo.has_display() and not demo.open_file(output):
+            logger.info("no program was found to open %s with", output)
+        print(demo.next_steps(find_cameras()))
+        return 0
+
+    return command_line.run_command(parser.prog, explicit, run)
+
+
+def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
+    if method == "sgbm":
+        from foundation_stereo_depth.stereo import sgbm
+
+        return sgbm.match
+    from foundation_stereo_depth.inference.predictor import open_network
+
+    predictor = open_network()
+    logger.info("the installed network, %s", predictor.description)
+    return predictor
 
 
 def list_cameras_command(argv: Sequence[str] | None = None) -> int:

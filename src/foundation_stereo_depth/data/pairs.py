@@ -108,6 +108,16 @@ def find_pairs(left: str, right: str | None) -> Pairs:
     return Pairs(left=left, right=right, count=len(files), files=files)
 
 
+def read_fps(video: Path) -> float:
+    """Return the nominal frames per second of a video; 30 where it states none."""
+    capture = cv2.VideoCapture(str(video))
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    return fps if 0 < fps < math.inf else 30.0
+
+
 def _matches(text: str) -> dict[str, Path]:
     """Return name of the pair -> file, for a file, a folder or a glob."""
     path = Path(text)
@@ -135,10 +145,16 @@ def _matches(text: str) -> dict[str, Path]:
     for file in sorted((anchor if path.anchor else Path()).glob(wanted)):
         match = pattern.fullmatch(file.as_posix())
         if match is not None and file.is_file():
-            _add(named, "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part), file)
+            _add(named, _name_of(match.groups(), file), file)
     if not named:
         raise DataError(f"{text}: matches no file")
     return named
+
+
+def _name_of(parts: tuple[str | None, ...], file: Path) -> str:
+    """Return what the wildcards of a glob stand for as a name, without the suffix of the file and bare separators."""
+    name = "_".join(part.strip("/").replace("/", "_") for part in parts if part).removesuffix(file.suffix)
+    return name.strip("_-. ") or "pair"
 
 
 def _add(named: dict[str, Path], name: str, file: Path) -> None:
