@@ -37,6 +37,10 @@ _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", _UNKNOWN}
 _TRY_AGAIN_AFTER_S = 60.0
 """An unreachable server costs training a few seconds per this time."""
 _LONGEST_VALUE = 500
+LATEST = "latest"
+"""In place of a run's id: the run that was started last."""
+_SHORTEST_PREFIX = 4
+_SEARCHED_RUNS = 1000
 
 
 class _RetryQueue:
@@ -212,7 +216,8 @@ def checkpoint_of_run(
         raise UserError(f"{problem} (there is no such file)")  # opening it would create one
     try:
         client = _client(uri)
-        run = client.get_run(run_id)
+        run = _find_run(client, run_id, flag)
+        run_id = run.info.run_id
         tag = run.data.tags.get(CHECKPOINT_FOLDER_TAG)
         folders = [folder_of_run(run_id)] if tag is None else [Path(tag), folder_of_run(run_id)]
         found = {path: load_checkpoint(path) for folder in folders if (path := folder / name).is_file()}
@@ -235,6 +240,7 @@ def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files
     uri = tracking_uri(uri)
     try:
         client = _client(uri)
+        run_id = _find_run(client, run_id, "--run-id").info.run_id
         client.log_batch(run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in metrics.items()])
         client.log_artifacts(run_id, str(files), folder)
     except _UNREACHABLE as error:
@@ -365,6 +371,39 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
         if error.error_code == _UNKNOWN:
             return None
         raise
+
+
+def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
+    """Return the run that a text names: by its id, as `latest`, by its name, or by the first characters of its id.
+
+    Raises:
+        MlflowException: there is no such run.
+        UserError: several begin like this.
+    """
+    if (run := _run(client, text)) is not None:
+        return run
+    newest_first: list[Run] = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        order_by=["attributes.start_time DESC"],
+        max_results=_SEARCHED_RUNS,
+    )
+    if text == LATEST:
+        found = [run for run in newest_first if CHECKPOINT_FOLDER_TAG in run.data.tags][:1]
+    else:
+        found = [run for run in newest_first if run.info.run_name == text][:1]
+    if not found and len(text) >= _SHORTEST_PREFIX:
+        found = [run for run in newest_first if run.info.run_id.startswith(text)]
+    if len(found) > 1:
+        raise UserError(
+            f"{flag} {text}: begins the ids of {len(found)} runs; {', '.join(r.info.run_id for r in found)}"
+        )
+    if not found:
+        raise MlflowException(
+            f"no run has this id, the beginning of an id, or this name; newest: {_names(newest_first)}"
+        )
+    if text != found[0].info.run_id:
+        logger.info("%s %s: run %s (%s)", flag, text, found[0].info.run_id, found[0].info.run_name)
+    return found[0]
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

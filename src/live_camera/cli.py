@@ -39,13 +39,17 @@ _FAR_M = 30.0
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
-def demo_command(argv: Sequence[str] | None = None) -> int:
+def demo_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-demo") -> int:
     """Run `foundation-stereo-demo`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-demo",
+        program,
         DemoOptions,
         "Match a real pair that is installed with this program, offline; write disparity, uncertainty and depth as "
         "one figure, and open it.",
+        examples=(
+            "",
+            "--no-open -o demo.png",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -86,12 +90,16 @@ def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
     return predictor
 
 
-def list_cameras_command(argv: Sequence[str] | None = None) -> int:
+def list_cameras_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-list-cameras") -> int:
     """Run `foundation-stereo-list-cameras`; return 0 where there are cameras, 1 where there are none."""
     parser = command_line.create_parser(
-        "foundation-stereo-list-cameras",
+        program,
         ListCamerasOptions,
         "List the cameras of this machine: index, name, stable path, backend, and the frame sizes that they support.",
+        examples=(
+            "",
+            "--preview",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -125,12 +133,16 @@ def list_cameras_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def calibrate_command(argv: Sequence[str] | None = None) -> int:
+def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-calibrate") -> int:
     """Run `foundation-stereo-calibrate`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-calibrate",
+        program,
         CalibrateOptions,
         "Calibrate two cameras by a chessboard or a ChArUco board, from images or live, and report the accuracy.",
+        examples=(
+            "--left 0 --right 2 --corners 9x6 --square-mm 25",
+            "--images 'left*.jpg' 'right*.jpg' --corners 9x6 --square-mm 25",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -199,12 +211,18 @@ def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:
     return f"{folder}/left_*.png", f"{folder}/right_*.png"
 
 
-def live_view_command(argv: Sequence[str] | None = None) -> int:
+def live_view_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-live-view") -> int:
     """Run `foundation-stereo-live-view`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-live-view",
+        program,
         LiveViewOptions,
         "Show metric depth from two cameras, with the network's confidence. The key h lists the keys.",
+        examples=(
+            "--left 0 --right 2",
+            "--left 0 --right 2 --run-id latest --watch-checkpoint",
+            "--side-by-side 0 --method sgbm",
+            "--left left.mp4 --right right.mp4 --headless --record raw.mkv",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -222,8 +240,8 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             check_display()
         calibration = _read_calibration(options)
         camera = options.camera
-        if calibration is not None and camera.width is None:
-            camera = dataclasses.replace(camera, width=calibration.width, height=calibration.height)
+        if calibration is not None and camera.camera_width is None:
+            camera = dataclasses.replace(camera, camera_width=calibration.width, camera_height=calibration.height)
         # SIGTERM ends the view as Ctrl-C does, so that a recording is closed properly.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as downloads:

@@ -72,6 +72,5 @@ def open_file(path: Path) -> bool:
     program = shutil.which("open" if sys.platform == "darwin" else "xdg-open")
     if program is None:
         return False
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen([program, str(path)], start_new_session=True, **quiet)
+    subprocess.Popen([program, str(path)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return True

@@ -79,10 +79,10 @@ class SourceOptions(OptionGroup):
 class CameraOptions(OptionGroup):
     """cameras: settings requested of both; settings that a camera does not accept are reported"""
 
-    width: int | None = option(
+    camera_width: int | None = option(
         None, "frame width of one camera, px; else the calibration's, else the camera's", minimum=32
     )
-    height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
+    camera_height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
     fps: float | None = option(None, "frames per second; for videos and images the playback rate", minimum=0.01)
     fourcc: str = option("MJPG", "pixel format; two uncompressed streams seldom fit one USB port")
     exposure: Literal["lock", "auto"] | float = option(
@@ -94,8 +94,8 @@ class CameraOptions(OptionGroup):
         super().__post_init__()
         if len(self.fourcc) != 4:
             raise UserError(f"--fourcc {self.fourcc}: needs four letters, such as MJPG or YUYV")
-        if (self.width is None) != (self.height is None):
-            raise UserError("--width and --height belong together; give both or none")
+        if (self.camera_width is None) != (self.camera_height is None):
+            raise UserError("--camera-width and --camera-height belong together; give both or none")
 
 
 @dataclass(frozen=True, kw_only=True)

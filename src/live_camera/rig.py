@@ -317,7 +317,9 @@ def _open_source(source: SourceOptions, options: CameraOptions) -> StereoSource:
     if source.side_by_side is not None:
         role = f"--side-by-side {source.side_by_side}"
         if _is_capture(source.side_by_side):
-            both = options if options.width is None else dataclasses.replace(options, width=2 * options.width)
+            both = options
+            if options.camera_width is not None:
+                both = dataclasses.replace(options, camera_width=2 * options.camera_width)
             return SideBySideCamera(Camera(source.side_by_side, role, both))
         return ImagePairs(find_pairs(source.side_by_side, None), role)
     assert source.left is not None

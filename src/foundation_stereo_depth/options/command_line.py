@@ -5,6 +5,7 @@ Only flags that the user typed are in the namespace, so that a resumed run can d
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import io
 import logging
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from foundation_stereo_depth import log
+from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
 from foundation_stereo_depth.threads import limit_spinning
@@ -25,11 +26,14 @@ Explicit = dict[str, Any]
 """Field name -> value, for the flags that the user typed."""
 
 _VERBOSITY = "verbosity"
+_EXAMPLES = "examples:"
 
-RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "CameraOptions": {"width": "camera_width", "height": "camera_height"},
+}
 """Options that were renamed: name of their class -> old name -> new name.
 
-Checkpoints of every release are read, so an entry stays here for ever:
+Checkpoints of every release are read and the old flags are accepted, so an entry stays here for ever:
 `"OptimizerOptions": {"lr": "learning_rate"}`.
 """
 REMOVED_OPTIONS: dict[str, dict[str, tuple[Any, ...] | None]] = {}
@@ -44,16 +48,36 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
 
 class _Parser(argparse.ArgumentParser):
     """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}{self._suggestion(unknown[0])}")
+        return parsed
+
+    def _suggestion(self, argument: str) -> str:
+        flag = argument.split("=", maxsplit=1)[0]
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        beginning = [name for name in known if name.startswith(flag)] if flag.startswith("--") else []
+        close = difflib.get_close_matches(flag, known, n=1) if flag.startswith("-") else []
+        return f"; did you mean {(beginning + close)[0]}?" if beginning or close else ""
+
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
+        self.exit(2, f"{self.prog}: {message}{' ' if message.endswith('?') else '; '}--help lists every flag\n")
 
 
 def create_parser(
-    command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
+    command: str,
+    options: type[Any],
+    description: str,
+    inputs: dict[str, str] | None = None,
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Return the parser of a command whose options are the groups of `options`.
 
@@ -62,12 +86,14 @@ def create_parser(
         options: the dataclass of groups.
         description: what it does.
         inputs: positional arguments: names and their help; only the first is required.
+        examples: command lines for the end of `--help`, without the name of the command.
     """
     names = [name.upper() for name in inputs or ()]
     parser = _Parser(
         prog=command,
         usage=" ".join([command, *names[:1], *(f"[{name}]" for name in names[1:]), "[flags]"]),
         description=description,
+        epilog="\n".join([_EXAMPLES, *(f"  {command} {line}".rstrip() for line in examples)]) if examples else None,
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
@@ -77,7 +103,9 @@ def create_parser(
         group = parser.add_argument_group(_first_line(group_type))
         hints = get_type_hints(group_type)
         for field in dataclasses.fields(group_type):
-            _add_flag(group, field, hints[field.name])
+            renamed = RENAMED_OPTIONS.get(group_type.__name__, {})
+            former = [flag_of(old) for old, new in renamed.items() if new == field.name]
+            _add_flag(group, field, hints[field.name], former)
     _add_verbosity(parser)
     return parser
 
@@ -230,6 +258,7 @@ def find_fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     group = parser.add_argument_group("messages, on standard error").add_mutually_exclusive_group()
     for flags, level, help_text in (
         (("-v", "--verbose"), logging.DEBUG, "log details too"),
@@ -252,7 +281,8 @@ def _first_line(group: type[Any]) -> str:
     return (group.__doc__ or "").splitlines()[0]
 
 
-def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
+def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any, former: Sequence[str]) -> None:
+    """Add the flag of a field, and without help the flags that it had before."""
     help_text = field.metadata["help"].replace("%", "%%")
     if field.default is not None:
         default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
@@ -273,7 +303,10 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)
     short: str | None = field.metadata["short"]
-    group.add_argument(*([] if short is None else [short]), flag_of(field.name), **settings)
+    flags = [*([] if short is None else [short]), flag_of(field.name), *field.metadata["aliases"]]
+    group.add_argument(*flags, **settings)
+    if former:
+        group.add_argument(*former, **settings | {"help": argparse.SUPPRESS})
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

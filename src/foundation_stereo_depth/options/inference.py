@@ -28,7 +28,10 @@ class NetworkSourceOptions(OptionGroup):
     checkpoint: Path | Literal["default"] | None = option(
         None, "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed"
     )
-    run_id: str | None = option(None, "MLflow run whose network to use, in place of --checkpoint")
+    run_id: str | None = option(
+        None,
+        "MLflow run whose network to use, in place of --checkpoint: its id, the beginning of it, its name, or latest",
+    )
     weights: Literal["auto", "best", "last"] = option("auto", "which checkpoint of the run; auto takes the best")
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
@@ -239,7 +242,9 @@ class PredictOptions:
 class ExportFileOptions(OptionGroup):
     """file"""
 
-    output: Path | None = option(None, "file to write; its suffix, .onnx or .safetensors, is the format", short="-o")
+    output: Path | None = option(
+        None, "file to write; its suffix, .onnx or .safetensors, is the format; else <network>.onnx", short="-o"
+    )
     overwrite: bool = option(False, "replace an existing file")
     dynamic_size: bool = option(True, "ONNX: accept any height and width from 32 px up; else only the network's")
     half: bool = option(False, "store weights in 16 bits; ONNX also computes in 16 bits")
@@ -306,6 +311,13 @@ class EvaluatedNetworkOptions(NetworkOptions):
         "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed; none: "
         "the baseline alone",
     )
+    method: MethodName = option("network", METHOD_HELP + "; the same as --checkpoint none --baseline sgbm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "sgbm":
+            checkpoint = None if self.checkpoint == "none" else self.checkpoint
+            check_no_network(checkpoint=checkpoint, run_id=self.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)
