@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 # No telemetry; and a server that went away is waited for seconds, not the default of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -21,6 +22,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from PIL import Image
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.errors import UserError
@@ -121,6 +123,9 @@ class Tracker:
         except _UNREACHABLE as error:
             raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
+        self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
+        self._artifacts = _local_folder(run.info.artifact_uri)
+        self._sent_samples: set[int] | None = None if run_id is not None else set()
         self.has_parameters = bool(run.data.params)
         self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=run_id is not None)
         self._monitor.start()
@@ -141,16 +146,43 @@ class Tracker:
         entries = [Metric(name, value, now_ms, epoch) for name, value in metrics.items()]
         self._metrics.send(lambda: self._client.log_batch(self.run_id, metrics=entries))
 
+    def log_samples(self, samples: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics within an epoch, by the number of samples seen; those that a resumed run has are kept."""
+        now_ms = int(time.time() * 1000)
+        entries = [Metric(name, value, now_ms, samples) for name, value in metrics.items()]
+
+        def send() -> None:
+            if self._sent_samples is None:
+                history = self._client.get_metric_history(self.run_id, entries[0].key)
+                self._sent_samples = {point.step for point in history}
+            if samples not in self._sent_samples:
+                self._client.log_batch(self.run_id, metrics=entries)
+                self._sent_samples.add(samples)
+
+        self._metrics.send(send)
+
+    def log_figure(self, path: Path, name: str, epoch: int) -> None:
+        """Record an image file among the images of the run, which its page shows with a slider for the epoch."""
+
+        def send() -> None:
+            if path.exists():
+                with Image.open(path) as image:
+                    self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=epoch, synchronous=True)
+
+        self._files.send(send, key=(path, name))
+
     def find_missing_epochs(self, metric: str, epochs: int) -> list[int]:
         """Return those of the epochs 1 to `epochs` whose metrics never reached the run, for a kill or an outage."""
         sent = {point.step for point in self._client.get_metric_history(self.run_id, metric)}
         return [epoch for epoch in range(1, epochs + 1) if epoch not in sent]
 
     def send_file(self, path: Path, folder: str) -> None:
-        """Copy a local file to the run's artifacts."""
+        """Copy a local file to the run's artifacts; where those are on the same disk, a link takes no space."""
 
         def send() -> None:
-            if path.exists():  # it may have waited for long
+            if not path.exists():  # it may have waited for long
+                return
+            if self._artifacts is None or not _link(path, self._artifacts / folder / path.name):
                 self._client.log_artifact(self.run_id, str(path), folder)
 
         self._files.send(send, key=(path, folder))
@@ -179,6 +211,36 @@ class Tracker:
                 "MLflow at %s lacks %d records of this run; to send them later, use --resume with the last.pt",
                 self.uri, missing,
             )  # fmt: skip
+
+
+def page_of_run(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page: at a server, or where `mlflow ui` shows it by default."""
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    # MLflow's pages begin with traces; the last part asks for training runs.
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    """Return the folder of artifacts that are kept on this machine; None for those of a server."""
+    path = artifact_uri.removeprefix("file://")
+    return Path(unquote(path)) if path.startswith("/") else None
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Give a file a second name, in place of what has that name; return False where the disk does not allow it.
+
+    Files of a run are replaced, never changed, so the second name keeps the version that it was given.
+    """
+    temporary = target.with_name(f".linking-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.hardlink_to(path)
+        temporary.replace(target)
+    except OSError:  # another disk, or one without links
+        return False
+    temporary.unlink(missing_ok=True)  # which stays where both names were one file already
+    return True
 
 
 def tracking_uri(named: str | None) -> str:
@@ -398,9 +460,8 @@ def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
             f"{flag} {text}: begins the ids of {len(found)} runs; {', '.join(r.info.run_id for r in found)}"
         )
     if not found:
-        raise MlflowException(
-            f"no run has this id, the beginning of an id, or this name; newest: {_names(newest_first)}"
-        )
+        newest = ", ".join(str(run.info.run_name) for run in newest_first[:3]) or "there is none"
+        raise MlflowException(f"no run has this id or name; newest: {newest}")
     if text != found[0].info.run_id:
         logger.info("%s %s: run %s (%s)", flag, text, found[0].info.run_id, found[0].info.run_name)
     return found[0]

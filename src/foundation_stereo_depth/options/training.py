@@ -200,7 +200,10 @@ class TrackingOptions(OptionGroup):
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
-    run_name: str | None = option(None, "MLflow run name")
+    run_name: str | None = option(None, "MLflow run name; else model, data and size")
+    log_steps: int = option(
+        50, "send the figures of training to MLflow every so many steps, as train_steps/* by samples seen", minimum=1
+    )
     checkpoint_minutes: float = option(10.0, "also save last.pt within an epoch, every so many minutes", minimum=0.0)
 
 

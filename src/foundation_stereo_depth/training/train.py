@@ -111,11 +111,14 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 state.add_step(sums, list(terms), gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
                 done = state.progress.step_in_epoch
-                if done % _SNAPSHOT_EVERY[device.type] == 0 or done == len(plan):
+                is_logged = done % options.tracking.log_steps == 0 or done == len(plan)
+                if is_logged or done % _SNAPSHOT_EVERY[device.type] == 0:
                     snapshot = state.snapshot()
                     if snapshot.first_bad_step >= 0:
                         raise _not_finite(snapshot.first_bad_step, epoch, plan, data.train, record)
                     progress.show(snapshot)
+                    if is_logged:
+                        record.log_steps(state.progress.samples, state.take_interval())
                     if snapshot.stop_votes > 0:
                         save_and_stop(record, state, stop.requested)
                     if record.is_due():
@@ -134,7 +137,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
             metrics = state.training_metrics(processes) | progress.figures()
             metrics |= _validation_metrics(validated, processes, options) | reading.metrics
             is_best = state.finish_epoch(metrics)
-            record.finish_epoch(state, is_best, validated.example)
+            record.finish_epoch(state, is_best, validated.examples)
             record.list_bad_samples(reading.bad)
             record.list_rebuilt_entries(reading.rebuilt)
             logger.info(_epoch_line(epoch, options, metrics))
