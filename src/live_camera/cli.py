@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation_stereo_depth.errors import CalibrationError, CameraError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options import command_line
 from live_camera.options import (
     DEFAULT_CALIBRATION,
@@ -205,7 +206,7 @@ def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:
         window = None if options.views.headless else stack.enter_context(ImageWindow("Calibration"))
         rig = stack.enter_context(open_rig(options.source, options.camera))
         collected = collect_pairs(rig, board, folder, options.views.views, window)
-    logger.info("%s: %d pairs collected", folder, collected)
+    logger.info("%s: %s collected", folder, count_of(collected, "pair"))
     if collected == 0:
         raise UserError("no pair was collected; the text below the image states what was missing")
     return f"{folder}/left_*.png", f"{folder}/right_*.png"
@@ -252,7 +253,7 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
             logger.info("%s; %s", matcher.description, depth)
             stats = live_view(rig, rectify, matcher, options.show, extra_view=extra_view)
-        logger.info("%d pairs shown; %s", stats.pairs, stats.summary(rig))
+        logger.info("%s shown; %s", count_of(stats.pairs, "pair"), stats.summary(rig))
         for path in stats.written:
             print(path)
         if stats.pairs == 0:

@@ -76,11 +76,13 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
                     writer.write(pair.name, pair.left, match)
                     written += 1
                     bar.update()
-    finally:
-        if written:
-            print(f"{options.output.output}: {count_of(written, 'pair')} written", end="")
-            print(f"; {writer.first_to_open} can be opened" if writer.first_to_open is not None else "")
-            logger.info("%.1f ms per pair to predict", 1000 * predicting_s / written)
+    except BaseException:
+        logger.info("%s: %s written before that", options.output.output, count_of(written, "pair"))
+        raise
+    first = writer.first_to_open
+    opened = "" if first is None else f"; {first} can be opened"
+    print(f"{options.output.output}: {count_of(written, 'pair')} written{opened}")
+    logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
     return written
 
 

@@ -91,7 +91,7 @@ class InferenceOptions(OptionGroup):
     """machine"""
 
     backend: BackendName = option(
-        "auto", "auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime"
+        "auto", "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else onnxruntime"
     )
     device: DeviceName = option("auto", "auto takes cuda, else mps, else cpu")
     precision: PrecisionName = option(

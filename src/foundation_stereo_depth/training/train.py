@@ -245,7 +245,9 @@ class EpochProgress:
         )
 
     def figures(self) -> Metrics:
-        """Return the speed of the epoch, or of its part since a resume."""
+        """Return the speed of the epoch, or of its part since a resume; nothing where no step was left of it."""
+        if not self._steps:
+            return {}
         return {
             "speed/samples_per_s": self._steps * self._batch_size / max(self._elapsed_s, 1e-9),
             "speed/data_wait_percent": 100 * self._waited_s / max(self._elapsed_s, 1e-9),
@@ -427,9 +429,13 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
             f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
         )
 
+    speed = ""
+    if "speed/samples_per_s" in metrics:
+        speed = (
+            f"; {metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for "
+            "data"
+        )
     unwritten = metrics["data/cache_unwritten"]
-    return (
-        f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
-        f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
-        + (f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else "")
+    return f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}{speed}" + (
+        f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else ""
     )
