@@ -1,6 +1,8 @@
 //! Finding the samples of a FoundationStereo tree, and dividing them into training and validation.
 //!
-//!     <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
+//! ```text
+//! <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
+//! ```
 //!
 //! The same tree gives the same samples, in the same order and divided in the same way, as in the Python program.
 
