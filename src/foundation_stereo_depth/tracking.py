@@ -124,7 +124,7 @@ class Tracker:
             raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
         self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
-        self._artifacts = _local_folder(run.info.artifact_uri)
+        self._artifacts = _local_folder(str(run.info.artifact_uri))
         self._sent_samples: set[int] | None = None if run_id is not None else set()
         self.has_parameters = bool(run.data.params)
         self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=run_id is not None)

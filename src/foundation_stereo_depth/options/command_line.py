@@ -55,19 +55,6 @@ class _Formatter(argparse.HelpFormatter):
 class _Parser(argparse.ArgumentParser):
     """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        parsed, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            self.error(f"unknown argument {unknown[0]}{self._suggestion(unknown[0])}")
-        return parsed
-
-    def _suggestion(self, argument: str) -> str:
-        flag = argument.split("=", maxsplit=1)[0]
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        beginning = [name for name in known if name.startswith(flag)] if flag.startswith("--") else []
-        close = difflib.get_close_matches(flag, known, n=1) if flag.startswith("-") else []
-        return f"; did you mean {(beginning + close)[0]}?" if beginning or close else ""
-
     def error(self, message: str) -> Any:
         self.exit(2, f"{self.prog}: {message}{' ' if message.endswith('?') else '; '}--help lists every flag\n")
 
@@ -112,8 +99,22 @@ def create_parser(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
-    typed = vars(parser.parse_args(arguments))
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
+    typed = vars(namespace)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+
+
+def _suggest_flag(parser: argparse.ArgumentParser, argument: str) -> str:
+    """Return which flag was meant, as the end of a message; empty where none is near."""
+    typed = argument.split("=")[0]
+    if not typed.startswith("-"):
+        return ""
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    beginning = [flag for flag in known if typed.startswith("--") and flag.startswith(typed)]
+    near = beginning or difflib.get_close_matches(typed, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
