@@ -185,7 +185,7 @@ def test_files_on_another_disk_are_copied(tracker: Tracker, tmp_path: Path, monk
 
     (tmp_path / "a.txt").write_text("a")
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    tracker.send_file(tmp_path / "a.txt", "texts")
+    tracker.send_file(tmp_path / "a.txt", "texts", link=True)
     assert files_of(tracker, "texts") == ["a.txt"]
 
 

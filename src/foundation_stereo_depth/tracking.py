@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -176,13 +177,19 @@ class Tracker:
         sent = {point.step for point in self._client.get_metric_history(self.run_id, metric)}
         return [epoch for epoch in range(1, epochs + 1) if epoch not in sent]
 
-    def send_file(self, path: Path, folder: str) -> None:
-        """Copy a local file to the run's artifacts; where those are on the same disk, a link takes no space."""
+    def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
+        """Copy a local file to the run's artifacts.
+
+        Args:
+            path: the file.
+            folder: of the artifacts.
+            link: the file is only ever replaced, never changed: on the same disk a link, which takes no space, will do.
+        """
 
         def send() -> None:
             if not path.exists():  # it may have waited for long
                 return
-            if self._artifacts is None or not _link(path, self._artifacts / folder / path.name):
+            if not link or self._artifacts is None or not _link(path, self._artifacts / folder / path.name):
                 self._client.log_artifact(self.run_id, str(path), folder)
 
         self._files.send(send, key=(path, folder))
@@ -227,10 +234,7 @@ def _local_folder(artifact_uri: str) -> Path | None:
 
 
 def _link(path: Path, target: Path) -> bool:
-    """Give a file a second name, in place of what has that name; return False where the disk does not allow it.
-
-    Files of a run are replaced, never changed, so the second name keeps the version that it was given.
-    """
+    """Give a file a second name, in place of what has that name; return False where the disk does not allow it."""
     temporary = target.with_name(f".linking-{target.name}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -442,7 +446,7 @@ def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
         MlflowException: there is no such run.
         UserError: several begin like this.
     """
-    if (run := _run(client, text)) is not None:
+    if re.fullmatch("[0-9a-f]{32}", text) and (run := _run(client, text)) is not None:
         return run
     newest_first: list[Run] = client.search_runs(
         [experiment.experiment_id for experiment in client.search_experiments()],

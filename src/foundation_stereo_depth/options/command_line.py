@@ -108,12 +108,12 @@ def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | N
 
 def _suggest_flag(parser: argparse.ArgumentParser, argument: str) -> str:
     """Return which flag was meant, as the end of a message; empty where none is near."""
-    typed = argument.split("=")[0]
+    typed = argument.split("=", maxsplit=1)[0]
     if not typed.startswith("-"):
         return ""
     known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     beginning = [flag for flag in known if typed.startswith("--") and flag.startswith(typed)]
-    near = beginning or difflib.get_close_matches(typed, known, n=1)
+    near = beginning or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -133,7 +133,7 @@ class Record:
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
             figure = draw_preview(examples, title=f"validation after epoch {epoch}{epe}")
             write_atomically(path, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
-            self._tracker.send_file(path, _PREVIEWS)
+            self._tracker.send_file(path, _PREVIEWS, link=True)
             self._tracker.log_figure(path, "validation", epoch)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
 
@@ -178,7 +178,7 @@ class Record:
         assert self._tracker is not None
         for path in (self.folder / name for name in names):
             if path.exists():
-                self._tracker.send_file(path, "checkpoints")
+                self._tracker.send_file(path, "checkpoints", link=True)
 
 
 def _charted(metrics: Metrics) -> Metrics:
