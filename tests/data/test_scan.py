@@ -121,7 +121,7 @@ def test_a_damaged_scan_is_repeated(settled: Path, scanned: list[str]) -> None:
 
 def test_another_version_is_scanned_again(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_fsd(settled, Path("kept"))
-    monkeypatch.setattr(scanning, "_FORMAT", 2)
+    monkeypatch.setattr(scanning, "_FORMAT", 1)
     for _ in range(2):
         open_fsd(settled, Path("kept"))
     assert len(scanned) == 6

@@ -12,9 +12,16 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth.data.pairs import NamedPair, Pairs, find_pairs, read_fps
+from foundation_stereo_depth.data.pairs import (
+    NamedPair,
+    Pairs,
+    check_views,
+    describe_emptiness,
+    find_pairs,
+)
+from foundation_stereo_depth.data.videos import read_fps
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.log import count_of
+from foundation_stereo_depth.log import count_of, warn_once
 from foundation_stereo_depth.options.inference import PredictOptions
 from foundation_stereo_depth.outputs import OutputWriter
 from foundation_stereo_depth.stereo import sgbm
@@ -44,7 +51,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     Raises:
         UserError: the pairs, the network or the output cannot be used as asked.
     """
-    pairs = find_pairs(left, right)
+    pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
     fps = None if pairs.files else read_fps(Path(pairs.left))
     with OutputWriter(options.output, options.figures, fps=fps) as writer:
         return _predict_pairs(pairs, writer, options)
@@ -62,7 +69,8 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
     predictor = _open_matcher(options)
     many = "frames" if pairs.count is None else count_of(pairs.count, "pair")
     logger.info("%s; %s of %s", predictor.description, many, pairs.left)
-    missing = (pair for pair in _swap(pairs, options.output.swap) if not writer.is_done(pair.name))
+    checked = _check_views(pairs)
+    missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
@@ -77,7 +85,8 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
                     written += 1
                     bar.update()
     except BaseException:
-        logger.info("%s: %s written before that", options.output.output, count_of(written, "pair"))
+        if written:
+            logger.info("%s: %s written before that", options.output.output, count_of(written, "pair"))
         raise
     first = writer.first_to_open
     opened = "" if first is None else f"; {first} can be opened"
@@ -109,6 +118,19 @@ def _open_matcher(options: PredictOptions) -> "Predictor | ClassicalMatcher":
     return open_network(network, options.inference, height=network.height, width=network.width)
 
 
+def _check_views(pairs: Pairs) -> Iterator[NamedPair]:
+    """Yield the pairs; raise where the first one can be no pair, or the only one shows nothing; warn of later ones."""
+    for number, pair in enumerate(pairs):
+        if number == 0:
+            check_views(pair)
+        empty = describe_emptiness(pair)
+        if empty is not None and pairs.count == 1:
+            raise DataError(empty)
+        if empty is not None:
+            warn_once(logger, "empty view", empty)
+        yield pair
+
+
 def _swap(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:
     for pair in pairs:
         yield NamedPair(name=pair.name, left=pair.right, right=pair.left) if swap else pair
@@ -134,17 +156,23 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
 def _check_order(
     pairs: Iterator[NamedPair], predictor: "Predictor | ClassicalMatcher", options: PredictOptions
 ) -> Iterator[NamedPair]:
-    """Yield the pairs; log a warning if the views of the first one seem to be swapped."""
+    """Yield the pairs; stop if the views of the first one seem to be swapped, unless that is allowed.
+
+    Raises:
+        DataError: they do.
+    """
     first = next(pairs, None)
     if first is None:
         return
     if seem_swapped(predictor, first.left, first.right):
         remedy = "leave --swap out" if options.output.swap else "--swap swaps them back"
-        logger.warning(
-            "%s: the left and right views seem to be swapped, the images match better the other way round; %s",
-            first.name,
-            remedy,
+        problem = (
+            f"{first.name}: the left and right views seem to be swapped, the images match better the other way round; "
+            f"{remedy}"
         )
+        if not options.output.allow_swapped:
+            raise DataError(f"{problem}, --allow-swapped takes them as they are")
+        logger.warning(problem)
     yield from chain([first], pairs)
 
 

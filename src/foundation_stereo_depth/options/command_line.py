@@ -100,6 +100,11 @@ def create_parser(
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
     namespace, unknown = parser.parse_known_args(arguments)
+    if unknown and any(Path(each).exists() for each in unknown):
+        parser.error(
+            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in 'left/*.png', so "
+            "that the shell does not expand it"
+        )
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
     typed = vars(namespace)
@@ -299,7 +304,9 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any, former: Se
         if parts[-1] is Ellipsis:  # given several times
             settings |= {"action": "append", "type": _converter(parts[0]), "metavar": field.metadata["metavar"]}
         else:
-            settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            parts = max((get_args(each) for each in several), key=len)  # of tuples of several lengths all are taken
+            settings |= {"type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            settings["nargs"] = len(parts) if len(several) == 1 else "+"
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)
