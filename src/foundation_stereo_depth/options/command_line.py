@@ -102,8 +102,8 @@ def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | N
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown and any(Path(each).exists() for each in unknown):
         parser.error(
-            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in 'left/*.png', so "
-            "that the shell does not expand it"
+            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in "
+            "'left/*.png', so that the shell does not expand it"
         )
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
