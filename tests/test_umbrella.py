@@ -32,6 +32,9 @@ def test_every_command_has_examples_and_its_own_options(name: str, capsys: pytes
 def test_version_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"foundation-stereo {__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["predict", "--version"])
+    assert capsys.readouterr().out == f"foundation-stereo predict {__version__}\n"
     assert main([]) == 0
     assert "\n  live-view     depth from two cameras, live\n" in capsys.readouterr().out
     assert main(["predcit"]) == 2

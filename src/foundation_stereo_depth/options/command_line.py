@@ -6,6 +6,7 @@ Only flags that the user typed are in the namespace, so that a resumed run can d
 import argparse
 import dataclasses
 import difflib
+import importlib.metadata
 import inspect
 import io
 import logging
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from foundation_stereo_depth import __version__, log
+from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
 from foundation_stereo_depth.threads import limit_spinning
@@ -50,6 +51,14 @@ class _Formatter(argparse.HelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when it is asked for, which `--help` does not wait for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}")
+        parser.exit()
 
 
 class _Parser(argparse.ArgumentParser):
@@ -264,7 +273,7 @@ def find_fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, default=argparse.SUPPRESS, help="print the version")
     group = parser.add_argument_group("messages, on standard error").add_mutually_exclusive_group()
     for flags, level, help_text in (
         (("-v", "--verbose"), logging.DEBUG, "log details too"),
