@@ -35,6 +35,7 @@ OPTIONS_OF_COMMANDS = {
     "live-view": "live_camera.options:LiveViewOptions",
     "calibrate": "live_camera.options:CalibrateOptions",
     "list-cameras": "live_camera.options:ListCamerasOptions",
+    "demo": "live_camera.options:DemoOptions",
 }
 """The tables that a file may have, each called as the command without its prefix, and the command's options.
 
