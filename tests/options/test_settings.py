@@ -109,12 +109,15 @@ def test_lists_and_home_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert calibrate.views.images == ("l*.png", "r*.png")
 
 
-def test_a_run_takes_them_and_a_resumed_one_keeps_its_own(tiny_checkpoint: Path) -> None:
+def test_a_run_takes_them_and_a_resumed_one_keeps_its_own() -> None:
     write("flip-prob = 0.5\nprocedural-samples = 12")
     options, _ = resolve(parsed("foundation-stereo-depth", TrainOptions))
     assert (options.augment.flip_prob, options.data.procedural_samples) == (0.5, 12)
-    resumed, _ = resolve(parsed("foundation-stereo-depth", TrainOptions, "--resume", str(tiny_checkpoint)))
-    assert (resumed.augment.flip_prob, resumed.data.procedural_samples) == (0.0, 800)
+    saved = Path(__file__).parents[1] / "golden/release_0_1_0/unet_last.pt"
+    resumed, checkpoint = resolve(parsed("foundation-stereo-depth", TrainOptions, "--resume", str(saved)))
+    assert checkpoint is not None
+    assert resumed.data.procedural_samples == checkpoint.options["data"]["procedural_samples"] != 12
+    assert resumed.augment.flip_prob == checkpoint.options["augment"]["flip_prob"] != 0.5
 
 
 def test_every_command_may_have_a_table() -> None:
