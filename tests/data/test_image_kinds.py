@@ -304,3 +304,14 @@ def test_packed_tiff_of_12_bits_is_read_at_its_brightness() -> None:
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries)
     Path("x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4))
     np.testing.assert_allclose(read_rgb(Path("x.tif"))[0, :, 0], [0, 128, 255, 64], atol=1)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
+def test_exchanged_channels_of_a_disparity_map_are_refused(order: tuple[int, int, int]) -> None:
+    rows, columns = np.mgrid[:40, :1280].astype(np.float32)
+    disparity_px = 30 + 0.02 * columns + 0.05 * rows + 3 * (columns // 200 % 2)
+    write_rgb(Path("right.png"), code := encode_fsd_disparity(disparity_px))
+    np.testing.assert_array_equal(read_fsd_code(Path("right.png")), code)
+    write_rgb(Path("wrong.png"), np.ascontiguousarray(code[..., order]))
+    with pytest.raises(DataError, match=r"wrong\.png: (its channels seem to be exchanged|holds a disparity of)"):
+        read_disparity(Path("wrong.png"))
