@@ -22,15 +22,13 @@ from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.inference.backends import (
-    ONNX_INPUT,
-    ONNX_OUTPUTS,
-    ONNX_PRIOR,
     Backend,
     NetworkOutput,
     OnnxRuntimeBackend,
     TorchBackend,
     inputs_of,
 )
+from foundation_stereo_depth.inference.onnx_file import ONNX_INPUT, ONNX_OUTPUTS, ONNX_PRIOR
 from foundation_stereo_depth.inference.predictor import find_network_file
 from foundation_stereo_depth.model import fuse_batch_norms, prior_planes_of
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions

@@ -110,6 +110,10 @@ def build_options(options: type[Options], explicit: Explicit, base: Options | No
     return options(**groups)
 
 
+_LONGEST_LINE = 4000
+"""Characters of an error message; a path alone may have hundreds."""
+
+
 def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int:
     """Run a command and return its exit status.
 
@@ -143,7 +147,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
 
 
 def _print_error(command: str, message: str, status: int) -> int:
-    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    # The message may quote a stranger's file: bytes that steer a terminal, or megabytes.
+    words = " ".join(message.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in words)
+    print(f"{command}: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + ' ...'}", file=sys.stderr)
     return status
 
 
