@@ -15,6 +15,7 @@ from foundation_stereo_depth import log
 from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import (
     encode_fsd_disparity,
+    encode_npy,
     read_disparity,
     read_fsd_code,
     read_rgb,
@@ -199,7 +200,7 @@ def test_one_view_alone_is_not_split(name: str) -> None:
     [
         ("x.heic", b"\0\0\0\x18ftypheic", "a HEIC photograph"),
         ("x.jpg", b"\0\0\0\x18ftypmif1", "a HEIC photograph"),
-        ("x.npy", b"\x93NUMPY\x01\0", "a NumPy file"),
+        ("x.npy", encode_npy(np.zeros((4, 6), np.float32)), "a NumPy file"),
         ("x.svo2", b"\x89MCAP0\r\n", "a ZED recording"),
         ("x.SVO", b"?", "a ZED recording"),
         ("x.png", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
