@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from foundation_stereo_depth.errors import CheckpointError
 from foundation_stereo_depth.files import ArchiveError, open_zip, read_regular_file, write_atomically
-from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model import create_network, fewest_parameters
 from foundation_stereo_depth.options.command_line import group_from_dict, matches_type
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
@@ -299,25 +299,24 @@ class TrainedNetwork:
         Raises:
             CheckpointError: the weights do not fit the network that the header describes.
         """
-        check_fit(self.facts.model, self.weights)
+        check_size(self.facts.model, self.weights)
         network = create_network(self.facts.model)
-        network.load_state_dict(self.weights)
+        try:
+            network.load_state_dict(self.weights)
+        except Exception as error:  # names, shapes and types of a foreign file
+            raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
         return network.eval()
 
 
-def check_fit(model: ModelOptions, weights: dict[str, Tensor]) -> None:
-    """Check that weights fit the network that options describe, without making it: it may be larger than the memory.
+def check_size(model: ModelOptions, weights: dict[str, Tensor]) -> None:
+    """Check that there are about as many weights as the network has that options describe, before it takes its memory.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: there are far fewer.
     """
-    try:
-        with torch.device("meta"):
-            network = create_network(model)
-        with warnings.catch_warnings(action="ignore"):  # nothing is copied, as intended
-            network.load_state_dict(weights)
-    except Exception as error:  # names, shapes and types of a foreign file
-        raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
+    count, fewest = sum(tensor.numel() for tensor in weights.values()), fewest_parameters(model)
+    if count < fewest:
+        raise CheckpointError(f"the weights do not fit their network: {count:,}, where it has more than {fewest:,}")
 
 
 def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
@@ -360,11 +359,7 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
 
 
 def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
-    """Return the network whose weights fit and are finite: of one NaN, most networks make a map of NaN."""
-    try:
-        check_fit(trained.facts.model, trained.weights)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    """Return the network whose weights are finite: of one NaN, most networks make a map of NaN."""
     for name, tensor in trained.weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: its weights are not finite (NaN or infinity in {name})")

@@ -18,6 +18,7 @@ __all__ = [
     "StereoPrediction",
     "UNet",
     "create_network",
+    "fewest_parameters",
     "fuse_batch_norms",
     "fused_from_guided",
     "network_inputs",
@@ -33,3 +34,10 @@ def create_network(options: ModelOptions) -> nn.Module:
         if options.model == refinement.name:
             return refinement(base_channels=options.base_channels)
     return UNet(base_channels=options.base_channels, depth=options.depth)
+
+
+def fewest_parameters(options: ModelOptions) -> int:
+    """Return a number of parameters that the network of these options has at least; it has at most 30 times as many."""
+    if options.model == "unet":
+        return 9 * (options.base_channels * (options.depth + 1)) ** 2  # one convolution of its deepest level
+    return 100 * options.base_channels**2
