@@ -18,7 +18,7 @@ COMMANDS = {
     "foundation-stereo-evaluate": ("foundation_stereo_depth", "evaluate_command", "--height N"),
     "foundation-stereo-predict": ("foundation_stereo_depth", "predict_command", "--height N"),
     "foundation-stereo-export": ("foundation_stereo_depth", "export_command", "--height N"),
-    "foundation-stereo-calibrate": ("live_camera", "calibrate_command", "--images TEXT TEXT"),
+    "foundation-stereo-calibrate": ("live_camera", "calibrate_command", "--images TEXT [TEXT"),
     "foundation-stereo-list-cameras": ("live_camera", "list_cameras_command", "--preview"),
     "foundation-stereo-live-view": ("live_camera", "live_view_command", "--watch-checkpoint"),
 }

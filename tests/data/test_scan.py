@@ -156,7 +156,7 @@ def test_a_kept_scan_of_impossible_content_is_made_again(settled: Path, scanned:
 
 def test_another_version_is_scanned_again(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_fsd(settled, Path("kept"))
-    monkeypatch.setattr(scanning, "_FORMAT", 2)
+    monkeypatch.setattr(scanning, "_FORMAT", 1)
     for _ in range(2):
         open_fsd(settled, Path("kept"))
     assert len(scanned) == 6

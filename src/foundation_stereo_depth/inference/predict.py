@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
+from foundation_stereo_depth.data.pairs import NamedPair, Pairs, check_views, describe_emptiness, find_pairs
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.inference.predictor import Predictor, open_network
+from foundation_stereo_depth.log import warn_once
 from foundation_stereo_depth.options.inference import PredictOptions
 from foundation_stereo_depth.outputs import OutputWriter
 
@@ -39,7 +40,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     """
     if options.output.output is None:
         raise UserError("needs --output (-o), the folder to write to")
-    pairs = find_pairs(left, right)
+    pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
     writer = OutputWriter(options.output)
     done = [name for name in pairs.files if writer.is_done(name)]
     if done:
@@ -53,7 +54,8 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     predictor = open_network(network, options.inference, height=network.height, width=network.width)
     many = "frames" if pairs.count is None else f"{pairs.count} pairs"
     logger.info("%s; %s of %s", predictor.description, many, left)
-    missing = (pair for pair in _swap(pairs, options.output.swap) if not writer.is_done(pair.name))
+    checked = _check_views(pairs)
+    missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
@@ -71,6 +73,19 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         print(f"{options.output.output}: {written} pairs written")
         logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
     return written
+
+
+def _check_views(pairs: Pairs) -> Iterator[NamedPair]:
+    """Yield the pairs; raise where the first one can be no pair, or the only one shows nothing; warn of later ones."""
+    for number, pair in enumerate(pairs):
+        if number == 0:
+            check_views(pair)
+        empty = describe_emptiness(pair)
+        if empty is not None and pairs.count == 1:
+            raise DataError(empty)
+        if empty is not None:
+            warn_once(logger, "empty view", empty)
+        yield pair
 
 
 def _swap(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:
@@ -96,17 +111,23 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
 
 
 def _check_order(pairs: Iterator[NamedPair], predictor: Predictor, options: PredictOptions) -> Iterator[NamedPair]:
-    """Yield the pairs; log a warning if the views of the first one seem to be swapped."""
+    """Yield the pairs; stop if the views of the first one seem to be swapped, unless that is allowed.
+
+    Raises:
+        DataError: they do.
+    """
     first = next(pairs, None)
     if first is None:
         return
     if seem_swapped(predictor, first.left, first.right):
         remedy = "leave --swap out" if options.output.swap else "--swap swaps them back"
-        logger.warning(
-            "%s: the left and right views seem to be swapped, the images match better the other way round; %s",
-            first.name,
-            remedy,
+        problem = (
+            f"{first.name}: the left and right views seem to be swapped, the images match better the other way round; "
+            f"{remedy}"
         )
+        if not options.output.allow_swapped:
+            raise DataError(f"{problem}, --allow-swapped takes them as they are")
+        logger.warning(problem)
     yield from chain([first], pairs)
 
 
