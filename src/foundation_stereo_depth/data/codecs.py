@@ -36,6 +36,8 @@ _DARK_16_BITS = 2**14
 """16-bit images seldom stay below a quarter of their range; those of cameras of 10, 12 or 14 bits do, if not scaled."""
 
 Image = UInt8[np.ndarray, "H W 3"]
+RightImage = UInt8[np.ndarray, "HR WR 3"]
+"""Of a pair whose sizes are not known to be equal."""
 
 
 def read_rgb(path: Path) -> Image:
@@ -47,7 +49,7 @@ def read_rgb(path: Path) -> Image:
     return _single(path, _decode_images(path, _bytes(path)))
 
 
-def read_rgb_pair(left: Path, right: Path) -> tuple[Image, Image]:
+def read_rgb_pair(left: Path, right: Path) -> tuple[Image, RightImage]:
     """Return both views of a pair as `read_rgb` does; warn, once in a run, where Exif would turn both of them.
 
     Raises:

@@ -112,10 +112,10 @@ class TorchvisionDataset:
             DataError: it cannot be read, or its parts differ in size.
         """
         name = f"{self._folder}: {self.names.name(i)}"
-        for path in (*self._opened.images[i], self._opened.disparities[i][0]):
-            check_image_file(Path(path))  # Pillow would decode it whatever its size
         if self._opened.has_16_bits:
             _check_16_bits(Path(str(self._opened.disparities[i][0])))
+        for path in (*self._opened.images[i], self._opened.disparities[i][0]):
+            check_image_file(Path(path))  # Pillow would decode it whatever its size
         try:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]

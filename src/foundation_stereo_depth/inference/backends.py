@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -128,6 +129,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
         runtime = _optional("onnxruntime", "onnx")
+        runtime.disable_telemetry_events()  # which its builds for Windows send
         if precision == "bf16":
             raise UserError(
                 "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
@@ -165,7 +167,7 @@ class OpenVinoBackend:
     """Runs an exported network by OpenVINO on the CPU, in bf16 where the CPU has instructions for it."""
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
-        openvino = _optional("openvino", "openvino")
+        openvino = import_openvino()
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: OpenVINO runs on the CPU here")
         core = openvino.Core()
@@ -257,8 +259,21 @@ def _prefers_openvino() -> bool:
     """Return True where OpenVINO is installed and the CPU is one of Intel's, for which it is optimised."""
     if importlib.util.find_spec("openvino") is None:
         return False
-    name: str = importlib.import_module("openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
+    name: str = import_openvino().Core().get_property("CPU", "FULL_DEVICE_NAME")
     return "intel" in name.lower()
+
+
+def import_openvino() -> Any:
+    """Return the package without its telemetry; every use of OpenVINO here imports it by this function.
+
+    Importing it would look up an analytics host and write an identifier of the user into the home folder. Where
+    openvino_telemetry cannot be imported, OpenVINO takes its own stub of it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (documented by Python)
+    return _optional("openvino", "openvino")
 
 
 def _optional(module: str, extra: str) -> Any:
