@@ -184,6 +184,31 @@ def test_the_newest_checkpoint_of_a_run_is_found_or_downloaded(
     assert load_checkpoint(found()).progress.step == 2
 
 
+def test_a_run_is_found_by_latest_by_name_and_by_the_beginning_of_its_id(
+    tracker: Tracker, tracking_uri: str, tmp_path: Path
+) -> None:
+    checkpoint_at(tmp_path / "last.pt", tracker.run_id, step=2)
+    tracker.set_tags({"checkpoint_folder": tmp_path})
+    newer = Tracker(uri=tracking_uri, experiment="test", run_id=None, run_name="without checkpoints")
+    for text in ("latest", "a name", tracker.run_id[:6]):
+        assert checkpoint_of_run(tracking_uri, text, tmp_path / "fetched") == tmp_path / "last.pt"
+    with pytest.raises(
+        UserError, match=r"--resume a nam: neither .* \(no run has this id or name; newest: without check"
+    ):
+        checkpoint_of_run(tracking_uri, "a nam", tmp_path / "fetched")
+    newer.finish("FINISHED")
+
+
+def test_files_on_another_disk_are_copied(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    tracker.send_file(tmp_path / "a.txt", "texts", link=True)
+    assert files_of(tracker, "texts") == ["a.txt"]
+
+
 def checkpoint_at(path: Path, run_id: str, *, step: int) -> None:
     save_checkpoint(
         path,

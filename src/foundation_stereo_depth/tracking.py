@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 # No telemetry; and a server that went away is waited for seconds, not the default of minutes.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -21,6 +23,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from PIL import Image
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
@@ -40,6 +43,10 @@ _TRY_AGAIN_AFTER_S = 60.0
 _LONGEST_VALUE = 500
 _LOCAL_ARTIFACTS = "./mlruns"
 """MLflow's own default beside a database."""
+LATEST = "latest"
+"""In place of a run's id: the run that was started last."""
+_SHORTEST_PREFIX = 4
+_SEARCHED_RUNS = 1000
 
 
 class _RetryQueue:
@@ -118,6 +125,9 @@ class Tracker:
             else:
                 self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
+        self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
+        self._artifacts = _local_folder(str(run.info.artifact_uri))
+        self._sent_samples: set[int] | None = None if run_id is not None else set()
         self.has_parameters = bool(run.data.params)
         self._monitor: SystemMetricsMonitor | None = None
         self._metrics.send(lambda: self._start_monitor(resume=run_id is not None))
@@ -163,11 +173,44 @@ class Tracker:
 
         self._metrics.send(send)
 
-    def send_file(self, path: Path, folder: str) -> None:
-        """Copy a local file to the run's artifacts."""
+    def log_samples(self, samples: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics within an epoch, by the number of samples seen; those that a resumed run has are kept."""
+        now_ms = int(time.time() * 1000)
+        entries = [Metric(name, value, now_ms, samples) for name, value in metrics.items()]
 
         def send() -> None:
-            if path.exists():  # it may have waited for long
+            if self._sent_samples is None:
+                history = self._client.get_metric_history(self.run_id, entries[0].key)
+                self._sent_samples = {point.step for point in history}
+            if samples not in self._sent_samples:
+                self._client.log_batch(self.run_id, metrics=entries)
+                self._sent_samples.add(samples)
+
+        self._metrics.send(send)
+
+    def log_figure(self, path: Path, name: str, epoch: int) -> None:
+        """Record an image file among the images of the run, which its page shows with a slider for the epoch."""
+
+        def send() -> None:
+            if path.exists():
+                with Image.open(path) as image:
+                    self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=epoch, synchronous=True)
+
+        self._files.send(send, key=(path, name))
+
+    def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
+        """Copy a local file to the run's artifacts.
+
+        Args:
+            path: the file.
+            folder: of the artifacts.
+            link: the file is only ever replaced, never changed: on the same disk a link, which takes no space, will do.
+        """
+
+        def send() -> None:
+            if not path.exists():  # it may have waited for long
+                return
+            if not link or self._artifacts is None or not _link(path, self._artifacts / folder / path.name):
                 self._client.log_artifact(self.run_id, str(path), folder)
 
         self._files.send(send, key=(path, folder))
@@ -206,6 +249,33 @@ def _is_refusal(error: Exception) -> bool:
     return not isinstance(cause, DBAPIError) or isinstance(cause, IntegrityError | DataError)
 
 
+def page_of_run(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page: at a server, or where `mlflow ui` shows it by default."""
+    server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
+    # MLflow's pages begin with traces; the last part asks for training runs.
+    return f"{server}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+
+
+def _local_folder(artifact_uri: str) -> Path | None:
+    """Return the folder of artifacts that are kept on this machine; None for those of a server."""
+    path = artifact_uri.removeprefix("file://")
+    return Path(unquote(path)) if path.startswith("/") else None
+
+
+def _link(path: Path, target: Path) -> bool:
+    """Give a file a second name, in place of what has that name; return False where the disk does not allow it."""
+    temporary = target.with_name(f".linking-{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        temporary.hardlink_to(path)
+        temporary.replace(target)
+    except OSError:  # another disk, or one without links
+        return False
+    temporary.unlink(missing_ok=True)  # which stays where both names were one file already
+    return True
+
+
 def tracking_uri(named: str | None) -> str:
     """Return the store of runs: the flag's, else that of MLflow's own variable, else a database in this folder."""
     return named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
@@ -241,7 +311,8 @@ def checkpoint_of_run(
         raise UserError(f"{problem} (there is no such file)")  # opening it would create one
     with _one_line(f"{problem} (", ")"):
         client = _client(uri)
-        run = client.get_run(run_id)
+        run = _find_run(client, run_id, flag)
+        run_id = run.info.run_id
         tag = run.data.tags.get(CHECKPOINT_FOLDER_TAG)
         folders = [folder_of_run(run_id)] if tag is None else [Path(tag), folder_of_run(run_id)]
         found = {path: load_checkpoint(path) for folder in folders if (path := folder / name).is_file()}
@@ -262,6 +333,7 @@ def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files
     uri = tracking_uri(uri)
     with _one_line(f"--run-id {run_id}: cannot be added to at {uri} (", ")"):
         client = _client(uri)
+        run_id = _find_run(client, run_id, "--run-id").info.run_id
         client.log_batch(run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in metrics.items()])
         client.log_artifacts(run_id, str(files), folder)
 
@@ -418,6 +490,38 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
         if error.error_code == _UNKNOWN:
             return None
         raise
+
+
+def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
+    """Return the run that a text names: by its id, as `latest`, by its name, or by the first characters of its id.
+
+    Raises:
+        MlflowException: there is no such run.
+        UserError: several begin like this.
+    """
+    if re.fullmatch("[0-9a-f]{32}", text) and (run := _run(client, text)) is not None:
+        return run
+    newest_first: list[Run] = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        order_by=["attributes.start_time DESC"],
+        max_results=_SEARCHED_RUNS,
+    )
+    if text == LATEST:
+        found = [run for run in newest_first if CHECKPOINT_FOLDER_TAG in run.data.tags][:1]
+    else:
+        found = [run for run in newest_first if run.info.run_name == text][:1]
+    if not found and len(text) >= _SHORTEST_PREFIX:
+        found = [run for run in newest_first if run.info.run_id.startswith(text)]
+    if len(found) > 1:
+        raise UserError(
+            f"{flag} {text}: begins the ids of {len(found)} runs; {', '.join(r.info.run_id for r in found)}"
+        )
+    if not found:
+        newest = ", ".join(str(run.info.run_name) for run in newest_first[:3]) or "there is none"
+        raise MlflowException(f"no run has this id or name; newest: {newest}")
+    if text != found[0].info.run_id:
+        logger.info("%s %s: run %s (%s)", flag, text, found[0].info.run_id, found[0].info.run_name)
+    return found[0]
 
 
 def _experiment_id(client: MlflowClient, name: str) -> str:

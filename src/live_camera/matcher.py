@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from foundation_stereo_depth.colours import find_uncertain
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
@@ -165,6 +166,4 @@ class MatchedFrame:
 
     def low_confidence(self, min_confidence: float) -> Bool[np.ndarray, "H W"]:
         """Return where confidence is lower than this; of a matcher without confidence, where it is not valid."""
-        if self.match.confidence is not None:
-            return self.match.confidence < min_confidence
-        return ~self.match.valid
+        return find_uncertain(self.match, min_confidence)

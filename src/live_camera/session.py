@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from foundation_stereo_depth.colours import colour_map_of
 from foundation_stereo_depth.errors import UserError
 from live_camera.diagnostics import Diagnostics
 from live_camera.draw import Canvas
@@ -169,6 +170,9 @@ def live_view(
     matched: MatchedFrame | None = None
     with ExitStack() as stack:
         windows = None if options.headless else stack.enter_context(Windows())
+        if windows is not None:
+            windows.state.depth_range = options.depth_range
+            windows.state.colour_map = colour_map_of(options.colormap)
         snapshots = stack.enter_context(Snapshots(options.save_dir))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)

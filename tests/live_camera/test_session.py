@@ -569,7 +569,7 @@ def test_keys_save_record_pause_and_quit(
             "--record rig.npz/all.avi: cannot be written there",
         ),
         (["--left", "a.mp4", "--right", "b.mp4", "--method", "sgbm"], "--left a.mp4: no such file"),
-        ([*GLOBS, "--method", "sgbm", "--width", "640"], "--width and --height belong together"),
+        ([*GLOBS, "--method", "sgbm", "--width", "640"], "--camera-width and --camera-height belong together"),
         ([*GLOBS, "--method", "sgbm", "--fourcc", "JPEGS"], "needs four letters"),
     ],
 )

@@ -261,7 +261,7 @@ def _match_glob(text: str) -> dict[str, Path]:
     for file in sorted((anchor if path.anchor else Path()).glob(wanted)):
         match = pattern.fullmatch(file.as_posix())
         if match is not None and file.is_file() and not _hides(file, path):
-            matches[file] = "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part)
+            matches[file] = _name_of(match.groups(), file)
     if not matches:
         raise DataError(f"{text}: matches no file{_suggest_capitals(path)}")
     images = [file for file in matches if is_image(file.name)]
@@ -271,6 +271,12 @@ def _match_glob(text: str) -> dict[str, Path]:
     for file in images or matches:  # where none has the suffix of an image, the user means what the pattern says
         _add(named, matches[file], file)
     return named
+
+
+def _name_of(parts: tuple[str | None, ...], file: Path) -> str:
+    """Return what the wildcards of a glob stand for as a name, without the suffix of the file and bare separators."""
+    name = "_".join(part.strip("/").replace("/", "_") for part in parts if part).removesuffix(file.suffix)
+    return name.strip("_-. ") or "pair"
 
 
 def _suggest_capitals(pattern: Path) -> str:

@@ -10,11 +10,13 @@ from types import TracebackType
 
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.data.batch import StereoBatch
+from foundation_stereo_depth.data.dataset import find_dataset_root
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import LockedError, exclusive_lock, remove_abandoned, write_atomically
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.datasets import parse_dataset_sources
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker, folder_of_run
 from foundation_stereo_depth.training.preview import draw_preview
@@ -78,6 +80,7 @@ class Record:
             if error is None:
                 self._marker.remove()
             self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+            self._log_address()
 
     def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
         """Send the parameters of the run, and everything that MLflow lacks of the epochs before a resume."""
@@ -88,12 +91,18 @@ class Record:
             options = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
             self._tracker.log_parameters(options | dict(facts))
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
+        self._log_address()
         if history:
-            self._tracker.log_missing_epochs(_EPOCH_METRIC, history)
+            self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in history])
             # Files go to a store of their own, which may lack other epochs.
             figures = [self._preview_path(epoch) for epoch in range(1, len(history) + 1)]
             self._tracker.send_missing_files([figure for figure in figures if figure.exists()], _PREVIEWS)
             self._send_checkpoints(["best.pt", "last.pt"])
+
+    def log_steps(self, samples: int, figures: Metrics) -> None:
+        """Send the means over the last steps to MLflow; the step there is the number of samples seen so far."""
+        if self._tracker is not None:
+            self._tracker.log_samples(samples, {f"train_steps/{name}": value for name, value in figures.items()})
 
     def is_due(self) -> bool:
         """Return True if last.pt is older than --checkpoint-minutes."""
@@ -120,25 +129,33 @@ class Record:
         self._saved_at_s = time.monotonic()
 
     def finish_epoch(
-        self, state: TrainingState, is_best: bool, example: tuple[StereoBatch, StereoPrediction] | None
+        self, state: TrainingState, is_best: bool, examples: Sequence[tuple[StereoBatch, StereoPrediction]]
     ) -> None:
         """Save the finished epoch, then send it to MLflow: what is on disk cannot be lost by a server."""
         if self._tracker is None:
             return
         metrics, epoch = state.history[-1], len(state.history)
         preview = self._preview_path(epoch)
-        if example is not None:
+        if examples:
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
-            figure = draw_preview(*example, title=f"validation after epoch {epoch}{epe}")
+            figure = draw_preview(examples, title=f"validation after epoch {epoch}{epe}")
             write_atomically(preview, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
         # last.pt comes last: a run that resumes from it relies on the best one and the previews until then.
         if is_best:
             self.save(state, "best.pt")
         self.save(state)
-        self._tracker.log_epoch(epoch, metrics)
-        if example is not None:
-            self._tracker.send_file(preview, _PREVIEWS)
+        self._tracker.log_epoch(epoch, _charted(metrics))
+        if is_best:
+            self._tracker.set_tags({"best_epoch": epoch})
+        if examples:
+            self._tracker.send_file(preview, _PREVIEWS, link=True)
+            self._tracker.log_figure(preview, "validation", epoch)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
+
+    def _log_address(self) -> None:
+        assert self._tracker is not None
+        start = "" if self._tracker.uri.startswith("http") else "; `uv run mlflow ui` starts the server"
+        logger.info("MLflow: %s%s", self._tracker.address, start)
 
     def list_bad_samples(self, bad: Sequence[str]) -> None:
         """List the samples that could not be read, if any, on disk and in MLflow."""
@@ -176,7 +193,20 @@ class Record:
         assert self._tracker is not None
         for path in (self.folder / name for name in names):
             if path.exists():
-                self._tracker.send_file(path, "checkpoints")
+                self._tracker.send_file(path, "checkpoints", link=True)
+
+
+def _charted(metrics: Metrics) -> Metrics:
+    """Return the metrics without the counters that are zero, as most are in most runs."""
+    return {name: value for name, value in metrics.items() if value or not name.startswith("data/")}
+
+
+def _default_name(options: TrainOptions) -> str:
+    """Return a run's name from its network, data and size: `guided fsd+kitti2015 320x240`."""
+    data = options.data
+    sources = parse_dataset_sources(data.dataset_root, data.dataset)
+    names = [source.name for source in sources] or [data.dataset if find_dataset_root(None) else "synthetic"]
+    return f"{options.model.model} {'+'.join(dict.fromkeys(names))} {data.width}x{data.height}"
 
 
 def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) -> Tracker:
@@ -199,7 +229,10 @@ def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) ->
                 f"folder, or resume that run by --resume {last}"
             )
     return Tracker(
-        uri=tracking.mlflow_tracking_uri, experiment=tracking.experiment_name, run_id=run_id, run_name=tracking.run_name
+        uri=tracking.mlflow_tracking_uri,
+        experiment=tracking.experiment_name,
+        run_id=run_id,
+        run_name=tracking.run_name or _default_name(options),
     )
 
 

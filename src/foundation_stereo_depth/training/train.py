@@ -115,11 +115,14 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 state.add_step(sums, list(terms), gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
                 done = state.progress.step_in_epoch
-                if done % _SNAPSHOT_EVERY[device.type] == 0 or done == len(plan):
+                is_logged = done % options.tracking.log_steps == 0 or done == len(plan)
+                if is_logged or done % _SNAPSHOT_EVERY[device.type] == 0:
                     snapshot = state.snapshot()
                     if snapshot.first_bad_step >= 0:
                         raise _not_finite(snapshot.first_bad_step, epoch, plan, data.train, record)
                     progress.show(snapshot)
+                    if is_logged:
+                        record.log_steps(state.progress.samples, state.take_interval())
                     if snapshot.stop_votes > 0:
                         save_and_stop(record, state, stop.requested)
                     if record.is_due():
@@ -138,7 +141,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
             metrics = state.training_metrics(processes) | progress.figures()
             metrics |= _validation_metrics(validated, processes, options) | reading.metrics
             is_best = state.finish_epoch(metrics)
-            record.finish_epoch(state, is_best, validated.example)
+            record.finish_epoch(state, is_best, validated.examples)
             record.list_bad_samples(reading.bad)
             record.list_rebuilt_entries(reading.rebuilt)
             logger.info(_epoch_line(epoch, options, metrics))
@@ -255,7 +258,9 @@ class EpochProgress:
         )
 
     def figures(self) -> Metrics:
-        """Return the speed of the epoch, or of its part since a resume."""
+        """Return the speed of the epoch, or of its part since a resume; nothing where no step was left of it."""
+        if not self._steps:
+            return {}
         return {
             "speed/samples_per_s": self._steps * self._batch_size / max(self._elapsed_s, 1e-9),
             "speed/data_wait_percent": 100 * self._waited_s / max(self._elapsed_s, 1e-9),
@@ -437,9 +442,13 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
             f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
         )
 
+    speed = ""
+    if "speed/samples_per_s" in metrics:
+        speed = (
+            f"; {metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for "
+            "data"
+        )
     unwritten = metrics["data/cache_unwritten"]
-    return (
-        f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}; "
-        f"{metrics['speed/samples_per_s']:.1f} samples/s, {metrics['speed/data_wait_percent']:.1f} % waiting for data"
-        + (f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else "")
+    return f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}{speed}" + (
+        f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else ""
     )
