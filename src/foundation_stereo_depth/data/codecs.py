@@ -371,7 +371,7 @@ def _decode_images(path: Path, encoded: bytes) -> list[Image]:
         # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
         # OpenCV decodes TIFFs of 16 bits right as BGR only.
         mode = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-        if image_headers.may_hold_several(encoded):
+        if is_image(encoded) and image_headers.may_hold_several(encoded):
             decoded = _decode_several(path, encoded, mode)
         else:
             decoded = [_decode(path, encoded, mode)]
@@ -471,7 +471,7 @@ def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
 def _explain_undecodable(path: Path, encoded: bytes, mode: int) -> str:
     if (kind := describe_other_kind(path.name, encoded)) is not None:
         return f"is {kind}"
-    if mode != cv2.IMREAD_UNCHANGED:
+    if mode != cv2.IMREAD_UNCHANGED and is_image(encoded):
         try:
             stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
