@@ -99,8 +99,11 @@ class OutputWriter:
     Args:
         options: what to write, where, and the calibration of the rig.
 
+    Attributes:
+        calibration: of the rig; None where the options name no file.
+
     Raises:
-        UserError: the calibration cannot be read.
+        UserError: the calibration cannot be read, or depth is asked for without one.
     """
 
     def __init__(self, options: OutputOptions) -> None:
@@ -109,7 +112,10 @@ class OutputWriter:
         self._folder = options.output
         self._largest_shown: float | None = None
         self._is_first = True
-        self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
+        needing = [word for word in ("depth", "cloud") if word in options.outputs]
+        if needing and options.calibration is None and options.focal_px is None:
+            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
+        self.calibration = None if options.calibration is None else _read_rig(options.calibration, options)
 
     def paths(self, name: str) -> dict[Output, Path]:
         """Return the outputs that are asked for, and the files that they are written to."""
@@ -159,9 +165,9 @@ class OutputWriter:
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """Return the calibration for images of this size, None where none is given."""
         options = self._options
-        if self._calibration is not None:
-            self._calibration.check_size(height, width)
-            return self._calibration.stereo_calibration.resized(height, width)
+        if self.calibration is not None:
+            self.calibration.check_size(height, width)
+            return self.calibration.stereo_calibration.resized(height, width)
         if options.focal_px is None or options.baseline_m is None:
             return None
         return StereoCalibration.centred(
@@ -171,10 +177,12 @@ class OutputWriter:
 
 def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
     rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
+    if options.rectify:
+        return rig.with_far_in_view()
     if rig.rectification is None:
         logger.warning(
             "%s: contains no rectification; depth is right for images rectified by OpenCV's stereoRectify with "
-            "alpha=0, as foundation-stereo-live-view does it",
+            "alpha=0, as this program does it",
             path,
         )
     return rig

@@ -26,12 +26,9 @@ if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
     from live_camera.board import Board
     from live_camera.matcher import Matcher, WatchedMatcher
-    from live_camera.rectify import Rectifier, Resizer
 
 logger = logging.getLogger(__name__)
 
-_FAR_M = 30.0
-"""Few rigs of webcams can measure anything farther."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
@@ -160,6 +157,7 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
     def run() -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
         options.source.check_given()
+        from foundation_stereo_depth.data.rectify import create_rectifier, warn_of_near_limit
         from live_camera.recording import check_recordable
         from live_camera.rig import open_rig
         from live_camera.session import live_view
@@ -177,7 +175,9 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as downloads:
             matcher = _create_matcher(options, calibration, Path(downloads))
-            rectify = _create_rectifier(options, calibration, matcher.height, matcher.width)
+            size = {"height": matcher.height, "width": matcher.width}
+            rectify = create_rectifier(calibration, **size, rectify=options.rig.rectify)
+            warn_of_near_limit(rectify.stereo_calibration)
             extra_view = RerunView(options.show) if options.show.rerun else None
             rig = open_rig(options.source, camera, realtime=not options.show.headless)
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
@@ -196,32 +196,14 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
 
 
 def _read_calibration(options: LiveViewOptions) -> "RigCalibration | None":
-    from foundation_stereo_depth.calibration.files import read_calibration
+    from foundation_stereo_depth.calibration.files import find_calibration_beside, read_calibration_of
 
     path = options.rig.calibration
+    if path is None and (path := find_calibration_beside(options.source.side_by_side or options.source.left or "")):
+        logger.info("%s: the calibration that was kept with the recording", path)
     if path is None:
         path = DEFAULT_CALIBRATION if DEFAULT_CALIBRATION.is_file() else None
-    if path is None:
-        return None
-    return read_calibration(path, unit=options.rig.calibration_unit, image_size=options.rig.calibration_image_size)
-
-
-def _create_rectifier(
-    options: LiveViewOptions, calibration: "RigCalibration | None", height: int, width: int
-) -> "Rectifier | Resizer":
-    from live_camera.rectify import Rectifier, Resizer
-
-    if calibration is not None and options.rig.rectify:
-        rectify = Rectifier(calibration, height=height, width=width)
-    else:
-        rectify = Resizer(calibration, height=height, width=width)
-    stereo = rectify.stereo_calibration
-    if stereo is not None and stereo.farthest_m < _FAR_M:
-        logger.warning(
-            "depths beyond %.3g m cannot be measured: the calibration gives them a negative disparity",
-            stereo.farthest_m,
-        )
-    return rectify
+    return read_calibration_of(dataclasses.replace(options.rig, calibration=path))
 
 
 def _create_matcher(

@@ -97,7 +97,6 @@ class RigOptions(CalibrationFileOptions):
         "the rig's calibration file; of one in two files the folder that holds them, or either of them; else "
         f"{DEFAULT_CALIBRATION}, if it exists",
     )
-    rectify: bool = option(True, "rectify by the calibration; off for views that are rectified by it already")
 
 
 @dataclass(frozen=True, kw_only=True)

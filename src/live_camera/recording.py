@@ -15,7 +15,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.outputs import write_outputs
 from live_camera.camera import silence_opencv
@@ -170,8 +173,9 @@ def check_recordable(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
-    if path.exists():
-        raise UserError(f"--record {path}: exists already; name another file")
+    for kept in (path, calibration_beside(path)):
+        if kept.exists():
+            raise UserError(f"--record {path}: {'' if kept == path else f'{kept} '}exists already; name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -184,14 +188,16 @@ class Recordings:
 
     Args:
         rig: gives the pairs.
+        calibration: of the recorded pairs, kept beside each recording; None where it is unknown.
 
     Attributes:
         written: complete files.
         incomplete: number of recordings that stopped by themselves.
     """
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, calibration: RigCalibration | None = None) -> None:
         self._rig = rig
+        self._calibration = calibration
         self._recorder: Recorder | None = None
         self.written: list[Path] = []
         self.incomplete = 0
@@ -214,6 +220,8 @@ class Recordings:
             UserError: it cannot be written.
         """
         self._recorder = Recorder(path, fps=self._rig.fps, live=self._rig.live)
+        if self._calibration is not None:  # at once, so that a recording that is killed has it too
+            save_calibration(calibration_beside(path), self._calibration)
         self._rig.on_frame = self._recorder.add
 
     def stop(self) -> None:
@@ -228,6 +236,7 @@ class Recordings:
             logger.warning(str(error))
             return
         if recorder.written == 0:
+            calibration_beside(recorder.path).unlink(missing_ok=True)
             logger.warning("%s: not written, since no pair arrived", recorder.path)
             return
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
@@ -265,14 +274,16 @@ class Snapshots:
 
     Args:
         folder: destination; each snapshot is a folder in it, named by date and time.
+        calibration: of the raw pairs, kept beside them; None where it is unknown.
 
     Attributes:
         folder: as given.
         written: complete snapshots.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, calibration: RigCalibration | None = None) -> None:
         self.folder = folder
+        self._calibration = calibration
         self._pool = ThreadPoolExecutor(1, "snapshots")
         self._pending: list[tuple[Path, Future[None]]] = []
         self.written: list[Path] = []
@@ -288,7 +299,7 @@ class Snapshots:
         """Start saving a pair, its maps, and the images of the windows."""
         folder = unused_path(self.folder)
         folder.mkdir(parents=True)
-        self._pending.append((folder, self._pool.submit(_save, folder, matched, images)))
+        self._pending.append((folder, self._pool.submit(_save, folder, matched, images, self._calibration)))
 
     def log_finished(self) -> None:
         """Log the result of each snapshot that was finished since the last call; the view continues in any case."""
@@ -304,7 +315,7 @@ class Snapshots:
                 self.written.append(folder)
 
 
-def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
+def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas], calibration: RigCalibration | None) -> None:
     for name, rgb in (
         ("raw_left", matched.frame.left_rgb),
         ("raw_right", matched.frame.right_rgb),
@@ -313,5 +324,9 @@ def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> Non
         *((f"window_{title.lower().replace(' ', '_')}", image[..., ::-1]) for title, image in images.items()),
     ):
         write_rgb(folder / f"{name}.png", np.ascontiguousarray(rgb))
+    if calibration is not None:
+        save_calibration(calibration_beside(folder / "raw_left.png"), calibration)
+    if matched.calibration is not None:
+        save_calibration(calibration_beside(folder / "left.png"), rectified_rig(matched.calibration))
     paths = {output: folder / name for output, name in _SNAPSHOT_FILES.items()}
     write_outputs(paths, matched.left, matched.match, matched.calibration)

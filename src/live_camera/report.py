@@ -9,11 +9,11 @@ from jaxtyping import UInt8
 from foundation_stereo_depth.calibration.files import save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.data.rectify import Rectifier
 from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.stereo.geometry import depth_std_from_disparity, disparity_from_depth
 from live_camera.board import Board, BoardView
 from live_camera.options import BoardOptions
-from live_camera.rectify import Rectifier
 from live_camera.solve import BoardPair, CalibrationResult, covered_cells
 
 HIGH_RMS_PX = 0.6

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from foundation_stereo_depth.data.rectify import Rectifier, Resizer
 from foundation_stereo_depth.errors import UserError
 from live_camera.diagnostics import Diagnostics
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher
 from live_camera.options import ShowOptions
 from live_camera.recording import Recordings, Snapshots
-from live_camera.rectify import Rectifier, Resizer
 from live_camera.rig import Rig, StereoFrame
 from live_camera.view import Status, Windows, draw_windows
 
@@ -169,13 +169,13 @@ def live_view(
     matched: MatchedFrame | None = None
     with ExitStack() as stack:
         windows = None if options.headless else stack.enter_context(Windows())
-        snapshots = stack.enter_context(Snapshots(options.save_dir))
+        snapshots = stack.enter_context(Snapshots(options.save_dir, rectify.calibration))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
         )
         if isinstance(matcher, WatchedMatcher):
             stack.enter_context(matcher)
-        recordings = stack.enter_context(Recordings(rig))
+        recordings = stack.enter_context(Recordings(rig, rectify.calibration))
         if options.record is not None:
             recordings.start(options.record)
         stack.enter_context(rig)
