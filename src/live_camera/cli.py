@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CHECK_PAIRS = 5
+"""Collected live for `--check`."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
@@ -90,6 +92,8 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
         from live_camera.report import write_results
         from live_camera.solve import calibrate
 
+        if options.views.check is not None:
+            return _check_calibration(options, options.views.check)
         output, board = options.result.output, Board(options.board)
         left, right = options.views.images or _collect_live(options, board)
         found = detect_pairs(find_pairs(left, right), board)
@@ -119,8 +123,33 @@ def _check_calibrate_options(options: CalibrateOptions) -> None:
         )
     if options.views.images is not None and (options.source.given or options.source != SourceOptions()):
         raise UserError("--images takes images as they are; leave out --left, --right and other options of the source")
-    if options.result.output.exists() and not options.result.overwrite:
+    if options.views.check is None and options.result.output.exists() and not options.result.overwrite:
         raise UserError(f"{options.result.output}: exists already; give --overwrite, or another --output")
+
+
+def _check_calibration(options: CalibrateOptions, path: Path) -> int:
+    """Print how well a calibration measures the board, in existing images or in pairs that are collected now."""
+    from foundation_stereo_depth.calibration.files import read_calibration
+    from foundation_stereo_depth.data.pairs import find_pairs
+    from live_camera.board import Board
+    from live_camera.check_board import check_board, format_checks
+    from live_camera.collect import detect_pairs
+
+    rig, board = read_calibration(path), Board(options.board)
+    with tempfile.TemporaryDirectory() as folder:
+        live = dataclasses.replace(options.result, output=Path(folder, "check.npz"))
+        views = dataclasses.replace(options.views, views=min(options.views.views, _CHECK_PAIRS))
+        images = options.views.images or _collect_live(dataclasses.replace(options, result=live, views=views), board)
+        found = detect_pairs(find_pairs(*images), board)
+    if found.size is None or not found.pairs:
+        raise CalibrationError(f"the board was not found in both views of any of {len(found.rejected)} pairs")
+    if found.size != (rig.height, rig.width):
+        raise CalibrationError(
+            f"the images are {found.size[1]}x{found.size[0]}, {path} was made at {rig.width}x{rig.height}; "
+            "--check needs images of that size"
+        )
+    print(format_checks([check_board(rig, pair, board) for pair in found.pairs]))
+    return 0
 
 
 def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:

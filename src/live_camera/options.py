@@ -171,9 +171,17 @@ class ListCamerasOptions:
 class BoardOptions(OptionGroup):
     """board: flat and stiff, with a white border"""
 
-    pattern: Literal["chessboard", "charuco"] = option("chessboard", "charuco may be partly visible, chessboard not")
-    corners: str = option("9x6", "inner corners across and down; 9x6 has 10x7 squares")
-    square_mm: float | None = option(None, "side of one square, mm, as measured on the board", minimum=0.1)
+    pattern: Literal["chessboard", "charuco", "circles"] = option(
+        "chessboard", "charuco may be partly visible, the others not; circles: OpenCV's asymmetric grid"
+    )
+    corners: str = option(
+        "9x6", "inner corners across and down; 9x6 has 10x7 squares; circles: per row, and rows: 4x11"
+    )
+    square_mm: float | None = option(
+        None,
+        "side of one square, mm, as measured on the board; circles: half the distance of two neighbours in a row",
+        minimum=0.1,
+    )
     marker_mm: float | None = option(None, "charuco: side of one marker, mm", minimum=0.1)
     dictionary: str = option("4X4_50", "charuco: OpenCV's name of the marker dictionary")
 
@@ -197,8 +205,13 @@ class ViewOptions(OptionGroup):
     images: tuple[str, str] | None = option(
         None, "existing images: a glob in quotes for each camera, 'left*.jpg' 'right*.jpg', or two folders"
     )
-    views: int = option(20, "live: number of pairs to collect", minimum=6, maximum=200)
+    views: int = option(20, "live: number of pairs to collect", minimum=3, maximum=200)
     headless: bool = option(False, "live: no window; instructions appear beside the progress bar")
+    check: Path | None = option(
+        None,
+        "measure the board by this calibration instead of making one: the error of its size and its flatness in mm; "
+        "by new --images, or live by a few pairs",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from foundation_stereo_depth.calibration.rig import RigCalibration, create_rectified_rig
 from foundation_stereo_depth.data.sample import resize_image
@@ -199,6 +199,23 @@ class _Maps:
     width: int
     shrunk_size: tuple[int, int]
     views: list[tuple[Any, Any]]
+
+
+def rectify_points(
+    rig: RigCalibration, left_px: Float32[np.ndarray, "N 2"], right_px: Float32[np.ndarray, "N 2"]
+) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N 2"]]:
+    """Return where points of the raw views stand in the rectified ones, px of the calibration's size."""
+    given = rig.rectified
+    cameras = (
+        (left_px, rig.left_matrix, rig.left_distortion, given.left_rotation, given.left_projection),
+        (right_px, rig.right_matrix, rig.right_distortion, given.right_rotation, given.right_projection),
+    )
+    undistort = cv2.fisheye.undistortPoints if rig.distortion_model == "equidistant" else cv2.undistortPoints
+    left, right = (
+        np.asarray(undistort(px[:, None].astype(np.float64), matrix, distortion, R=rotation, P=projection))[:, 0]
+        for px, matrix, distortion, rotation, projection in cameras
+    )
+    return left, right
 
 
 def rectification_maps(
