@@ -187,7 +187,7 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
         options.source.check_given()
         from foundation_stereo_depth.data.rectify import create_rectifier, warn_of_near_limit
-        from live_camera.recording import check_recordable
+        from live_camera.recording import check_recordable, unused_path
         from live_camera.rig import open_rig
         from live_camera.session import live_view
         from live_camera.view import RerunView, check_display
@@ -207,7 +207,9 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             size = {"height": matcher.height, "width": matcher.width}
             rectify = create_rectifier(calibration, **size, rectify=options.rig.rectify)
             warn_of_near_limit(rectify.stereo_calibration)
-            extra_view = RerunView(options.show) if options.show.rerun else None
+            extra_view = (
+                RerunView(options.show, unused_path(options.show.save_dir, ".rrd")) if options.show.rerun else None
+            )
             rig = open_rig(options.source, camera, realtime=not options.show.headless)
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
             logger.info("%s; %s", matcher.description, depth)

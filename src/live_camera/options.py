@@ -129,6 +129,10 @@ class ShowOptions(OptionGroup):
     """view"""
 
     headless: bool = option(False, "no windows, for machines without a display")
+    save_depth: Path | None = option(
+        None, "folder to write the depth of each pair to, as NPY in metres, with times and the calibration"
+    )
+    json: bool = option(False, "print one JSON line a second: rates, and depth in the middle of the image")
     frames: int | None = option(None, "stop after this many pairs", minimum=1)
     record: Path | None = option(
         None, "record the raw pairs from the start, side by side: .avi (MJPG), .mp4, or .mkv (without loss)"
@@ -136,6 +140,15 @@ class ShowOptions(OptionGroup):
     save_dir: Path = option(Path("captures"), "folder for the snapshots (key s) and recordings (key r)")
     min_confidence: float = option(
         0.5, "the key c hides pixels whose confidence, P(|error| < 1 px), is lower", minimum=0.0, maximum=1.0
+    )
+    temporal_fusion: bool = option(
+        False, "average disparity over time where nothing moves, by its predicted variance: less flicker"
+    )
+    forgetting: float = option(
+        0.9,
+        "with --temporal-fusion: share of what is known that is kept per frame; 0.9 averages ten",
+        minimum=0.0,
+        maximum=0.99,
     )
     rerun: bool = option(False, "also show a point cloud in 3-D; needs `uv sync --extra rerun`")
 

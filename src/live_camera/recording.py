@@ -17,10 +17,12 @@ import numpy as np
 
 from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
-from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.data.codecs import encode_npy, write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.outputs import write_outputs
+from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame
@@ -114,7 +116,7 @@ class Recorder:
         if first is None:
             return
         height, width = first.left_rgb.shape[:2]
-        writer = self._open_writer(height, width)
+        writer, times = self._open_writer(height, width), FrameTimes(times_beside(self.path))
         try:
             for frame in itertools.chain([first], frames):
                 if frame.left_rgb.shape[:2] != (height, width):
@@ -122,9 +124,11 @@ class Recorder:
                     raise self._stopped(f"the frame size changed from {width}x{height} to {new_width}x{new_height}")
                 writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
                 self.written += 1
+                times.add(frame)
                 self._check_disk(frame)
         finally:
             writer.release()
+            times.close()
         in_file = _count_frames(self.path)
         if in_file < _MIN_WRITTEN * self.written - 1:
             raise UserError(
@@ -173,7 +177,7 @@ def check_recordable(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
-    for kept in (path, calibration_beside(path)):
+    for kept in (path, calibration_beside(path), times_beside(path)):
         if kept.exists():
             raise UserError(f"--record {path}: {'' if kept == path else f'{kept} '}exists already; name another file")
     try:
@@ -181,6 +185,86 @@ def check_recordable(path: Path) -> None:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(f"--record {path}: cannot be written there ({error.strerror})") from error
+
+
+def times_beside(path: Path) -> Path:
+    """Return where the times of a recording's pairs are kept: `raw.mkv` -> `raw.times.csv`."""
+    return path.with_suffix(".times.csv")
+
+
+class FrameTimes:
+    """A table of when each pair was taken: its number, s since the first pair, and the skew of its views, ms.
+
+    Args:
+        path: the file to write; each line is there at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._file.write("frame,time_s,skew_ms\n")
+        self._frames = 0
+        self._first_s = 0.0
+
+    def add(self, frame: StereoFrame) -> None:
+        """Add a line for the next pair."""
+        if self._frames == 0:
+            self._first_s = frame.captured_at_s
+        self._file.write(f"{self._frames},{frame.captured_at_s - self._first_s:.6f},{frame.skew_ms:.3f}\n")
+        self._frames += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class DepthWriter:
+    """Writes the depth of each pair to a folder, with the time of each and the calibration; to be used in a `with`.
+
+    The folder gets `depth_000000.npy` and so on (float32 [H, W], metres, NaN unknown), `depth.times.csv`, and
+    `depth.calibration.npz`, of rectified images of this size.
+
+    Args:
+        folder: made where it does not exist; has to be empty.
+        calibration: of the depth maps.
+
+    Raises:
+        UserError: the folder is not empty, or cannot be written to.
+    """
+
+    def __init__(self, folder: Path, calibration: StereoCalibration) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--save-depth {folder}: exists already; name a new or an empty folder")
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._times = FrameTimes(folder / "depth.times.csv")
+        except OSError as error:
+            raise UserError(f"--save-depth {folder}: cannot be written ({error.strerror})") from error
+        save_calibration(folder / "depth.calibration.npz", rectified_rig(calibration))
+        self._written = 0
+
+    def __enter__(self) -> "DepthWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._times.close()
+        logger.info("%s: %d depth maps written", self._folder, self._written)
+
+    def __call__(self, matched: MatchedFrame) -> None:
+        """Write the depth of one pair.
+
+        Raises:
+            UserError: the disk is full or removed.
+        """
+        assert matched.depth_m is not None, "no calibration"
+        encoded = encode_npy(matched.depth_m)
+        path = self._folder / f"depth_{self._written:06d}.npy"
+        try:
+            write_atomically(path, lambda file: file.write(encoded), durable=False)
+            self._times.add(matched.frame)
+        except OSError as error:
+            raise UserError(f"--save-depth {path}: cannot be written ({error.strerror or error})") from error
+        self._written += 1
 
 
 class Recordings:
@@ -236,7 +320,8 @@ class Recordings:
             logger.warning(str(error))
             return
         if recorder.written == 0:
-            calibration_beside(recorder.path).unlink(missing_ok=True)
+            for kept in (calibration_beside(recorder.path), times_beside(recorder.path)):
+                kept.unlink(missing_ok=True)
             logger.warning("%s: not written, since no pair arrived", recorder.path)
             return
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""

@@ -1,5 +1,6 @@
 """The commands of the live view without windows, and the files that they write."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -453,7 +454,7 @@ def test_snapshot_contains_frames_maps_cloud_and_windows(images: None) -> None:
     assert {path.name for path in first.iterdir()} == {
         *("raw_left.png", "raw_right.png", "left.png", "right.png"),
         *("raw_left.calibration.npz", "left.calibration.npz"),
-        *("window_rectified_pair.png", "window_depth.png"),
+        *("window_stereo_pair.png", "window_depth.png"),
         *("disparity_px.npy", "depth_m.npy", "cloud.ply"),
     }
     assert np.array_equal(read_rgb(first / "raw_left.png"), LEFT)
@@ -668,3 +669,39 @@ def test_recording_of_rectified_pairs_is_not_rectified_again(images: None) -> No
     Path("pairs.mkv").unlink()
     with pytest.raises(UserError, match=r"--record pairs.mkv: pairs.calibration.npz exists already"):
         check_recordable(Path("pairs.mkv"))
+
+
+def test_recording_keeps_the_rate_and_the_times_of_its_source(images: None) -> None:
+    flags = [*GLOBS, "--method", "sgbm", "--headless", "--fps", "20", "--record", "all.mkv"]
+    assert live_view_command(flags) == 0
+    video = cv2.VideoCapture("all.mkv")
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    video.release()
+    header, *lines = Path("all.times.csv").read_text().splitlines()
+    assert header == "frame,time_s,skew_ms"
+    times_s = [float(line.split(",")[1]) for line in lines]
+    assert times_s[0] == 0
+    assert len(times_s) == 5
+    assert times_s == sorted(times_s)
+    assert times_s[-1] > 0.15  # four intervals of 50 ms, and a busy machine may take longer
+
+
+def test_depth_of_each_pair_is_saved_with_times_and_calibration(
+    images: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = record_results(monkeypatch)
+    flags = [*GLOBS, "--method", "sgbm", "--headless", "--save-depth", "depth"]
+    assert live_view_command(flags) == 2
+    assert "--save-depth: needs the rig's --calibration" in capsys.readouterr().err
+    flags += ["--calibration", "rig.npz"]
+    assert live_view_command([*flags, "--json"]) == 0
+    for number, result in enumerate(results):
+        np.testing.assert_array_equal(np.load(f"depth/depth_{number:06d}.npy"), result.depth_m)
+    assert len(Path("depth/depth.times.csv").read_text().splitlines()) == 6
+    assert read_calibration(Path("depth/depth.calibration.npz")).stereo_calibration.width == W
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["pairs"] == 1
+    assert line["centre_depth_m"] == pytest.approx(80 * 0.1 / SHIFT_PX, rel=0.05)
+    assert line["centre_sigma_px"] is None
+    assert live_view_command(flags) == 2
+    assert "--save-depth depth: exists already" in capsys.readouterr().err
