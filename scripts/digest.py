@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 
+os.environ["OPENCV_FOR_THREADS_NUM"] = "1"  # with more, calibration differs in the last digits from run to run
 TIMES = ("speed/", "data/", "system/")
 """Metrics of the machine, not of the program."""
 TRAIN = [*["--device", "cpu", "--precision", "fp32", "--seed", "0", "--batch-size", "4", "--num-workers", "1"]]

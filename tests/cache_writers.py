@@ -29,7 +29,7 @@ from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.files import TEMPORARY_PREFIX
 from foundation_stereo_depth.options.training import CacheBuildOptions, DataOptions
 
-HEIGHT, WIDTH = 240, 320  # entries of 2.5 MB from small pictures: most of a writer's time goes into writing
+HEIGHT, WIDTH = 240, 320  # entries of 2.5 MB of small images: most of a writer's time goes into writing
 
 
 def build(dataset: Path, root: Path, *, overwrite: bool = False) -> None:
@@ -122,7 +122,7 @@ def kill(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
         began_s = time.perf_counter()
         assert status_of(forked(lambda: build(dataset, root, overwrite=True))) == 0
         whole_s = min(whole_s, time.perf_counter() - began_s)
-    kills = torn = 0
+    kills = cut = 0
     while kills < trials:
         before = temporaries(root)
         # Entries are made for the first time, or in place of older ones.
@@ -138,7 +138,7 @@ def kill(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
         os.kill(child, signal.SIGKILL)
         died = status_of(child) == -signal.SIGKILL
         kills += died
-        torn += bool(temporaries(root) - before)
+        cut += bool(temporaries(root) - before)
         watch.look()
         if kills % 5 == 0 or not died:  # the build goes on from whatever was left
             assert status_of(forked(lambda: build(dataset, root))) == 0
@@ -147,7 +147,7 @@ def kill(who: str, dataset: Path, root: Path, trials: int, chance: random.Random
     assert status_of(forked(lambda: build(dataset, root))) == 0
     return {
         "kills": kills,
-        "torn": torn,
+        "cut": cut,
         "reads": watch.reads,
         "missing": watch.missing,
         "half": watch.half,
@@ -208,7 +208,7 @@ def command(_: str, dataset: Path, root: Path, trials: int, chance: random.Rando
     def epochs_done() -> int:
         return len(load_checkpoint(run / "last.pt").training["history"]) if (run / "last.pt").exists() else 0
 
-    kills = torn = resumed = 0
+    kills = cut = resumed = 0
     while kills < trials:
         for path in chance.sample(there := sorted(root.rglob("*.npz")), k=len(there) // 2):
             path.unlink()
@@ -226,7 +226,7 @@ def command(_: str, dataset: Path, root: Path, trials: int, chance: random.Rando
         os.kill(child, signal.SIGKILL)
         assert status_of(child) == -signal.SIGKILL, "it ended by itself"
         kills += 1
-        torn += bool((temporaries(root) | temporaries(run)) - left)
+        cut += bool((temporaries(root) | temporaries(run)) - left)
         watch.look()
         resumed += before > 0
         print(f"kill {kills}: {before} epochs before, {epochs_done()} after", file=sys.stderr)
@@ -238,7 +238,7 @@ def command(_: str, dataset: Path, root: Path, trials: int, chance: random.Rando
         load_checkpoint(run / name)
     return {
         "kills": kills,
-        "torn": torn,
+        "cut": cut,
         "resumed": resumed,
         "epochs": target,
         "reads": watch.reads,

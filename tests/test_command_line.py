@@ -18,7 +18,7 @@ COMMANDS = {
     "foundation-stereo-evaluate": ("foundation_stereo_depth", "evaluate_command", "--height N"),
     "foundation-stereo-predict": ("foundation_stereo_depth", "predict_command", "--height N"),
     "foundation-stereo-export": ("foundation_stereo_depth", "export_command", "--height N"),
-    "foundation-stereo-calibrate": ("live_camera", "calibrate_command", "--images TEXT TEXT"),
+    "foundation-stereo-calibrate": ("live_camera", "calibrate_command", "--images TEXT [TEXT"),
     "foundation-stereo-list-cameras": ("live_camera", "list_cameras_command", "--preview"),
     "foundation-stereo-live-view": ("live_camera", "live_view_command", "--watch-checkpoint"),
 }
@@ -119,7 +119,7 @@ def test_a_cache_is_filled_and_filled_again(fsd_tree: Path, capsys: pytest.Captu
     assert "cache: 6 samples of 64x48 take 156kB when all are there; " in out
     assert "cache: 6 entries written (154kB; 0 of them in place of damaged ones, 0 in place of ones whose files " in out
     assert "0 found, 0 samples bad" in out
-    Path("cache/scene_1/0000.npz").write_bytes(b"torn")
+    Path("cache/scene_1/0000.npz").write_bytes(b"truncated")
     Path("cache/scene_2/0001.npz").unlink()
     assert cache_command(flags) == 0
     out = "".join(capsys.readouterr())

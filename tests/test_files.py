@@ -10,7 +10,7 @@ from foundation_stereo_depth.files import _machine, remove_abandoned, write_atom
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_file_appears_whole(tmp_path: Path, durable: bool) -> None:
+def test_a_file_appears_complete(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / ("n" * 255)
     for content in (b"old", b"new"):
         write_atomically(path, lambda file, content=content: file.write(content), durable=durable)
@@ -60,7 +60,7 @@ def test_only_files_whose_writer_is_gone_are_abandoned(tmp_path: Path) -> None:
 
     a_day_ago = time.time() - 25 * 3600
     names = {
-        f".incomplete-{_machine()}-0123456789ab": True,  # nobody holds it
+        f".incomplete-{_machine()}-0123456789ab": True,  # no process holds it
         ".incomplete-01234567-000000000000": False,  # another machine may be writing it now
         ".incomplete-01234567-ffffffffffff": True,  # but not for a day
         ".incomplete-room": False,  # somebody's own

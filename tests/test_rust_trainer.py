@@ -169,8 +169,8 @@ def test_damaged_entries_are_rebuilt_or_refused(tmp_path: Path, rust: Callable[.
         write_fsd_sample(tmp_path / "data", "scene", f"{frame:04d}", 48, 64, seed=frame)
     words = ["--dataset-root", "data", "--cache-root", "cache", *SIZE]
     assert cache_command(words) == 0
-    torn, flipped = Path("cache/scene/0001.npz"), Path("cache/scene/0002.npz")
-    torn.write_bytes(torn.read_bytes()[:5000])
+    truncated, flipped = Path("cache/scene/0001.npz"), Path("cache/scene/0002.npz")
+    truncated.write_bytes(truncated.read_bytes()[:5000])
     content = bytearray(flipped.read_bytes())
     content[9000] ^= 4
     flipped.write_bytes(content)

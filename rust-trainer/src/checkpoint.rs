@@ -85,6 +85,8 @@ pub struct ResumeFacts {
     pub errors: DisparityErrors,
     pub counts: ReadCounts,
     pub history: Vec<EpochRecord>,
+    /// Of the last step; an epoch may end right after resuming.
+    pub learning_rate: f64,
     /// Updates of the moving average.
     pub average_updates: usize,
 }

@@ -141,6 +141,7 @@ impl TrainingState {
                 errors: self.errors.clone(),
                 counts: self.counts.clone(),
                 history: self.history.clone(),
+                learning_rate: self.learning_rate,
                 average_updates: self.average.as_ref().map_or(0, |average| average.updates),
             },
             weights: copies(&self.variables)?,
@@ -181,6 +182,7 @@ impl TrainingState {
         }
         (self.progress, self.sums, self.errors) = (facts.progress, facts.sums, facts.errors);
         (self.counts, self.history) = (facts.counts, facts.history);
+        self.learning_rate = facts.learning_rate;
         Ok(())
     }
 }

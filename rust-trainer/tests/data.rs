@@ -78,6 +78,23 @@ fn splits_and_fingerprints_are_pythons() {
 }
 
 #[test]
+fn frames_in_capitals_are_samples_and_hidden_files_are_not() {
+    let root = std::env::temp_dir().join(format!("fsd-capitals-{}", std::process::id()));
+    let folders = ["left/rgb", "right/rgb", "left/disparity"].map(|part| root.join("room/dataset/data").join(part));
+    for (folder, names) in folders.iter().zip([["0.JPG", "._1.jpg"], ["0.Jpeg", "._1.jpg"], ["0.PNG", "._1.png"]]) {
+        std::fs::create_dir_all(folder).unwrap();
+        for name in names {
+            std::fs::write(folder.join(name), b"?").unwrap();
+        }
+    }
+    let (index, _) = FsdIndex::find(&root).unwrap();
+    let paths = index.paths(0);
+    std::fs::remove_dir_all(&root).unwrap();
+    assert_eq!((index.len(), index.incomplete.len(), index.name(0)), (1, 0, "room/0".to_string()));
+    assert_eq!(paths, [folders[0].join("0.JPG"), folders[1].join("0.Jpeg"), folders[2].join("0.PNG")]);
+}
+
+#[test]
 fn entries_of_whole_ratios_are_pythons_to_the_byte() {
     for (height, width) in [(32, 32), (48, 64)] {
         let sample = read_fsd_sample(&entry_paths(), height, width).unwrap();
@@ -117,8 +134,7 @@ fn averaged_jpegs_are_near_those_of_libjpeg_turbo() {
     let mean = differences.iter().map(|&levels| f64::from(levels)).sum::<f64>() / differences.len() as f64;
     let largest = differences.iter().max().unwrap();
     println!("{mean:.3} levels in the mean, {largest} at most");
-    // Measured: 0.344 and 2 (0.3 in the mean was aimed at; the colour planes are enlarged with a bias).
-    let allowed = if cfg!(feature = "turbojpeg") { (0.0, 0) } else { (0.36, 4) };
+    let allowed = if cfg!(feature = "turbojpeg") { (0.0, 0) } else { (0.3, 4) };
     assert!(mean <= allowed.0 && *largest <= allowed.1, "{mean} levels in the mean, {largest} at most");
 }
 

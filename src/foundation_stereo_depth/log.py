@@ -7,6 +7,9 @@ import logging
 import os
 import sys
 
+_TOPIC = "once_per_run"
+"""The attribute of records by which `warn_once` marks them."""
+
 
 def is_first_process() -> bool:
     """Return True unless torchrun started this process as another than its first; only the first one prints."""
@@ -22,11 +25,17 @@ def configure(level: int = logging.INFO) -> None:
     handler = _TqdmHandler()
     handler.setFormatter(_OneLineFormatter())
     handler.addFilter(_FirstProcessFilter())
+    handler.addFilter(_OnceFilter())
     for package in ("foundation_stereo_depth", "live_camera"):
         logger = logging.getLogger(package)
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+def warn_once(logger: logging.Logger, topic: str, message: str) -> None:
+    """Log a warning of which a run needs one alone: later ones on the same topic are not written."""
+    logger.warning(message, extra={_TOPIC: topic})
 
 
 class _TqdmHandler(logging.Handler):
@@ -54,3 +63,15 @@ class _FirstProcessFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 (what logging calls)
         return is_first_process()
+
+
+class _OnceFilter(logging.Filter):
+    """Drops a record of `warn_once` where another one on its topic was written: in this run, since `configure`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[str, logging.LogRecord] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        topic = getattr(record, _TOPIC, None)
+        return topic is None or self._first.setdefault(topic, record) is record

@@ -1,5 +1,6 @@
 """Calibration boards in images: chessboards, ChArUco boards, asymmetric circle grids; corners are known in metres."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,8 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from foundation_stereo_depth.errors import UserError
 from live_camera.options import BoardOptions
+
+logger = logging.getLogger(__name__)
 
 MIN_COMMON_CORNERS = 8
 """A pair with fewer common corners constrains the camera model too little."""
@@ -72,7 +75,7 @@ class Board:
             across = 2 * across + down % 2
         grid = np.stack([across.ravel(), down.ravel(), np.zeros(self.columns * self.rows)], axis=-1)
         self.points_m: Float32[np.ndarray, "K 3"] = (grid * square_m).astype(np.float32)
-        self._charuco = _create_charuco_detector(options, square_m) if options.pattern == "charuco" else None
+        self._charuco = _create_charuco_detectors(options, square_m) if options.pattern == "charuco" else []
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"], *, fast: bool = False) -> BoardView | None:
         """Return the board in an image, or None where it is not found; a ChArUco board may be partly visible.
@@ -84,16 +87,19 @@ class Board:
         grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
         if self._circles:
             return self._detect_circles(grey)
-        return self._detect_chessboard(grey, fast) if self._charuco is None else self._detect_charuco(grey)
+        return self._detect_charuco(grey) if self._charuco else self._detect_chessboard(grey, fast)
 
     def _detect_charuco(self, grey: UInt8[np.ndarray, "H W"]) -> BoardView | None:
-        assert self._charuco is not None
-        # The detector refines corners itself, in windows that end before the markers.
-        found: Any = self._charuco.detectBoard(grey)
-        corners, ids = found[:2]
-        if ids is None or not self.determines_pose(ids.ravel()):
+        views = {detector: _detect_charuco_corners(detector, grey) for detector in self._charuco}
+        detector = max(views, key=lambda each: len(views[each].ids))
+        view = views[detector]
+        if not self.determines_pose(view.ids):
             return None
-        return BoardView(ids=ids.ravel(), corners_px=np.asarray(corners, np.float32).reshape(-1, 2))
+        if len(self._charuco) > 1 and 2 * min(len(each.ids) for each in views.values()) < len(view.ids):
+            self._charuco = [detector]  # the board is of this layout in all other images, too
+            if detector.getBoard().getLegacyPattern():
+                logger.info("the board has the layout of OpenCV before 4.6: its first square is white")
+        return view
 
     def determines_pose(self, ids: Int[np.ndarray, " N"]) -> bool:
         """Return True for enough corners to determine the board's pose: no line may hold all of them but one."""
@@ -143,15 +149,24 @@ class Board:
     def align_order(self, left: BoardView, right: BoardView) -> BoardView:
         """Return the right view with its corners counted from the same end of the board as in the left view.
 
-        A chessboard looks the same after half a turn, so the detector may begin at either end. The cameras of a rig
-        stand upright side by side, so the board points the same way in both views.
+        A chessboard looks the same after half a turn, and one with as many rows as columns after a quarter turn, so the
+        detector may begin at any of these ends. The cameras of a rig stand upright side by side, so the board points
+        the same way in both views.
         """
-        if self._charuco is not None:
+        if self._charuco:
             return right
-        ends = [view.corners_px[-1] - view.corners_px[0] for view in (left, right)]
-        if float(ends[0] @ ends[1]) > 0:
-            return right
-        return BoardView(ids=right.ids, corners_px=np.ascontiguousarray(right.corners_px[::-1]))
+        grid = np.arange(self.columns * self.rows).reshape(self.rows, self.columns)
+        turns = range(4) if self.columns == self.rows else (0, 2)
+        orders = [np.rot90(grid, quarters).ravel() for quarters in turns]
+        axes = self._axes(left.corners_px)
+        order = max(orders, key=lambda order: float((axes * self._axes(right.corners_px[order])).sum()))
+        return BoardView(ids=right.ids, corners_px=np.ascontiguousarray(right.corners_px[order]))
+
+    def _axes(self, corners_px: Float32[np.ndarray, "N 2"]) -> Float[np.ndarray, "2 2"]:
+        """Return the directions of the rows and of the columns of a complete board in an image, as unit vectors."""
+        grid = corners_px.reshape(self.rows, self.columns, 2)
+        axes = np.stack([(grid[:, -1] - grid[:, 0]).mean(axis=0), (grid[-1] - grid[0]).mean(axis=0)])
+        return axes / np.linalg.norm(axes, axis=1, keepdims=True)
 
     def view_parameters(self, view: BoardView, height: int, width: int) -> ViewParameters:
         """Return how the board appears in an image; views that differ by 0.1 in any number are worth having both.
@@ -181,7 +196,22 @@ def min_corner_distance_px(grid: Float32[np.ndarray, "rows columns 2"]) -> float
     return float(min(np.linalg.norm(np.diff(grid, axis=axis), axis=-1).min() for axis in (0, 1)))
 
 
-def _create_charuco_detector(options: BoardOptions, square_m: float) -> cv2.aruco.CharucoDetector:
+def _detect_charuco_corners(detector: cv2.aruco.CharucoDetector, grey: UInt8[np.ndarray, "H W"]) -> BoardView:
+    """Return the corners that a detector finds, perhaps none."""
+    # The detector refines corners itself, in windows that end before the markers.
+    found: Any = detector.detectBoard(grey)
+    corners, ids = found[:2]
+    if ids is None:
+        return BoardView(ids=np.empty(0, np.int32), corners_px=np.empty((0, 2), np.float32))
+    return BoardView(ids=ids.ravel(), corners_px=np.asarray(corners, np.float32).reshape(-1, 2))
+
+
+def _create_charuco_detectors(options: BoardOptions, square_m: float) -> list[cv2.aruco.CharucoDetector]:
+    """Return a detector for each layout that a board of this size may have.
+
+    With an even number of rows of squares, OpenCV before 4.6 began with a white square, and so do boards of calib.io;
+    later versions begin with a black one. With an odd number both are the same.
+    """
     if options.marker_mm is None or not options.marker_mm / 1000 < square_m:
         raise UserError(
             f"--pattern charuco: needs --marker-mm, the side of one marker, below --square-mm {options.square_mm}"
@@ -198,5 +228,9 @@ def _create_charuco_detector(options: BoardOptions, square_m: float) -> cv2.aruc
             f"--dictionary {options.dictionary}: has {len(dictionary.bytesList)} markers, a board of {columns}x{rows} "
             f"inner corners needs {markers}"
         )
-    board = cv2.aruco.CharucoBoard((columns + 1, rows + 1), square_m, options.marker_mm / 1000, dictionary)
-    return cv2.aruco.CharucoDetector(board)
+    detectors: list[cv2.aruco.CharucoDetector] = []
+    for legacy in (False, True) if (rows + 1) % 2 == 0 else (False,):
+        board = cv2.aruco.CharucoBoard((columns + 1, rows + 1), square_m, options.marker_mm / 1000, dictionary)
+        board.setLegacyPattern(legacy)
+        detectors.append(cv2.aruco.CharucoDetector(board))
+    return detectors

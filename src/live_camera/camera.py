@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -14,7 +15,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.data.pairs import VIDEO_SUFFIXES
+from foundation_stereo_depth.data import file_kinds
+from foundation_stereo_depth.data.videos import VideoProgress
 from foundation_stereo_depth.errors import CameraError
 from live_camera.options import CameraOptions
 
@@ -139,6 +141,12 @@ class Camera:
         self._address = (stable_path(int(address)) or address) if address.isdecimal() else address
         self._locked: dict[int, float] = {}
         self._reported: set[str] = set()
+        self._progress = VideoProgress()
+        if is_pipeline(address) and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+            raise CameraError(
+                f"{role}: is a GStreamer pipeline, and the OpenCV that is installed (the one of PyPI) is built without "
+                "GStreamer; name the device (/dev/video0), a network stream (rtsp://...) or a video"
+            )
         self._capture = self._open()
         if not self._capture.isOpened():
             self._capture.release()
@@ -158,6 +166,8 @@ class Camera:
         if not self._capture.grab():
             return None
         now_s = time.monotonic()
+        if not self.live:
+            self._progress.count(self._capture)
         if self.is_device:
             driver_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
             if 0 <= now_s - driver_s < _PLAUSIBLE_AGE_S:
@@ -171,8 +181,13 @@ class Camera:
             return None
         return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
+    def explain_early_end(self) -> str | None:
+        """Return one line where a video ended well before the time that it states; else None."""
+        return None if self.live else self._progress.explain_early_end(Path(self._address), self._capture)
+
     def reopen(self) -> bool:
         """Try once to open it again, with the settings it had; return whether that worked."""
+        self._progress = VideoProgress()
         self._capture.release()
         self._capture = self._open()
         return self._capture.isOpened()
@@ -229,6 +244,8 @@ class Camera:
     def _open_capture(self) -> Any:
         if not self.live:
             return cv2.VideoCapture(self._address)
+        if is_pipeline(self._address):
+            return cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
         if not self.is_device:
             timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
             timeouts += [cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT_MS]
@@ -266,6 +283,10 @@ class Camera:
         if not self.live:
             missing = not Path(self._address).is_file()
             return f"{self.role}: {'no such file' if missing else 'not a video that can be decoded'}"
+        if is_pipeline(self._address):
+            return (
+                f"{self.role}: GStreamer does not run this pipeline; does gst-launch-1.0, and does it end in appsink?"
+            )
         if not self.is_device:
             return f"{self.role}: no stream answers within {_STREAM_TIMEOUT_MS // 1000} s; is the address right?"
         found = ", ".join(f"{camera.index} ({camera.name})" for camera in find_cameras())
@@ -313,13 +334,18 @@ def is_device(address: str) -> bool:
 
 
 def is_stream(address: str) -> bool:
-    """Return True for a network stream's URL."""
-    return "://" in address
+    """Return True for a network stream's URL, and for a GStreamer pipeline."""
+    return "://" in address or is_pipeline(address)
+
+
+def is_pipeline(address: str) -> bool:
+    """Return True for a GStreamer pipeline: elements with ` ! ` between them."""
+    return re.search(r"\s!\s|^\w+src\b[^!]*!", address) is not None
 
 
 def is_video(address: str) -> bool:
     """Return True for the name of a video file."""
-    return not is_device(address) and not is_stream(address) and Path(address).suffix.lower() in VIDEO_SUFFIXES
+    return not is_device(address) and not is_stream(address) and file_kinds.is_video(address)
 
 
 def read_previews(cameras: list[CameraInfo]) -> Iterator[tuple[CameraInfo, Frame | None]]:

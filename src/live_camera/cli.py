@@ -24,6 +24,7 @@ from live_camera.options import (
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
+    from foundation_stereo_depth.data.pairs import Pairs
     from live_camera.board import Board
     from live_camera.matcher import Matcher, WatchedMatcher
 
@@ -86,21 +87,26 @@ def calibrate_command(argv: Sequence[str] | None = None) -> int:
         options = command_line.build_options(CalibrateOptions, explicit)
         _check_calibrate_options(options)
         from foundation_stereo_depth.calibration.rig import implausible_baseline
-        from foundation_stereo_depth.data.pairs import find_pairs
         from live_camera.board import Board
         from live_camera.collect import detect_pairs
         from live_camera.report import write_results
         from live_camera.solve import calibrate
+        from live_camera.sources import arrange_views
 
         if options.views.check is not None:
             return _check_calibration(options, options.views.check)
         output, board = options.result.output, Board(options.board)
-        left, right = options.views.images or _collect_live(options, board)
-        found = detect_pairs(find_pairs(left, right), board)
+        images = _find_board_images(options)
+        if images is None:
+            images = _collect_live(options, board)  # as they were arranged
+            found = detect_pairs(images, board)
+        else:
+            found = detect_pairs(images, board, lambda left, right: arrange_views(left, right, options.source))
         if found.size is None or found.example is None:
+            named = images.left if images.right is None else f"{images.left} and {images.right}"
             raise CalibrationError(
                 f"no {options.board.pattern} of {options.board.corners} inner corners was found in both views of any "
-                f"of {len(found.rejected)} pairs of {left} and {right}; are --pattern and --corners right (inner "
+                f"of {len(found.rejected)} pairs of {named}; are --pattern and --corners right (inner "
                 "corners, one less than squares each way), and is the whole board visible?"
             )
         result = calibrate(found.pairs, board, *found.size)
@@ -130,17 +136,20 @@ def _check_calibrate_options(options: CalibrateOptions) -> None:
 def _check_calibration(options: CalibrateOptions, path: Path) -> int:
     """Print how well a calibration measures the board, in existing images or in pairs that are collected now."""
     from foundation_stereo_depth.calibration.files import read_calibration
-    from foundation_stereo_depth.data.pairs import find_pairs
     from live_camera.board import Board
     from live_camera.check_board import check_board, format_checks
     from live_camera.collect import detect_pairs
+    from live_camera.sources import arrange_views
 
     rig, board = read_calibration(path), Board(options.board)
-    with tempfile.TemporaryDirectory() as folder:
-        live = dataclasses.replace(options.result, output=Path(folder, "check.npz"))
-        views = dataclasses.replace(options.views, views=min(options.views.views, _CHECK_PAIRS))
-        images = options.views.images or _collect_live(dataclasses.replace(options, result=live, views=views), board)
-        found = detect_pairs(find_pairs(*images), board)
+    images = _find_board_images(options)
+    if images is not None:
+        found = detect_pairs(images, board, lambda left, right: arrange_views(left, right, options.source))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            live = dataclasses.replace(options.result, output=Path(folder, "check.npz"))
+            views = dataclasses.replace(options.views, views=min(options.views.views, _CHECK_PAIRS))
+            found = detect_pairs(_collect_live(dataclasses.replace(options, result=live, views=views), board), board)
     if found.size is None or not found.pairs:
         raise CalibrationError(f"the board was not found in both views of any of {len(found.rejected)} pairs")
     if found.size != (rig.height, rig.width):
@@ -152,8 +161,23 @@ def _check_calibration(options: CalibrateOptions, path: Path) -> int:
     return 0
 
 
-def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:
-    """Collect pairs beside the output; return their globs."""
+def _find_board_images(options: CalibrateOptions) -> "Pairs | None":
+    """Return the images that exist already, whichever option names them; None where cameras or videos are named.
+
+    Image files are views of the board, each of them, and not frames of a recording in which it has to be still.
+    """
+    from foundation_stereo_depth.data.pairs import find_pairs
+    from live_camera.rig import find_images
+
+    if options.views.images is None:
+        return find_images(options.source)
+    left, *right = options.views.images
+    return find_pairs(left, *(right or [None]))
+
+
+def _collect_live(options: CalibrateOptions, board: "Board") -> "Pairs":
+    """Collect pairs beside the output; return them."""
+    from foundation_stereo_depth.data.pairs import find_pairs
     from live_camera.collect import collect_pairs
     from live_camera.rig import open_rig
     from live_camera.view import ImageWindow
@@ -171,7 +195,7 @@ def _collect_live(options: CalibrateOptions, board: "Board") -> tuple[str, str]:
     logger.info("%s: %d pairs collected", folder, collected)
     if collected == 0:
         raise UserError("no pair was collected; the text below the image states what was missing")
-    return f"{folder}/left_*.png", f"{folder}/right_*.png"
+    return find_pairs(f"{folder}/left_*.png", f"{folder}/right_*.png")
 
 
 def live_view_command(argv: Sequence[str] | None = None) -> int:

@@ -47,8 +47,17 @@ class DetectedPairs:
     example: tuple[Image, Image] | None = None
 
 
-def detect_pairs(images: Pairs, board: Board) -> DetectedPairs:
+def detect_pairs(
+    images: Pairs,
+    board: Board,
+    arrange: Callable[[Image, Image], tuple[Image, Image]] = lambda left, right: (left, right),
+) -> DetectedPairs:
     """Detect the board in pairs of images.
+
+    Args:
+        images: the pairs.
+        board: the board in them.
+        arrange: returns the views of a pair as they are meant: swapped, or turned.
 
     Raises:
         CalibrationError: the images differ in size.
@@ -58,14 +67,15 @@ def detect_pairs(images: Pairs, board: Board) -> DetectedPairs:
         images, total=images.count, unit="pair", desc="detecting the board", dynamic_ncols=True, leave=False
     )
     for pair in progress:
-        height, width = pair.left.shape[:2]
+        left, right = arrange(pair.left, pair.right)
+        height, width = left.shape[:2]
         found.size = found.size or (height, width)
         if (height, width) != found.size:
             raise CalibrationError(
                 f"pair {pair.name} is {width}x{height}, the first is {found.size[1]}x{found.size[0]}; a calibration "
                 "needs images of one size"
             )
-        views = board.detect(pair.left), board.detect(pair.right)
+        views = board.detect(left), board.detect(right)
         paired = pair_views(board, pair.name, *views)
         if paired is None:
             missing = [side for side, view in zip(("left", "right"), views, strict=True) if view is None]
@@ -76,7 +86,7 @@ def detect_pairs(images: Pairs, board: Board) -> DetectedPairs:
             )
             continue
         found.pairs.append(paired)
-        found.example = found.example or (pair.left, pair.right)
+        found.example = found.example or (left, right)
     return found
 
 

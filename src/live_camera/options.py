@@ -20,8 +20,8 @@ class SourceOptions(OptionGroup):
 
     left: str | None = option(
         None,
-        "left camera: device index, stable path (/dev/v4l/by-path/...), stream (rtsp://..., http://...), video, or a "
-        "glob of images in quotes",
+        "left camera: device index, stable path (/dev/v4l/by-path/...), stream (rtsp://..., http://...), GStreamer "
+        "pipeline in quotes, video, or a glob of images in quotes",
     )
     right: str | None = option(None, "the same for the right camera")
     side_by_side: str | None = option(
@@ -215,8 +215,10 @@ class BoardOptions(OptionGroup):
 class ViewOptions(OptionGroup):
     """images of the board"""
 
-    images: tuple[str, str] | None = option(
-        None, "existing images: a glob in quotes for each camera, 'left*.jpg' 'right*.jpg', or two folders"
+    images: tuple[str] | tuple[str, str] | None = option(
+        None,
+        "existing images: a glob in quotes for each camera, 'left*.jpg' 'right*.jpg', or two folders; one alone for "
+        "images of both views side by side",
     )
     views: int = option(20, "live: number of pairs to collect", minimum=3, maximum=200)
     headless: bool = option(False, "live: no window; instructions appear beside the progress bar")
@@ -225,6 +227,14 @@ class ViewOptions(OptionGroup):
         "measure the board by this calibration instead of making one: the error of its size and its flatness in mm; "
         "by new --images, or live by a few pairs",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images is not None and len(self.images) > 2:
+            raise UserError(
+                f"--images: takes two globs or folders, not {len(self.images)} files; put each glob in quotes, as in "
+                "'left*.jpg' 'right*.jpg', so that the shell does not expand it"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,15 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.data.pairs import find_pairs
+from foundation_stereo_depth.data.pairs import Pairs, find_pairs
 from foundation_stereo_depth.errors import CameraError, UserError
 from live_camera.camera import Camera, Frame, is_device, is_stream, is_video
 from live_camera.options import CameraOptions, SourceOptions
-from live_camera.sources import CorruptFrameError, ImagePairs, NoFrameError, SideBySideCamera, StereoSource, TwoCameras
+from live_camera.sources import (
+    CorruptFrameError,
+    ImagePairs,
+    NoFrameError,
+    SideBySideCamera,
+    StereoSource,
+    TwoCameras,
+    arrange_views,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -216,16 +223,12 @@ class Rig:
             return None
         self._check_size(left, right)
         self._pairs_since_rewind += 1
-        if self.source.upside_down in ("left", "both"):
-            left = np.asarray(cv2.rotate(left, cv2.ROTATE_180), np.uint8)
-        if self.source.upside_down in ("right", "both"):
-            right = np.asarray(cv2.rotate(right, cv2.ROTATE_180), np.uint8)
-        swapped = self.source.swap
+        left, right = arrange_views(left, right, self.source)
         return StereoFrame(
-            left_rgb=right if swapped else left,
-            right_rgb=left if swapped else right,
+            left_rgb=left,
+            right_rgb=right,
             captured_at_s=max(times),
-            skew_ms=-self.skew_ms if swapped else self.skew_ms,
+            skew_ms=-self.skew_ms if self.source.swap else self.skew_ms,
         )
 
     def _count_skewed_pair(self) -> None:
@@ -327,17 +330,27 @@ def open_rig(source: SourceOptions, camera: CameraOptions, *, realtime: bool = T
     )
 
 
+def find_images(source: SourceOptions) -> Pairs | None:
+    """Return the pairs of image files that a source names; None for cameras, streams and videos.
+
+    Raises:
+        DataError: they are missing, or have no partners.
+    """
+    named = [address for address in (source.left, source.right, source.side_by_side) if address is not None]
+    if any(map(_is_capture, named)):
+        return None
+    return find_pairs(named[0], source.right, side_by_side=source.side_by_side is not None)
+
+
 def _open_source(source: SourceOptions, options: CameraOptions) -> StereoSource:
+    images = find_images(source)
+    if images is not None:
+        return ImagePairs(images)
     if source.side_by_side is not None:
-        role = f"--side-by-side {source.side_by_side}"
-        if _is_capture(source.side_by_side):
-            both = options if options.width is None else dataclasses.replace(options, width=2 * options.width)
-            return SideBySideCamera(Camera(source.side_by_side, role, both))
-        return ImagePairs(find_pairs(source.side_by_side, None), role)
+        both = options if options.width is None else dataclasses.replace(options, width=2 * options.width)
+        return SideBySideCamera(Camera(source.side_by_side, f"--side-by-side {source.side_by_side}", both))
     assert source.left is not None
     assert source.right is not None
-    if not _is_capture(source.left) and not _is_capture(source.right):
-        return ImagePairs(find_pairs(source.left, source.right), f"--left {source.left}")
     kinds = _describe_kind(source.left), _describe_kind(source.right)
     if kinds[0] != kinds[1]:
         raise UserError(

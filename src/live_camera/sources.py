@@ -3,12 +3,12 @@
 import time
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 
-from foundation_stereo_depth.data.codecs import read_rgb
-from foundation_stereo_depth.data.pairs import Pairs
-from foundation_stereo_depth.errors import CameraError
+from foundation_stereo_depth.data.pairs import Pairs, split_side_by_side
 from live_camera.camera import Camera, Frame
+from live_camera.options import SourceOptions
 
 _MAX_REGRABS = 8
 _MAX_OFFSET = 0.6
@@ -110,7 +110,8 @@ class TwoCameras:
         if left_s is not None and right_s is not None:
             return GrabTimes(left_s, left_s)
         if left_s is None and right_s is None:
-            raise NoFrameError(self.cameras[0].role)
+            notes = [note for camera in self.cameras if (note := camera.explain_early_end()) is not None]
+            raise NoFrameError(self.cameras[0].role, notes[0] if notes else None)
         shorter, longer = self.cameras if left_s is None else reversed(self.cameras)
         raise NoFrameError(
             shorter.role, f"{shorter.role} has ended; the remaining frames of {longer.role} are not used"
@@ -154,47 +155,43 @@ class ImagePairs:
 
     live = False
 
-    def __init__(self, pairs: Pairs, role: str) -> None:
+    def __init__(self, pairs: Pairs) -> None:
         self.cameras: list[Camera] = []
         self.fps: float | None = None
-        self._files = list(pairs.files.values())
-        self._role = role
+        self._pairs = pairs
+        self._names = list(pairs.files)
         self._index = -1
 
     def grab(self) -> GrabTimes:
         """Select the next pair without reading it."""
         self._index += 1
-        if self._index >= len(self._files):
-            raise NoFrameError(self._role)
+        if self._index >= len(self._names):
+            raise NoFrameError(self._pairs.left)
         now_s = time.monotonic()
         return GrabTimes(now_s, now_s)
 
     def retrieve(self) -> tuple[Frame, Frame]:
         """Return the selected pair, RGB."""
-        images = [read_rgb(path) for path in self._files[self._index]]
-        return (images[0], images[1]) if len(images) == 2 else split_side_by_side(images[0], self._role)
+        return self._pairs.read(self._names[self._index])
 
     def rewind(self) -> None:
         """Start again from the first pair."""
         self._index = -1
 
 
-def split_side_by_side(both: Frame, role: str) -> tuple[Frame, Frame]:
-    """Return the left and the right half of a frame.
-
-    Raises:
-        CameraError: its width is odd.
-    """
-    width = both.shape[1]
-    if width % 2:
-        raise CameraError(f"{role}: the frame is {width} px wide; two views side by side need an even width")
-    return np.ascontiguousarray(both[:, : width // 2]), np.ascontiguousarray(both[:, width // 2 :])
+def arrange_views(left: Frame, right: Frame, source: SourceOptions) -> tuple[Frame, Frame]:
+    """Return a pair as `--upside-down` and then `--swap` say."""
+    if source.upside_down in ("left", "both"):
+        left = np.asarray(cv2.rotate(left, cv2.ROTATE_180), np.uint8)
+    if source.upside_down in ("right", "both"):
+        right = np.asarray(cv2.rotate(right, cv2.ROTATE_180), np.uint8)
+    return (right, left) if source.swap else (left, right)
 
 
 def _grab(camera: Camera) -> float:
     time_s = camera.grab()
     if time_s is None:
-        raise NoFrameError(camera.role)
+        raise NoFrameError(camera.role, camera.explain_early_end())
     return time_s
 
 

@@ -11,7 +11,7 @@ from foundation_stereo_depth.data.augment import kernels
 N, H, W = 3, 37, 61
 
 
-def pictures(interleaved: bool) -> torch.Tensor:
+def byte_images(interleaved: bool) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     made = torch.randint(0, 256, (N, 3, H, W), generator=generator, dtype=torch.uint8)
     return made.contiguous(memory_format=torch.channels_last) if interleaved else made
@@ -27,21 +27,21 @@ def test_recolouring_agrees(interleaved: bool) -> None:
     exponent, pivot = torch.tensor([0.5, 1.0, 1.2]), torch.tensor([-0.2, 0.0, 0.2])
     matrix = torch.randn(N, 3, 3, generator=generator)
     both = torch.empty(2 * N, 3, H, W)
-    into = both[1::2]  # every other image, as the right eyes of a batch are
-    kernels.recolour(pictures(interleaved), exponent, matrix, pivot, into)
+    into = both[1::2]  # every other image, as the right views of a batch are
+    kernels.recolour(byte_images(interleaved), exponent, matrix, pivot, into)
     torch.testing.assert_close(
-        into, kernels._recoloured(pictures(interleaved), exponent, matrix, pivot), atol=2e-6, rtol=0
+        into, kernels._recoloured(byte_images(interleaved), exponent, matrix, pivot), atol=2e-6, rtol=0
     )
 
 
 def test_recolouring_is_the_formula() -> None:
-    picture = pictures(True)[:1]
-    values = (picture[0].double() / 255) ** 0.7
+    image = byte_images(True)[:1]
+    values = (image[0].double() / 255) ** 0.7
     luma = torch.tensor(kernels.LUMA, dtype=torch.float64)
-    mean = float((picture[0].double() / 255).mean(dim=(1, 2)) @ luma) ** 0.7
+    mean = float((image[0].double() / 255).mean(dim=(1, 2)) @ luma) ** 0.7
     matrix = torch.randn(1, 3, 3, generator=torch.Generator().manual_seed(3))
     into = torch.empty(1, 3, H, W)
-    kernels.recolour(picture, torch.tensor([0.7]), matrix, torch.tensor([0.3]), into)
+    kernels.recolour(image, torch.tensor([0.7]), matrix, torch.tensor([0.3]), into)
     expected = torch.einsum("ij,jhw->ihw", matrix[0].double(), values) + 0.3 * mean
     torch.testing.assert_close(into[0].double(), expected, atol=1e-5, rtol=0)
 

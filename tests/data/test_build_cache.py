@@ -197,7 +197,7 @@ def test_a_shard_of_very_many_is_found_at_once(fsd_tree: Path) -> None:
     assert build_cache(options_for(fsd_tree, shard="7/100000000")).written == 0
 
 
-def test_lists_of_faults_of_earlier_parts_go_with_a_whole_build(fsd_tree: Path) -> None:
+def test_a_complete_build_removes_fault_lists_of_earlier_shards(fsd_tree: Path) -> None:
     build_cache(options_for(fsd_tree))
     for name in ("cache_faults.txt", "cache_faults_1_of_2.txt", "cache_faults_2_of_2.txt"):
         Path("cache", name).write_text("old")

@@ -100,7 +100,7 @@ def test_entries_of_another_kind_are_refused(tmp_path: Path, change: dict, said:
         cache.read("s", "0")
 
 
-def test_a_deflated_entry_of_another_program_that_is_damaged_says_nothing_of_size(tmp_path: Path) -> None:
+def test_a_damaged_deflated_entry_of_another_program_is_not_reported_as_a_size(tmp_path: Path) -> None:
     (tmp_path / "scene").mkdir()
     sample = sample_of()
     for name in ("a", "b"):
@@ -114,7 +114,7 @@ def test_a_deflated_entry_of_another_program_that_is_damaged_says_nothing_of_siz
         open_cache(tmp_path, 48, 64).read("scene", "a")
 
 
-def test_of_two_programs_that_begin_a_cache_the_first_one_says_its_size(tmp_path: Path, monkeypatch) -> None:
+def test_of_two_programs_that_create_a_cache_the_first_one_sets_its_size(tmp_path: Path, monkeypatch) -> None:
     first, second = open_cache(tmp_path, 48, 64), open_cache(tmp_path, 24, 32)
     begin = cache_module._first_entries
 

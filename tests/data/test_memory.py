@@ -45,7 +45,7 @@ def test_blocks_of_one_size_are_never_handed_out_as_another() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has another allocator")
-def test_freed_memory_is_kept_for_the_next_picture() -> None:
+def test_freed_memory_is_kept_for_the_next_image() -> None:
     program = """
         import resource
         import numpy as np
@@ -54,8 +54,8 @@ def test_freed_memory_is_kept_for_the_next_picture() -> None:
         def faults_of_pictures():
             began = 0
             for turn in range(12):
-                pictures = [np.ones(2_800_000, np.uint8) for _ in range(4)]
-                del pictures
+                images = [np.ones(2_800_000, np.uint8) for _ in range(4)]
+                del images
                 began = began or resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - began
 

@@ -42,7 +42,7 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
         assert abs(float((centred * shifted).mean()) * 12) < 0.02
 
 
-def test_low_high_chance_and_whole_numbers() -> None:
+def test_uniform_bernoulli_and_integer_draws() -> None:
     keys = sample_keys(0, 0, torch.arange(2000))
     numbers = uniform(keys, "x", low=-3.0, high=5.0)
     assert numbers.shape == (2000,)

@@ -5,20 +5,20 @@ from foundation_stereo_depth.stereo.disparity import valid_mask
 
 
 def test_shrinking_averages_areas() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
-    expected = picture.reshape(4, 3, 5, 4, 3).astype(float).mean(axis=(1, 3))
-    assert np.abs(resize_image(picture, 4, 5) - expected).max() <= 0.51
+    image = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    expected = image.reshape(4, 3, 5, 4, 3).astype(float).mean(axis=(1, 3))
+    assert np.abs(resize_image(image, 4, 5) - expected).max() <= 0.51
 
 
 def test_the_same_size_changes_nothing() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
-    assert resize_image(picture, 37, 61) is picture
+    image = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
+    assert resize_image(image, 37, 61) is image
 
 
 def test_growing_and_mixed_sizes_come_out_right() -> None:
-    picture = np.full((10, 20, 3), 77, np.uint8)
+    image = np.full((10, 20, 3), 77, np.uint8)
     for height, width in [(30, 60), (5, 60), (30, 7)]:
-        resized = resize_image(picture, height, width)
+        resized = resize_image(image, height, width)
         assert resized.shape == (height, width, 3)
         assert (resized == 77).all()
 

@@ -105,7 +105,7 @@ def test_two_data_sets_may_share_a_folder(settled: Path, scanned: list[str], tmp
     assert len(scanned) == 4
 
 
-def test_a_damaged_scan_is_made_anew(settled: Path, scanned: list[str]) -> None:
+def test_a_damaged_scan_is_repeated(settled: Path, scanned: list[str]) -> None:
     """It is but a shortcut, which a power cut may tear."""
     names = list(open_fsd(settled, Path("kept")).names)
     (file,) = Path("kept").iterdir()
@@ -119,9 +119,9 @@ def test_a_damaged_scan_is_made_anew(settled: Path, scanned: list[str]) -> None:
         assert len(scanned) == 3, "it was kept again"
 
 
-def test_another_version_is_scanned_anew(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_scanned_again(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_fsd(settled, Path("kept"))
-    monkeypatch.setattr(scanning, "_FORMAT", 2)
+    monkeypatch.setattr(scanning, "_FORMAT", 1)
     for _ in range(2):
         open_fsd(settled, Path("kept"))
     assert len(scanned) == 6

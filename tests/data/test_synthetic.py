@@ -135,7 +135,7 @@ def positions_once(count, samples):
     return positions(count, samples)
 
 
-def test_samples_lie_evenly_within_pixels_whose_centres_are_whole_numbers() -> None:
+def test_samples_lie_evenly_within_pixels_with_integer_centres() -> None:
     np.testing.assert_array_equal(positions_once(2, 2), np.float32([-0.25, 0.25, 0.75, 1.25]))
     np.testing.assert_array_equal(positions_once(3, 1), np.float32([0, 1, 2]))
 

@@ -13,7 +13,7 @@ from foundation_stereo_depth.data.synthetic import torch_shading as lights
 from foundation_stereo_depth.data.synthetic import torch_textures as textures
 from foundation_stereo_depth.data.synthetic.torch_scenes import (
     ProceduralSource,
-    _draw_pieces,
+    _draw_primitives,
     _nearest,
     render_scenes,
 )
@@ -35,7 +35,7 @@ def scenes():
 
 
 def right_disparity_of(keys: Keys) -> torch.Tensor:
-    return _nearest(_draw_pieces(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
+    return _nearest(_draw_primitives(keys, 120, 160), 120, 160, 1, from_right=True)[0][:, None]
 
 
 def warp(image: torch.Tensor, disparity_px: torch.Tensor, mode: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_shapes_types_and_memory() -> None:
 
 
 def test_right_view_warped_back_is_the_left_view_where_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(procedural, "glowing", lambda *_, **__: 0)  # highlights, which each view sees elsewhere
+    monkeypatch.setattr(procedural, "highlight_rgb", lambda *_, **__: 0)  # highlights, which each view sees elsewhere
     keys, batch = scenes_of(6)
     right_disparity_px = right_disparity_of(keys)
     warped, inside = warp(batch.right.float(), batch.disparity_px, "bilinear")
@@ -148,7 +148,7 @@ def test_version_of_scenes_changes_with_their_code() -> None:
     compiled = zlib.crc32("".join(str(digest_code(path)) for path in sorted(others)).encode())
     assert procedural.SCENES_VERSION == 9
     assert compiled == 3205620945, "are scenes still the same? then change this number alone"
-    assert digests == [4247702374, 3301257249, 2883011117, 3436812693], (
+    assert digests == [940537838, 3301257249, 2135549120, 3436812693], (
         "are scenes still the same? then change this number alone"
     )
 

@@ -2,9 +2,9 @@ import torch
 
 from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.synthetic.torch_shading import (
-    draw_glows,
+    draw_highlights,
     draw_shadows,
-    glowing,
+    highlight_rgb,
     light_left_by_shadows,
 )
 
@@ -16,7 +16,7 @@ def test_shadows_lie_on_surfaces_and_glows_do_not() -> None:
     assert light.min() > 0.05
     assert light.max() == 1
     assert 0.02 < (light < 0.8).float().mean() < 0.4
-    glows = draw_glows(keys, 120, 160)
-    left, right = (glowing(glows, 120, 160, from_right=eye) for eye in (False, True))
+    highlights = draw_highlights(keys, 120, 160)
+    left, right = (highlight_rgb(highlights, 120, 160, from_right=from_right) for from_right in (False, True))
     assert (left.amax(dim=(1, 2, 3)) > 0.1).float().mean() > 0.25
     assert ((left - right).abs().amax(dim=(1, 2, 3)) > 0.1).float().mean() > 0.25

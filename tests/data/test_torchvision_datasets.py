@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from benchmark_trees import TREES, H, W, eth3d, instereo2k, kitti2015, pfm, truth
@@ -82,6 +83,17 @@ def test_missing_truth_of_kitti_2015_leaves_its_pair_out(tmp_path: Path) -> None
     benchmark = open_benchmark("kitti2015", tmp_path)
     assert [benchmark.names.name(i) for i in range(len(benchmark))] == ["training--image_2/000001_10"]
     assert benchmark.read(0).left[0, 0, 0] == 10
+
+
+@pytest.mark.parametrize("name", ["kitti2012", "kitti2015", "instereo2k", "crestereo"])
+def test_truth_converted_to_8_bits_is_refused(name: str, tmp_path: Path) -> None:
+    TREES[name](tmp_path)
+    benchmark = open_benchmark(name, tmp_path)
+    paths = [Path(str(path)) for path, _ in benchmark._opened.disparities]
+    for path in paths:
+        cv2.imwrite(str(path), (cv2.imread(str(path), cv2.IMREAD_UNCHANGED) / 256).astype(np.uint8))
+    with pytest.raises(DataError, match="its values have 8 bits, but the disparity of this data set has 16"):
+        benchmark.read(0)
 
 
 def test_kitti_2015_without_disp_noc_has_no_occlusion_mask(tmp_path: Path) -> None:

@@ -114,16 +114,47 @@ def test_disparity_beyond_16_bits_does_not_stop_the_batch(
 
 
 @pytest.mark.usefixtures("folders", "matching")
-def test_swapped_views_are_warned_of_and_swapped_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_swapped_views_are_refused_and_swapped_back(capfd: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", "any.pt", "--write", "disparity"]
-    assert predict_command(["right/0001.png", "left/0001.png", "-o", "wrong", *flags]) == 0
+    swapped = ["right/0001.png", "left/0001.png"]
+    assert predict_command([*swapped, "-o", "wrong", *flags]) == 2
     assert "left and right views seem to be swapped" in (error := capfd.readouterr().err)
-    assert "--swap swaps them back" in error
+    assert "--swap swaps them back, --allow-swapped takes them as they are" in error
+    assert not list(Path().glob("wrong/*"))
+    assert predict_command([*swapped, "-o", "wrong", "--allow-swapped", *flags]) == 0
+    assert "warning: 0001: the left and right views seem to be swapped" in capfd.readouterr().err
     assert predict_command(["right/0001.png", "left/0001.png", "-o", "out", "--swap", *flags]) == 0
     assert "seem to be swapped" not in capfd.readouterr().err
     assert disparity_of("out/0001_disparity.png") == pytest.approx(4, abs=0.6)
-    assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 0
+    assert predict_command(["left/0001.png", "right/0001.png", "-o", "twice", "--swap", *flags]) == 2
     assert "leave --swap out" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("matching")
+def test_pairs_that_cannot_be_one_are_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    flags = ["-o", "out", "--checkpoint", "any.pt", "--write", "disparity"]
+    left, right = shifted_pair(44, 88, 6)
+    black = np.zeros_like(left)
+    for name, view in {"l": left, "copy": left, "black": black, "night": black + 1, "small": left[:20, :20]}.items():
+        write_rgb(Path(f"{name}.png"), view)
+    for names, message in (
+        (("l.png", "copy.png"), "l: left and right are the same image"),
+        (("black.png", "night.png"), "black: the left view is black, so nothing can be matched"),
+        (("l.png", "black.png"), "l: the right view is black"),
+        (("small.png", "small2.png"), "small: is 20x20 px; views of less than 32 px cannot be matched"),
+    ):
+        write_rgb(Path("small2.png"), right[:20, :20])
+        assert predict_command([*names, *flags]) == 2, names
+        assert message in capfd.readouterr().err
+    assert not list(Path().glob("out/*"))
+    for side, view in (("left", left), ("right", right)):
+        Path(side).mkdir()
+        for name, image in (("0", view), ("1", black), ("2", black)):
+            write_rgb(Path(side, f"{name}.png"), image)
+    assert predict_command(["left", "right", *flags]) == 0
+    error = capfd.readouterr().err
+    assert error.count("warning:") == 1
+    assert "warning: 1: the left view is black" in error
 
 
 @pytest.mark.parametrize("kind", ["grey", "16-bit grey", "16-bit colour"])

@@ -8,7 +8,7 @@ from fake_cameras import FakeCamera, machine  # noqa: F401
 
 from foundation_stereo_depth.errors import CameraError
 from live_camera import camera as capture
-from live_camera.camera import Camera, CameraInfo, is_device, is_stream, is_video, probe_sizes
+from live_camera.camera import Camera, CameraInfo, is_device, is_pipeline, is_stream, is_video, probe_sizes
 from live_camera.options import CameraOptions
 
 FRAME = np.full((48, 64, 3), (200, 100, 50), np.uint8)
@@ -134,3 +134,20 @@ def test_stable_path_is_the_link_of_the_port(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "by-path/usb-1").symlink_to("/dev/video2")
     assert capture.stable_path(2) == str(tmp_path / "by-path/usb-1")
     assert capture.stable_path(3) is None
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        "v4l2src device=/dev/video0 ! videoconvert ! appsink",
+        "rtspsrc location=rtsp://camera/1 ! decodebin ! appsink",
+        "filesrc location=a.mp4 ! decodebin ! appsink drop=1 name=x.mp4",
+    ],
+)
+def test_gstreamer_pipeline_works_or_is_named(pipeline: str) -> None:
+    assert is_pipeline(pipeline)
+    assert not is_video(pipeline)
+    assert not any(map(is_pipeline, ("0", "/dev/video0", "rtsp://camera/1", "wow!.mp4")))
+    with pytest.raises(CameraError, match="is a GStreamer pipeline, and the OpenCV that is installed") as missing:
+        Camera(pipeline, f"--left {pipeline}", CameraOptions())
+    assert "\n" not in str(missing.value)

@@ -235,7 +235,7 @@ def test_side_by_side_frame_is_split(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT])[:, 1:])
     with (
         open_rig(SourceOptions(side_by_side="1"), UNLOCKED) as rig,
-        pytest.raises(CameraError, match="frame is 127 px wide"),
+        pytest.raises(DataError, match="--side-by-side 1: is 127 px wide"),
     ):
         rig.next(timeout_s=5)
 

@@ -239,12 +239,14 @@ def test_pairs_without_a_board_are_rejected_by_name(capsys: pytest.CaptureFixtur
 
 
 def test_live_calibration_collects_pairs_and_calibrates(capsys: pytest.CaptureFixture[str]) -> None:
-    # A recording in which the board is still for nine frames, 0.45 s, in each pose.
-    for pose, pair in enumerate(rendered("chessboard")[:6]):
-        for still in range(9):
-            for side, image in zip(("left", "right"), pair, strict=True):
-                write_rgb(Path(f"{side}{pose}{still}.jpg"), image)
-    flags = ["--left", "left*.jpg", "--right", "right*.jpg", "--fps", "20", "--headless", "--square-mm", "30"]
+    # Recordings in which the board is still for nine frames, 0.45 s, in each pose.
+    for position, side in enumerate(("left", "right")):
+        writer = cv2.VideoWriter(f"{side}.avi", cv2.VideoWriter.fourcc(*"MJPG"), 20, (WIDTH, HEIGHT))
+        for pair in rendered("chessboard")[:6]:
+            for _ in range(9):
+                writer.write(pair[position][..., ::-1])
+        writer.release()
+    flags = ["--left", "left.avi", "--right", "right.avi", "--fps", "20", "--headless", "--square-mm", "30"]
     assert calibrate_command([*flags, "--views", "6", "-o", "rig.npz"]) == 0
     report = capsys.readouterr().out
     assert len(list(Path("rig").glob("left_*.png"))) == 6
@@ -306,6 +308,64 @@ def test_views_count_corners_from_the_same_end() -> None:
     again = pair_views(board, "reversed", pairs[0].left, reversed_view)
     assert again is not None
     np.testing.assert_array_equal(again.right.corners_px, pairs[0].right.corners_px)
+
+
+@pytest.mark.parametrize("number", [3, 5, 6])
+@pytest.mark.parametrize("turns", range(4))
+def test_square_boards_are_counted_from_the_same_end_of_four(number: int, turns: int) -> None:
+    board = Board(BoardOptions(corners=f"{number}x{number}", square_mm=30))
+    rig = true_rig()
+    points_m = board.points_m @ cv2.Rodrigues(np.float64([0.2, -0.3, 0.5]))[0].T + [0.0, -0.05, 0.8]
+    left, _ = cv2.projectPoints(points_m, np.zeros(3), np.zeros(3), rig.left_matrix, rig.left_distortion)
+    rotation = cv2.Rodrigues(rig.rotation)[0]
+    right, _ = cv2.projectPoints(points_m, rotation, rig.translation_m, rig.right_matrix, rig.right_distortion)
+    views = [BoardView(ids=np.arange(number**2), corners_px=view[:, 0].astype(np.float32)) for view in (left, right)]
+    grid = views[1].corners_px.reshape(number, number, 2)
+    turned = BoardView(ids=views[1].ids, corners_px=np.rot90(grid, turns).reshape(-1, 2))
+    pair = pair_views(board, "turned", views[0], turned)
+    assert pair is not None
+    np.testing.assert_array_equal(pair.right.corners_px, views[1].corners_px)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("corners", [(6, 3), (5, 5), (6, 4)])
+def test_charuco_boards_of_both_layouts_are_detected(legacy: bool, corners: tuple[int, int]) -> None:
+    """Before 4.6 OpenCV began boards with an even number of rows with a white square; so does calib.io."""
+    columns, rows = corners
+    printed = cv2.aruco.CharucoBoard(
+        (columns + 1, rows + 1), 0.03, 0.022, cv2.aruco.getPredefinedDictionary(cv2.aruco.DICT_5X5_50)
+    )
+    printed.setLegacyPattern(legacy)
+    grey = np.pad(printed.generateImage((60 * (columns + 1), 60 * (rows + 1))), 30, constant_values=235)
+    board = Board(
+        BoardOptions(pattern="charuco", corners=f"{columns}x{rows}", square_mm=30, marker_mm=22, dictionary="5X5_50")
+    )
+    for image in (grey, np.full_like(grey, 90), grey):
+        view = board.detect(np.repeat(image[..., None], 3, axis=2))
+        assert (view is None) == (image is not grey)
+    assert len(view.ids) == columns * rows
+    row, column = np.divmod(view.ids, columns)
+    expected = np.stack([30 + 60 * (column + 1), 30 + 60 * (row + 1)], axis=-1) - 0.5
+    np.testing.assert_allclose(view.corners_px, expected, atol=1)
+
+
+@pytest.mark.slow
+def test_photographs_of_a_camera_with_two_lenses_are_views(capsys: pytest.CaptureFixture[str]) -> None:
+    for number, pair in enumerate(rendered("chessboard")):
+        write_rgb(Path(f"{number:02d}.PNG"), np.hstack(pair))
+        write_rgb(Path(f"turned{number}.png"), np.hstack([pair[1][::-1, ::-1], pair[0][::-1, ::-1]]))
+    flags = ["--square-mm", "30"]
+    assert calibrate_command(["--images", "0*.PNG", *flags, "-o", "b.npz"]) == 0
+    assert "8 of 8 pairs used" in capsys.readouterr().out
+    arranged = ["--side-by-side", "turned*.png", "--swap", "--upside-down", "both"]
+    assert calibrate_command([*arranged, *flags, "-o", "c.npz"]) == 0
+    for name in ("b.npz", "c.npz"):
+        assert read_calibration(Path(name)).stereo_calibration.baseline_m == pytest.approx(0.12, rel=0.01)
+    write_rgb(Path("left0.png"), rendered("chessboard")[0][0])
+    assert calibrate_command(["--images", "left*.png", *flags, "-o", "d.npz"]) == 2
+    assert "left0.png: is 640x480, too narrow for two views side by side" in capsys.readouterr().err
+    assert calibrate_command(["--images", "a.png", "b.png", "c.png", *flags, "-o", "d.npz"]) == 2
+    assert "--images: takes two globs or folders, not 3 files; put each glob in quotes" in capsys.readouterr().err
 
 
 def test_covered_cells_and_their_image() -> None:

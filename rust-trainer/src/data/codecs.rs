@@ -124,8 +124,7 @@ fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
     decode().map_err(|error| error.to_string())
 }
 
-/// Decode in Rust alone. Luminance is libjpeg-turbo's; the enlarged colour planes are up to a level brighter, since
-/// zune-jpeg rounds halves up twice.
+/// Decode in Rust alone: luminance is libjpeg-turbo's, colours are its in the mean.
 #[cfg(not(feature = "turbojpeg"))]
 fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
     let options = DecoderOptions::default()
@@ -139,8 +138,49 @@ fn jpeg_pixels(encoded: &[u8]) -> std::result::Result<Image, String> {
     if width * height > LARGEST_PIXELS || width * height == 0 {
         return Err(format!("it says that it is {width}x{height}"));
     }
-    let pixels = decoder.decode().map_err(|error| error.to_string())?;
+    let axes = if decoder.input_colorspace() == Some(ColorSpace::YCbCr) { enlarged_axes(encoded) } else { 0 };
+    if axes > 0 {
+        decoder.set_options(options.jpeg_set_out_colorspace(ColorSpace::YCbCr));
+    }
+    let mut pixels = decoder.decode().map_err(|error| error.to_string())?;
+    if axes > 0 {
+        convert_from_ycbcr(&mut pixels, axes);
+    }
     Ok(Image { height, width, pixels })
+}
+
+/// Return along how many axes, 0 to 2, the colour planes of a JPEG have half the size of its luminance.
+#[cfg(not(feature = "turbojpeg"))]
+fn enlarged_axes(encoded: &[u8]) -> i32 {
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = encoded.get(at..at + 4) {
+        // A frame header is any of 0xc0 to 0xcf, but for those of tables: DHT, JPG and DAC.
+        if matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc) {
+            // Length, precision, height, width, components; of the first one its name and its factors, four bits each.
+            let factors = encoded.get(at + 11).copied().unwrap_or(0x11);
+            return i32::from(factors >> 4 == 2) + i32::from(factors & 15 == 2);
+        }
+        at += 2 + usize::from(u16::from_be_bytes([high, low]));
+    }
+    0
+}
+
+/// Turn Y, Cb and Cr (ITU-T T.871) into red, green and blue in place.
+///
+/// Each time zune-jpeg enlarges a colour plane it rounds a multiple of a quarter, halves up: an eighth of a level too
+/// much in the mean, which is taken back here.
+#[cfg(not(feature = "turbojpeg"))]
+fn convert_from_ycbcr(pixels: &mut [u8], enlarged_axes: i32) {
+    const BITS: i32 = 16;
+    let fixed = |factor: f64| (factor * f64::from(1 << BITS)).round() as i32;
+    let (red, blue) = (fixed(1.402), fixed(1.772));
+    let (green_of_cb, green_of_cr) = (fixed(0.344_136_286), fixed(0.714_136_286));
+    let (zero, half) = (8 * 128 + enlarged_axes, 1 << (BITS + 2)); // eighths of a level
+    for pixel in pixels.chunks_exact_mut(3) {
+        let [y, cb, cr] = [i32::from(pixel[0]), 8 * i32::from(pixel[1]) - zero, 8 * i32::from(pixel[2]) - zero];
+        let level = |colour: i32| (y + ((colour + half) >> (BITS + 3))).clamp(0, 255) as u8;
+        pixel.copy_from_slice(&[level(red * cr), level(-green_of_cb * cb - green_of_cr * cr), level(blue * cb)]);
+    }
 }
 
 /// Return true where an end-of-image marker follows the last scan: the decoder itself does not ask for it.

@@ -1,6 +1,8 @@
 //! Finding the samples of a FoundationStereo tree, and dividing them into training and validation.
 //!
-//!     <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
+//! ```text
+//! <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
+//! ```
 //!
 //! The same tree gives the same samples, in the same order and divided in the same way, as in the Python program.
 
@@ -20,9 +22,11 @@ use crate::data::sample::{Image, SourceStamp, StereoSample, resize_image};
 use crate::errors::{Error, Result};
 use crate::files::to_hex;
 
-/// In order of preference, should one frame come in several.
+/// In order of preference, should one frame come in several; in small letters, but files may have capitals.
 const IMAGE_SUFFIXES: [&str; 3] = [".jpg", ".jpeg", ".png"];
-const DISPARITY_SUFFIX: &str = ".png";
+const DISPARITY_SUFFIXES: [&str; 1] = [".png"];
+/// A suffix is kept as its position in such a list, and one bit for each of its letters that is a capital.
+const LETTER_BITS: u8 = 4;
 const DATA: &str = "dataset/data";
 const LEFT: &str = "dataset/data/left/rgb";
 const RIGHT: &str = "dataset/data/right/rgb";
@@ -35,6 +39,7 @@ struct Frame {
     stem: Box<str>,
     left_suffix: u8,
     right_suffix: u8,
+    disparity_suffix: u8,
 }
 
 /// Samples by name, `<scene>/<stem>`, sorted by scene and then by stem.
@@ -91,7 +96,13 @@ impl FsdIndex {
         let mut index = Self { root: None, scenes: Vec::new(), frames: Vec::new(), incomplete: Vec::new() };
         for (i, (scene, stems)) in scenes.into_iter().enumerate() {
             index.scenes.push(scene);
-            let frame = |stem: String| Frame { scene: i as u32, stem: stem.into(), left_suffix: 0, right_suffix: 0 };
+            let frame = |stem: String| Frame {
+                scene: i as u32,
+                stem: stem.into(),
+                left_suffix: 0,
+                right_suffix: 0,
+                disparity_suffix: 0,
+            };
             index.frames.extend(stems.into_iter().map(frame));
         }
         index
@@ -148,11 +159,11 @@ impl FsdIndex {
     pub fn paths(&self, i: usize) -> [PathBuf; 3] {
         let root = self.root.as_deref().expect("only called where there are files");
         let (frame, scene) = (&self.frames[i], root.join(self.scene(i)));
-        let file = |folder: &str, suffix: &str| scene.join(folder).join(format!("{}{suffix}", frame.stem));
+        let file = |folder: &str, suffix: String| scene.join(folder).join(format!("{}{suffix}", frame.stem));
         [
-            file(LEFT, IMAGE_SUFFIXES[usize::from(frame.left_suffix)]),
-            file(RIGHT, IMAGE_SUFFIXES[usize::from(frame.right_suffix)]),
-            file(DISPARITY, DISPARITY_SUFFIX),
+            file(LEFT, spell_suffix(frame.left_suffix, &IMAGE_SUFFIXES)),
+            file(RIGHT, spell_suffix(frame.right_suffix, &IMAGE_SUFFIXES)),
+            file(DISPARITY, spell_suffix(frame.disparity_suffix, &DISPARITY_SUFFIXES)),
         ]
     }
 
@@ -244,15 +255,15 @@ fn scan_scene(root: &Path, scene: u32, name: &str) -> Result<(Vec<Frame>, Vec<St
     let folder = root.join(name);
     let left = frames_in(&folder.join(LEFT), &IMAGE_SUFFIXES)?;
     let right = frames_in(&folder.join(RIGHT), &IMAGE_SUFFIXES)?;
-    let disparity = frames_in(&folder.join(DISPARITY), &[DISPARITY_SUFFIX])?;
+    let disparity = frames_in(&folder.join(DISPARITY), &DISPARITY_SUFFIXES)?;
     let stems: BTreeSet<&OsString> = left.keys().chain(right.keys()).chain(disparity.keys()).collect();
     let (mut complete, mut incomplete) = (Vec::new(), Vec::new());
     for stem in stems {
         let parts =
             [("left image", left.get(stem)), ("right image", right.get(stem)), ("disparity map", disparity.get(stem))];
-        if let [(_, Some(&left_suffix)), (_, Some(&right_suffix)), (_, Some(_))] = parts {
+        if let [(_, Some(&left_suffix)), (_, Some(&right_suffix)), (_, Some(&disparity_suffix))] = parts {
             let stem = as_utf8(stem)?.into();
-            complete.push(Frame { scene, stem, left_suffix, right_suffix });
+            complete.push(Frame { scene, stem, left_suffix, right_suffix, disparity_suffix });
         } else {
             let missing: Vec<&str> = parts.iter().filter(|(_, found)| found.is_none()).map(|(part, _)| *part).collect();
             incomplete.push(format!("{name}/{} (no {})", stem.display(), missing.join(", no ")));
@@ -261,7 +272,7 @@ fn scan_scene(root: &Path, scene: u32, name: &str) -> Result<(Vec<Frame>, Vec<St
     Ok((complete, incomplete))
 }
 
-/// Return frame names with the position of their suffix; the preferred suffix where a frame has several.
+/// Return frame names with their suffix, as `split_suffix` keeps it; the preferred one where a frame has several.
 fn frames_in(folder: &Path, suffixes: &[&str]) -> Result<BTreeMap<OsString, u8>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -273,20 +284,34 @@ fn frames_in(folder: &Path, suffixes: &[&str]) -> Result<BTreeMap<OsString, u8>>
     let mut frames: HashMap<OsString, u8> = HashMap::new();
     for entry in entries {
         let name = entry.map_err(|error| Error::io(folder, error))?.file_name();
-        let Some((stem, position)) = split_suffix(&name, suffixes) else { continue };
-        let best = frames.entry(stem).or_insert(position);
-        *best = (*best).min(position);
+        let Some((stem, suffix)) = split_suffix(&name, suffixes) else { continue };
+        let best = frames.entry(stem).or_insert(suffix);
+        *best = (*best).min(suffix);
     }
     Ok(frames.into_iter().collect())
 }
 
-/// Return a name's stem and the position of its suffix, if it is one of these.
+/// Return a name's stem and its suffix, if it is one of these: the position, and which of its letters are capitals.
+///
+/// Names that begin with a dot are no frames: macOS leaves a `._0000.jpg` beside each file on disks of other systems.
 fn split_suffix(name: &OsStr, suffixes: &[&str]) -> Option<(OsString, u8)> {
     use std::os::unix::ffi::OsStrExt;
     let bytes = name.as_bytes();
-    let dot = bytes.iter().rposition(|&byte| byte == b'.').filter(|&dot| dot > 0)?;
-    let position = suffixes.iter().position(|suffix| suffix.as_bytes() == &bytes[dot..])?;
-    Some((OsStr::from_bytes(&bytes[..dot]).to_os_string(), position as u8))
+    let dot = bytes.iter().rposition(|&byte| byte == b'.').filter(|_| bytes[0] != b'.')?;
+    let position = suffixes.iter().position(|suffix| suffix.as_bytes().eq_ignore_ascii_case(&bytes[dot..]))?;
+    // The first letter is the highest bit, so that small letters are preferred as in the Python program.
+    let capitals = bytes[dot + 1..].iter().fold(0, |bits, letter| 2 * bits + u8::from(letter.is_ascii_uppercase()));
+    Some((OsStr::from_bytes(&bytes[..dot]).to_os_string(), (position as u8) << LETTER_BITS | capitals))
+}
+
+/// Return the suffix that `split_suffix` kept.
+fn spell_suffix(kept: u8, suffixes: &[&str]) -> String {
+    let letters = &suffixes[usize::from(kept >> LETTER_BITS)][1..];
+    let spell = |(i, letter): (usize, char)| match kept >> (letters.len() - 1 - i) & 1 {
+        1 => letter.to_ascii_uppercase(),
+        _ => letter,
+    };
+    format!(".{}", letters.chars().enumerate().map(spell).collect::<String>())
 }
 
 /// Read one sample at another height and width.

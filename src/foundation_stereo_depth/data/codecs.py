@@ -1,6 +1,7 @@
 """File encodings: bytes <-> RGB images, bytes <-> disparity in px. The order of channels is handled here alone."""
 
 import io
+import logging
 import re
 from pathlib import Path
 
@@ -9,9 +10,15 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, UInt8, UInt16
 
+from foundation_stereo_depth.data import image_headers
+from foundation_stereo_depth.data.file_kinds import describe_other_kind
+from foundation_stereo_depth.data.jpeg import decode_despite_harmless_faults
 from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.log import warn_once
+
+logger = logging.getLogger(__name__)
 
 FSD_BASE = 255
 """Digits of the FSD code run from 0 to 254: its encoder works in base 255."""
@@ -26,19 +33,43 @@ _LARGEST_CODE = 2**16 - 1
 _LARGEST_PIXELS = 2**30
 """As many as OpenCV decodes."""
 _JPEG_BEGINS = b"\xff\xd8\xff"
+_DARK_16_BITS = 2**14
+"""16-bit images seldom stay below a quarter of their range; those of cameras of 10, 12 or 14 bits do, if not scaled."""
+
+Image = UInt8[np.ndarray, "H W 3"]
 
 
-def read_rgb(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the image in RGB; grey images get three equal channels, 16-bit ones are scaled to 8.
+def read_rgb(path: Path) -> Image:
+    """Return the image in RGB; grey images get three equal channels, more than 8 bits are scaled to 8.
+
+    Raises:
+        DataError: the file is missing, is not an image that can be decoded completely, or holds several of one size.
+    """
+    return _single(path, _decode_images(path, _bytes(path)))
+
+
+def read_rgb_pair(left: Path, right: Path) -> tuple[Image, Image]:
+    """Return both views of a pair as `read_rgb` does; warn, once in a run, where Exif would turn both of them.
+
+    Raises:
+        DataError: as `read_rgb`.
+    """
+    encoded = _bytes(left), _bytes(right)
+    if all(image_headers.was_turned(each) for each in encoded):
+        _warn_of_turned_camera(left, "in both views")
+    return _single(left, _decode_images(left, encoded[0])), _single(right, _decode_images(right, encoded[1]))
+
+
+def read_rgb_images(path: Path) -> list[Image]:
+    """Return the images of one size that a file holds: one, or both views of an MPO or of a TIFF of two pages.
 
     Raises:
         DataError: the file is missing, or is not an image that can be decoded completely.
     """
     encoded = _bytes(path)
-    if encoded.startswith(_JPEG_BEGINS):
-        return _decode_jpeg(path, encoded)
-    # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
-    return _decode(path, encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+    if image_headers.was_turned(encoded):
+        _warn_of_turned_camera(path, "in this file of both views")
+    return _decode_images(path, encoded)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -71,6 +102,11 @@ def read_disparity(path: Path) -> Float[np.ndarray, "H W"]:
         code = _decode(path, encoded, cv2.IMREAD_UNCHANGED)
         if code.ndim == 2 and code.dtype == np.uint16:
             disparity_px = decode_whole_steps(code.astype(np.uint16, copy=False), KITTI_STEPS_PER_PX)
+        elif code.ndim == 2 and code.dtype == np.uint8:
+            raise DataError(
+                f"{path}: is grey of 8 bits; KITTI's disparity has 16 bits (1/256 px), FoundationStereo's is an 8-bit "
+                "RGB PNG. Converting to 8 bits loses the values; get the original file"
+            )
         else:
             disparity_px = decode_fsd_disparity(_check_fsd_code(path, code))
     return check_largest_disparity(path, disparity_px, disparity_px.shape[1])
@@ -84,7 +120,9 @@ def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """
     encoded = _bytes(path)
     code = decode_plain_png(encoded)
-    return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED)) if code is None else code
+    if code is None:
+        return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED))
+    return _check_not_grey(path, code)
 
 
 def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
@@ -94,7 +132,20 @@ def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
             f"and type {encoded.dtype}; was it converted to grey or to depth?"
         )
-    return np.asarray(encoded[..., ::-1], dtype=np.uint8)
+    return _check_not_grey(path, np.asarray(encoded[..., ::-1], dtype=np.uint8))
+
+
+def _check_not_grey(path: Path, code: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the code unchanged; raises DataError where it is grey: a map of 8 bits, or a drawing, saved as RGB."""
+    for part in (code[::16, ::16], code):  # nearly always the first few pixels tell
+        if not ((part[..., 0] == part[..., 1]) & (part[..., 1] == part[..., 2])).all():
+            return code
+    if not code.any():  # nothing is known
+        return code
+    raise DataError(
+        f"{path}: its three channels are equal, so it is a grey image, not FoundationStereo's code of disparity (nor "
+        "KITTI's, which has one channel of 16 bits); get the original file"
+    )
 
 
 def check_largest_disparity(
@@ -259,16 +310,110 @@ def encode_ply(points_m: Float[np.ndarray, "N 3"], colours: UInt8[np.ndarray, "N
 _PLY_VERTEX = [*((name, "<f4") for name in "xyz"), *((name, "u1") for name in ("red", "green", "blue"))]
 
 
-def _decode_jpeg(path: Path, encoded: bytes) -> UInt8[np.ndarray, "H W 3"]:
+def _single(path: Path, images: list[Image]) -> Image:
+    if len(images) > 1:
+        raise DataError(
+            f"{path}: holds {len(images)} images of one size; a file that holds both views is given alone, without a "
+            "right image"
+        )
+    return images[0]
+
+
+def _decode_images(path: Path, encoded: bytes) -> list[Image]:
+    """Return the images of a file that are as large as its largest one, in RGB."""
+    if encoded.startswith(_JPEG_BEGINS):
+        images = [_decode_jpeg(path, part) for part in image_headers.find_jpegs(encoded)]
+    else:
+        if image_headers.is_tiff(encoded) and (kind := describe_other_kind(path.name)) is not None:
+            raise DataError(f"{path}: is {kind}")  # raw photographs are TIFFs whose first page is a thumbnail
+        # An EXIF orientation is ignored: a rotated view would no longer be rectified, and disparity maps carry none.
+        # OpenCV decodes TIFFs of 16 bits right as BGR only.
+        mode = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        if image_headers.may_hold_several(encoded):
+            decoded = _decode_several(path, encoded, mode)
+        else:
+            decoded = [_decode(path, encoded, mode)]
+        images = [np.asarray(cv2.cvtColor(_to_8_bits(path, each, encoded), cv2.COLOR_BGR2RGB)) for each in decoded]
+    largest = max((image.shape for image in images), key=lambda shape: shape[0] * shape[1])  # others are thumbnails
+    return [image.astype(np.uint8, copy=False) for image in images if image.shape == largest]
+
+
+def _to_8_bits(path: Path, image: np.ndarray, encoded: bytes) -> np.ndarray:
+    """Return an image of 8 bits: scaled so that the value which the file calls white becomes 255.
+
+    Raises:
+        DataError: it has values above that, or is neither of 8 nor of 16 bits.
+    """
+    if image.dtype.name not in ("uint8", "uint16"):
+        raise DataError(f"{path}: has values of type {image.dtype}; save it as an image of 8 or 16 bits")
+    full = int(np.iinfo(image.dtype).max)
+    deep, netpbm = full > 255, encoded[:1] == b"P"  # of 8 bits only Netpbm's formats may have another white
+    largest = image_headers.largest_value(encoded) if deep or netpbm else None
+    # OpenCV scales the text formats of 8 bits itself.
+    white = full if largest is None or (not deep and encoded[1:2] in b"23") else largest
+    highest = int(image.max(initial=0))
+    if netpbm and highest > white:
+        raise DataError(f"{path}: has a value of {highest}, but its header says that the largest is {white}")
+    if white == full or highest > white:  # a PNG or TIFF whose values fill 16 bits has been scaled to them already
+        if deep and highest < _DARK_16_BITS:
+            warn_once(
+                logger,
+                "16 bits",
+                f"{path}: its values end at {highest} of 65535, and nothing in it says which one is white, so it is "
+                "dark; if the camera has 10 or 12 bits, scale them to 16, or save PGM, whose maxval says so",
+            )
+        return (image >> 8).astype(np.uint8) if deep else image
+    scaled = np.rint(np.arange(full + 1) * (255 / white)).clip(0, 255).astype(np.uint8)
+    return scaled[image]
+
+
+def _warn_of_turned_camera(path: Path, where: str) -> None:
+    warn_once(
+        logger,
+        "orientation",
+        f"{path}: the Exif orientation says that the camera stood on its side, {where}; pixels are taken as they are "
+        "stored. If the views were side by side only after turning, turn all images (jpegtran, ImageMagick "
+        "-auto-orient) before",
+    )
+
+
+def _decode_jpeg(path: Path, encoded: bytes) -> Image:
     # OpenCV accepts a JPEG whose end is zeros, as power cuts and interrupted copies leave them. This decoder is the
     # same library, but strict; the pixels are the same.
     try:
-        height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
-        if height * width <= _LARGEST_PIXELS:
-            return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
+        return _decode_strictly(path, encoded)
+    except DataError:
+        raise
     except (ValueError, MemoryError) as error:
-        raise DataError(f"{path}: is damaged ({error})") from error
-    raise DataError(f"{path}: its header gives a size of {width}x{height}; is the file damaged?")
+        try:
+            image, faults = decode_despite_harmless_faults(encoded, lambda corrected: _decode_strictly(path, corrected))
+        except (ValueError, MemoryError) as found:
+            raise _undecodable(path, found) from error
+        warn_once(logger, "jpeg", f"{path}: {', '.join(dict.fromkeys(faults))}; every pixel is there, so it is read")
+        return image
+
+
+def _decode_strictly(path: Path, encoded: bytes) -> Image:
+    height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
+    if height * width > _LARGEST_PIXELS:
+        raise DataError(f"{path}: its header gives a size of {width}x{height}; is the file damaged?")
+    return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
+
+
+def _undecodable(path: Path, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if str(error).startswith("Unsupported"):
+        return DataError(f"{path}: {error}; save it as a usual JPEG of 8 bits, or as PNG")
+    return DataError(f"{path}: is damaged ({error})")
+
+
+def _decode_several(path: Path, encoded: bytes, mode: int) -> list[np.ndarray]:
+    try:
+        complete, images = cv2.imdecodemulti(np.frombuffer(encoded, np.uint8), mode)
+    except cv2.error:
+        complete, images = False, ()
+    return list(images) if complete and images else [_decode(path, encoded, mode)]
 
 
 def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
@@ -277,8 +422,21 @@ def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     except cv2.error as error:  # a size too large for the memory, from a damaged header
         raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
     if image is None:
-        raise DataError(f"{path}: {len(encoded)} bytes that are not a complete image; is the file damaged?")
+        raise DataError(f"{path}: {_explain_undecodable(path, encoded, mode)}")
     return image
+
+
+def _explain_undecodable(path: Path, encoded: bytes, mode: int) -> str:
+    if (kind := describe_other_kind(path.name, encoded)) is not None:
+        return f"is {kind}"
+    if mode != cv2.IMREAD_UNCHANGED:
+        try:
+            stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error:
+            stored = None
+        if stored is not None:
+            return f"has values of type {stored.dtype}; save it as an image of 8 or 16 bits"
+    return f"{len(encoded)} bytes that are not a complete image; is the file damaged?"
 
 
 def _bytes(path: Path) -> bytes:

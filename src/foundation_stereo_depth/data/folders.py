@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from foundation_stereo_depth.data.codecs import read_disparity, read_rgb
-from foundation_stereo_depth.data.pairs import IMAGE_SUFFIXES
+from foundation_stereo_depth.data.codecs import read_disparity, read_rgb_pair
+from foundation_stereo_depth.data.file_kinds import IMAGE_SUFFIXES, has_suffix
 from foundation_stereo_depth.data.sample import (
     Incomplete,
     SampleNames,
@@ -65,9 +65,8 @@ class FolderDataset:
             DataError: a file cannot be decoded, or the three differ in size.
         """
         frame = self.frames[i]
-        sample = check_sample(
-            str(frame.left), read_rgb(frame.left), read_rgb(frame.right), read_disparity(frame.disparity)
-        )
+        left, right = read_rgb_pair(frame.left, frame.right)
+        sample = check_sample(str(frame.left), left, right, read_disparity(frame.disparity))
         return sample if size is None else resize_sample(sample, *size)
 
     def stamp(self, i: int) -> SourceStamp:
@@ -114,14 +113,14 @@ def _find_layout(folder: Path) -> tuple[str, str, str] | None:
 
 
 def _list_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """Return name -> file, without the `._` files that macOS writes.
+    """Return name -> file.
 
     Raises:
         DataError: two files have one name.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("._"):
+        if not has_suffix(path.name, suffixes):
             continue
         if path.stem in files:
             raise DataError(f"{path}: {files[path.stem].name} beside it has the same name; remove one of them")

@@ -20,7 +20,7 @@ from foundation_stereo_depth.data.codecs import (
     check_largest_disparity,
     decode_fsd_disparity,
     read_fsd_code,
-    read_rgb,
+    read_rgb_pair,
 )
 from foundation_stereo_depth.data.sample import (
     Incomplete,
@@ -35,7 +35,7 @@ from foundation_stereo_depth.data.sample import (
 from foundation_stereo_depth.data.scan import (
     DATA,
     DISPARITY,
-    DISPARITY_SUFFIX,
+    DISPARITY_SUFFIXES,
     IMAGE_SUFFIXES,
     LEFT,
     RIGHT,
@@ -65,14 +65,15 @@ class FsdDataset:
     Attributes:
         names: scene and frame of each sample.
         folders: of each scene in `names.scenes`, relative to the root.
-        suffixes: for each sample, the positions in IMAGE_SUFFIXES of its left and right image.
+        suffixes: for each sample, the positions in IMAGE_SUFFIXES of its left and right image, and the position in
+            DISPARITY_SUFFIXES of its disparity map.
         incomplete: frames that were left out, with what they lack.
     """
 
     root: Path
     names: SampleNames
     folders: tuple[str, ...]
-    suffixes: UInt8[np.ndarray, "N 2"]
+    suffixes: UInt8[np.ndarray, "N 3"]
     incomplete: tuple[Incomplete, ...]
 
     def __len__(self) -> int:
@@ -81,11 +82,11 @@ class FsdDataset:
     def paths(self, i: int) -> SamplePaths:
         """Return the files of sample i."""
         scene, stem = self.root / self.folders[int(self.names.scene_of[i])], self.names.stem(i)
-        left, right = (IMAGE_SUFFIXES[int(s)] for s in self.suffixes[i])
+        left, right, disparity = (int(position) for position in self.suffixes[i])
         return SamplePaths(
-            left=scene / LEFT / (stem + left),
-            right=scene / RIGHT / (stem + right),
-            disparity=scene / DISPARITY / (stem + DISPARITY_SUFFIX),
+            left=scene / LEFT / (stem + IMAGE_SUFFIXES[left]),
+            right=scene / RIGHT / (stem + IMAGE_SUFFIXES[right]),
+            disparity=scene / DISPARITY / (stem + DISPARITY_SUFFIXES[disparity]),
         )
 
     def read(self, i: int, size: tuple[int, int] | None = None) -> StereoSample:
@@ -97,7 +98,8 @@ class FsdDataset:
             DataError: a file cannot be decoded, or the three differ in size.
         """
         paths = self.paths(i)
-        left, right, code = read_rgb(paths.left), read_rgb(paths.right), read_fsd_code(paths.disparity)
+        left, right = read_rgb_pair(paths.left, paths.right)
+        code = read_fsd_code(paths.disparity)
         for path, array in ((paths.right, right), (paths.disparity, code)):
             if array.shape[:2] != left.shape[:2]:
                 raise DataError(f"{path}: is {_size(array)}, but {paths.left} is {_size(left)}; they must match")

@@ -1,28 +1,28 @@
 """Pairs of images without truth: two files, two folders, two globs, two videos, or both views side by side."""
 
-import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from foundation_stereo_depth.data.codecs import read_rgb
+from foundation_stereo_depth.data.codecs import Image, read_rgb_images, read_rgb_pair
+from foundation_stereo_depth.data.file_kinds import IMAGE_SUFFIXES, is_hidden, is_image, is_video, name_other_kinds
+from foundation_stereo_depth.data.videos import read_frames
 from foundation_stereo_depth.errors import DataError
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm", ".m4v", ".mpg", ".mpeg")
-
-Image = UInt8[np.ndarray, "H W 3"]
 
 _APART = 0.75
 """Frames of one number may be apart by this share of the time that one lasts: clocks count in milliseconds."""
-_MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
-"""Some containers only estimate how many frames they hold; more than this are missing."""
+_BLACK_BELOW = 16
+_SMALLEST_PX = 32
+"""Height and width of the smallest views whose disparity means something."""
+_FLATTEST = 2.0
+"""Standard deviation, of 255 levels, of a view that shows one colour: the noise of a covered lens stays below it."""
+_NARROWEST = 2.0
+"""Width by height of two square views side by side. Views of cameras are wider, so a narrower image is one view."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,14 @@ class Pairs:
         left, right: what the user named; `right` is None where both views stand side by side in `left`.
         count: how many pairs; None where only reading will tell, as with videos.
         files: the files of each pair under its name; empty for videos.
+        side_by_side: the user says that both views stand side by side in `left`, however narrow it is.
     """
 
     left: str
     right: str | None
     count: int | None
     files: dict[str, tuple[Path, ...]]
+    side_by_side: bool = False
 
     def without(self, names: Collection[str]) -> "Pairs":
         """Return the pairs of other names."""
@@ -56,11 +58,12 @@ class Pairs:
 
     def __iter__(self) -> Iterator[NamedPair]:
         if self.files:
-            for name, paths in self.files.items():
-                yield _pair(name, [read_rgb(path) for path in paths], str(paths[0]))
+            for name in self.files:
+                left, right = self.read(name)
+                yield NamedPair(name=name, left=left, right=right)
             return
         paths = [Path(video) for video in (self.left, self.right) if video is not None]
-        for number, frames in enumerate(zip_longest(*(_frames(path) for path in paths))):
+        for number, frames in enumerate(zip_longest(*(read_frames(path) for path in paths))):
             present = [frame for frame in frames if frame is not None]
             if len(present) < len(paths):
                 longer, shorter = paths if frames[1] is None else reversed(paths)
@@ -68,28 +71,106 @@ class Pairs:
                     f"{longer}: continues after {shorter} ends at frame {number}; if they began together, and no frame "
                     "is missing in between, cut it to that length"
                 )
-            if abs(present[0].at_s - present[-1].at_s) > _APART * present[0].lasts_s:
+            if abs(present[0].at_s - present[-1].at_s) > _APART * min(frame.lasts_s for frame in present):
                 late = paths[0] if present[0].at_s > present[1].at_s else paths[1]
                 raise DataError(
                     f"{late}: lacks a frame before frame {number}: from there on the views are "
                     f"{abs(present[0].at_s - present[1].at_s):.3f} s apart; pairs before it are good"
                 )
-            yield _pair(f"{paths[0].stem}_{number:06d}", [frame.image for frame in present], str(paths[0]))
+            images = [frame.image for frame in present]
+            views = self._check_size(paths[0], images) if len(images) == 2 else self._split(paths[0], images[0])
+            yield NamedPair(name=f"{paths[0].stem}_{number:06d}", left=views[0], right=views[1])
+
+    def read(self, name: str) -> tuple[Image, Image]:
+        """Return the left and the right view, RGB, of the image files of one name.
+
+        Raises:
+            DataError: they cannot be read, differ in size, or do not hold two views.
+        """
+        paths = self.files[name]
+        if len(paths) == 2:
+            return self._check_size(paths[0], list(read_rgb_pair(*paths)))
+        images = read_rgb_images(paths[0])
+        if len(images) > 2:
+            raise DataError(f"{paths[0]}: holds {len(images)} images of one size; which of them are left and right?")
+        return (images[0], images[1]) if len(images) == 2 else self._split(paths[0], images[0])
+
+    def _check_size(self, path: Path, images: list[Image]) -> tuple[Image, Image]:
+        left, right = images
+        if left.shape != right.shape:
+            raise DataError(
+                f"{path}: is {left.shape[1]}x{left.shape[0]}, but its right view is {right.shape[1]}x{right.shape[0]}; "
+                "a rectified pair has one size"
+            )
+        return left, right
+
+    def _split(self, path: Path, both: Image) -> tuple[Image, Image]:
+        height, width = both.shape[:2]
+        if width < _NARROWEST * height and not self.side_by_side:
+            raise DataError(
+                f"{path}: is {width}x{height}, too narrow for two views side by side; name the right view too, or add "
+                "--side-by-side if it holds both"
+            )
+        return split_side_by_side(both, str(path))
 
 
-def find_pairs(left: str, right: str | None) -> Pairs:
+def check_views(pair: NamedPair) -> None:
+    """Check that two views can be of one scene.
+
+    Raises:
+        DataError: they are one image, or too small to match.
+    """
+    height, width = pair.left.shape[:2]
+    if min(height, width) < _SMALLEST_PX:
+        raise DataError(f"{pair.name}: is {width}x{height} px; views of less than {_SMALLEST_PX} px cannot be matched")
+    if np.array_equal(pair.left, pair.right) and describe_emptiness(pair) is None:
+        raise DataError(f"{pair.name}: left and right are the same image; was it copied, or named twice?")
+
+
+def describe_emptiness(pair: NamedPair) -> str | None:
+    """Return one line where a view shows nothing but one colour, such as that of a covered lens; else None."""
+    for side, view in (("left", pair.left), ("right", pair.right)):
+        if float(view.std()) < _FLATTEST:
+            shade = "black" if view.mean() < _BLACK_BELOW else "of one colour"
+            return f"{pair.name}: the {side} view is {shade}, so nothing can be matched; was the lens covered?"
+    return None
+
+
+def split_side_by_side(both: Image, source: str) -> tuple[Image, Image]:
+    """Return the left and the right half of an image, for the views of a camera with two lenses.
+
+    Raises:
+        DataError: its width is odd.
+    """
+    width = both.shape[1]
+    if width % 2:
+        raise DataError(f"{source}: is {width} px wide, so it does not hold two views of one width side by side")
+    return np.ascontiguousarray(both[:, : width // 2]), np.ascontiguousarray(both[:, width // 2 :])
+
+
+def find_pairs(left: str, right: str | None, *, side_by_side: bool = False) -> Pairs:
     """Return the pairs that two arguments name: files, folders, globs or videos; one argument means side by side.
 
     Folders pair files of the same name (without suffix). Globs pair what their wildcards stand for: `a/*/im0.png` and
     `a/*/im1.png` pair scene by scene, `left*.jpg` and `right*.jpg` number by number.
 
+    Args:
+        left: of the left views, or of both.
+        right: of the right views; None where `left` has both.
+        side_by_side: the user says so, and an image narrower than two square views is split as well.
+
     Raises:
-        DataError: nothing is there, or an image lacks its partner.
+        DataError: nothing is there, an image lacks its partner, or both arguments name the same files.
     """
     found = [_matches(text) for text in (left, right) if text is not None]
-    videos = [_is_video(text) for text in (left, right) if text is not None]
+    if right is not None and side_by_side:
+        raise DataError(
+            f"{left} and {right}: --side-by-side means that the first holds both views; leave the other out"
+        )
+    videos = [is_video(text) and Path(text).is_file() for text in (left, right) if text is not None]
+    _check_distinct(left, right, found)
     if all(videos):
-        return Pairs(left=left, right=right, count=None, files={})
+        return Pairs(left=left, right=right, count=None, files={}, side_by_side=side_by_side)
     if any(videos):
         raise DataError(f"{left} and {right}: one is a video, the other is not")
     if right is not None and len(found[0]) == len(found[1]) == 1 and not (_is_many(left) or _is_many(right)):
@@ -105,7 +186,40 @@ def find_pairs(left: str, right: str | None) -> Pairs:
             "folders pair equal names, globs in quotes pair what their * stand for"
         )
     files = {name: tuple(side[name] for side in found) for name in sorted(found[0])}
-    return Pairs(left=left, right=right, count=len(files), files=files)
+    return Pairs(left=left, right=right, count=len(files), files=files, side_by_side=side_by_side)
+
+
+def _check_distinct(left: str, right: str | None, found: list[dict[str, Path]]) -> None:
+    if right is None:
+        return
+    same = {path.resolve() for path in found[0].values()} & {path.resolve() for path in found[1].values()}
+    if same and (len(found[0]) == 1 or len(same) == len(found[0])):
+        raise DataError(
+            f"{left} and {right}: are the same {'file' if len(same) == 1 else 'files'}; name the right view, or, if "
+            "both views stand side by side in it, give it once"
+        )
+    if len(found[0]) == len(found[1]) == 1:
+        _check_sides(*(next(iter(side.values())) for side in found))
+
+
+def _check_sides(left: Path, right: Path) -> None:
+    """Check that two files of one folder are not of the same side by their names, as an unquoted glob leaves them.
+
+    Raises:
+        DataError: they are.
+    """
+    sides = [_side_in_name(path) for path in (left, right)]
+    if left.resolve().parent == right.resolve().parent and sides[0] == sides[1] is not None:
+        raise DataError(
+            f"{left} and {right}: are both {sides[0]} views by their names; put each glob in quotes, as in "
+            "'left*.png' 'right*.png', so that the shell does not expand it"
+        )
+
+
+def _side_in_name(path: Path) -> str | None:
+    """Return the side that `left/0001.png` or `right_01.png` is of; None for names with other words."""
+    words = ("".join(filter(str.isalpha, path.stem)).lower(), path.parent.name.lower())
+    return next((word for word in words if word in ("left", "right")), None)
 
 
 def _matches(text: str) -> dict[str, Path]:
@@ -117,28 +231,63 @@ def _matches(text: str) -> dict[str, Path]:
         return {path.stem: path}
     if path.is_dir():
         named: dict[str, Path] = {}
-        for file in sorted(path.iterdir()):
-            # macOS puts a ._ beside each file on disks of others.
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("._"):
+        files = sorted(path.iterdir())
+        for file in files:
+            if is_image(file.name):
                 _add(named, file.stem, file)
         if not named:
-            raise DataError(f"{text}: a folder without images ({', '.join(IMAGE_SUFFIXES)})")
+            other = name_other_kinds(file.name for file in files) or _name_video(files)
+            raise DataError(
+                f"{text}: a folder without images ({', '.join(IMAGE_SUFFIXES)})" + (f"; {other}" if other else "")
+            )
         return named
+    if "://" in text or " ! " in text:
+        raise DataError(f"{text}: streams and pipelines are for foundation-stereo-live-view; name images or a video")
     if not re.search(r"[*?]", text):
         raise DataError(f"{text}: no such file or folder")
+    return _match_glob(text)
+
+
+def _match_glob(text: str) -> dict[str, Path]:
+    """Return what the wildcards stand for -> file; of several kinds of files the images."""
+    path = Path(text)
     pattern = re.compile("".join(_as_regex(part) for part in re.split(r"(\*\*/|\*|\?)", path.as_posix())))
     anchor = Path(path.anchor)
     relative = path.relative_to(anchor) if path.anchor else path
-    named = {}
     # Of what pathlib takes for wildcards only * and ? are meant; folders may well have brackets in their names.
     wanted = relative.as_posix().replace("[", "[[]")
+    matches: dict[Path, str] = {}
     for file in sorted((anchor if path.anchor else Path()).glob(wanted)):
         match = pattern.fullmatch(file.as_posix())
-        if match is not None and file.is_file():
-            _add(named, "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part), file)
-    if not named:
-        raise DataError(f"{text}: matches no file")
+        if match is not None and file.is_file() and not _hides(file, path):
+            matches[file] = "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part)
+    if not matches:
+        raise DataError(f"{text}: matches no file{_suggest_capitals(path)}")
+    images = [file for file in matches if is_image(file.name)]
+    if not images and (other := _name_video(matches)):
+        raise DataError(f"{text}: {other}")
+    named: dict[str, Path] = {}
+    for file in images or matches:  # where none has the suffix of an image, the user means what the pattern says
+        _add(named, matches[file], file)
     return named
+
+
+def _suggest_capitals(pattern: Path) -> str:
+    """Return a hint where the pattern would match with its suffix in capitals, or in small letters."""
+    other = pattern.with_suffix(pattern.suffix.swapcase())
+    anchor = Path(other.anchor)
+    found = next(anchor.glob(str(other.relative_to(anchor)).replace("[", "[[]")), None)
+    return "" if found is None or other == pattern else f", but {other} does"
+
+
+def _hides(file: Path, pattern: Path) -> bool:
+    """Return True where a wildcard stands for a name that begins with a dot."""
+    return any(is_hidden(part) for part in set(file.parts) - set(pattern.parts)) and not is_hidden(pattern.name)
+
+
+def _name_video(files: Iterable[Path]) -> str | None:
+    video = next((file for file in files if is_video(file.name)), None)
+    return None if video is None else f"{video.name} is a video; videos are named one at a time"
 
 
 def _add(named: dict[str, Path], name: str, file: Path) -> None:
@@ -153,55 +302,3 @@ def _as_regex(part: str) -> str:
 
 def _is_many(text: str) -> bool:
     return not Path(text).is_file()
-
-
-def _is_video(text: str) -> bool:
-    return Path(text).is_file() and Path(text).suffix.lower() in VIDEO_SUFFIXES
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Frame:
-    """One frame of a video: when it is shown, counted from the first one, and for how long, s; RGB."""
-
-    image: Image
-    at_s: float
-    lasts_s: float
-
-
-def _frames(path: Path) -> Iterator[_Frame]:
-    capture = cv2.VideoCapture(str(path))
-    try:
-        number, first_s = 0, 0.0
-        promised, rate = capture.get(cv2.CAP_PROP_FRAME_COUNT), capture.get(cv2.CAP_PROP_FPS)
-        lasts_s = 1 / rate if 0 < rate < math.inf else math.inf  # without a rate nothing is said of time
-        while capture.grab():
-            at_s = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            first_s = first_s if number else at_s
-            retrieved, bgr = capture.retrieve()
-            if not retrieved:
-                raise DataError(f"{path}: frame {number} cannot be decoded")
-            image = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), np.uint8)
-            yield _Frame(image=image, at_s=at_s - first_s, lasts_s=lasts_s)
-            number += 1
-        if number == 0:
-            raise DataError(f"{path}: is not a video that can be decoded")
-        if promised - number > max(_MISSING_FRAMES, _MISSING_SHARE * promised):
-            raise DataError(f"{path}: only {number} of {promised:.0f} frames can be decoded; is it damaged, or cut?")
-    finally:
-        capture.release()
-
-
-def _pair(name: str, images: list[Image], source: str) -> NamedPair:
-    if len(images) == 2:
-        left, right = images
-    else:
-        width = images[0].shape[1]
-        if width % 2:
-            raise DataError(f"{source}: is {width} px wide, so it does not hold two views of one width side by side")
-        left, right = images[0][:, : width // 2], images[0][:, width // 2 :]
-    if left.shape != right.shape:
-        raise DataError(
-            f"{source}: is {left.shape[1]}x{left.shape[0]}, but its right view is {right.shape[1]}x{right.shape[0]}; a "
-            "rectified pair has one size"
-        )
-    return NamedPair(name=name, left=left, right=right)

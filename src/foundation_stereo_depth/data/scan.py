@@ -2,6 +2,8 @@
 
     <root>/<scene>/dataset/data/{left/rgb,right/rgb}/NNNN.{jpg,jpeg,png}   and   left/disparity/NNNN.png
 
+Suffixes may be written in capitals, as cameras do; names that begin with a dot are no frames.
+
 A folder's own times change whenever a file in it is added, removed or renamed. So a kept scan is compared with the
 times of three folders per scene, and only scenes where they have changed are scanned again.
 """
@@ -21,19 +23,20 @@ import numpy as np
 from jaxtyping import Int32, UInt8
 from tqdm import tqdm
 
+from foundation_stereo_depth.data.file_kinds import all_capitals, is_hidden
 from foundation_stereo_depth.data.sample import Incomplete, encode_name
 from foundation_stereo_depth.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = tuple(variant for suffix in (".jpg", ".jpeg", ".png") for variant in all_capitals(suffix))
 """In order of preference, should one frame come in several."""
-DISPARITY_SUFFIX = ".png"
+DISPARITY_SUFFIXES = tuple(all_capitals(".png"))
 
 DATA = Path("dataset/data")
 LEFT, RIGHT, DISPARITY = DATA / "left/rgb", DATA / "right/rgb", DATA / "left/disparity"
 
-_FORMAT = 1
+_FORMAT = 2
 _KEEP_FROM_SAMPLES = 20_000
 """Fewer samples are scanned in a fraction of a second."""
 _BAR_AFTER_S = 1.0
@@ -54,14 +57,15 @@ class SceneScan:
         times_ns: when the three folders last changed, and when they were scanned.
         stems: names of the complete frames in UTF-8, one after the other.
         lengths: of each name, bytes.
-        suffixes: for each frame, the positions in IMAGE_SUFFIXES of its left and right image.
+        suffixes: for each frame, the positions in IMAGE_SUFFIXES of its left and right image, and the position in
+            DISPARITY_SUFFIXES of its disparity map.
         incomplete: frames that were left out.
     """
 
     times_ns: tuple[int, ...]
     stems: UInt8[np.ndarray, " bytes"]
     lengths: Int32[np.ndarray, " frames"]
-    suffixes: UInt8[np.ndarray, "frames 2"]
+    suffixes: UInt8[np.ndarray, "frames 3"]
     incomplete: tuple[Incomplete, ...]
 
 
@@ -116,7 +120,7 @@ def _scan_scene(root: Path, scene: str, times_ns: tuple[int, ...]) -> SceneScan:
     scanned_at_ns = time.time_ns()
     left = _frames(root / scene / LEFT, IMAGE_SUFFIXES)
     right = _frames(root / scene / RIGHT, IMAGE_SUFFIXES)
-    disparity = _frames(root / scene / DISPARITY, (DISPARITY_SUFFIX,))
+    disparity = _frames(root / scene / DISPARITY, DISPARITY_SUFFIXES)
     complete = sorted(left.keys() & right.keys() & disparity.keys())
     parts = {"left image": left, "right image": right, "disparity map": disparity}
     incomplete = [
@@ -128,7 +132,7 @@ def _scan_scene(root: Path, scene: str, times_ns: tuple[int, ...]) -> SceneScan:
         times_ns=(*times_ns, scanned_at_ns),
         stems=np.frombuffer(b"".join(stems), np.uint8),
         lengths=np.fromiter(map(len, stems), np.int32, len(stems)),
-        suffixes=np.array([(left[stem], right[stem]) for stem in complete], np.uint8).reshape(-1, 2),
+        suffixes=np.array([(left[stem], right[stem], disparity[stem]) for stem in complete], np.uint8).reshape(-1, 3),
         incomplete=tuple(incomplete),
     )
 
@@ -144,7 +148,7 @@ def _frames(folder: Path, suffixes: tuple[str, ...]) -> dict[str, int]:
     for name in names:
         stem, dot, suffix = name.rpartition(".")
         position = position_of.get(dot + suffix)
-        if position is not None and stem and frames.get(stem, position) >= position:
+        if position is not None and stem and not is_hidden(name) and frames.get(stem, position) >= position:
             frames[stem] = position
     return frames
 

@@ -111,6 +111,8 @@ class TorchvisionDataset:
             DataError: it cannot be read, or its parts differ in size.
         """
         name = f"{self._folder}: {self.names.name(i)}"
+        if self._opened.has_16_bits:
+            _check_16_bits(Path(str(self._opened.disparities[i][0])))
         try:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]
@@ -136,6 +138,7 @@ class _Opened:
         images, disparities: the files of item i, left and right.
         masks_occlusion: the mask, where there is one, marks the pixels that are not occluded.
         visible_only: the truth covers pixels that both views see, and no others.
+        has_16_bits: the truth is in PNGs of 16 bits.
     """
 
     dataset: Any
@@ -143,11 +146,30 @@ class _Opened:
     disparities: list[tuple[str, str | None]]
     masks_occlusion: bool = False
     visible_only: bool = False
+    has_16_bits: bool = False
 
     def non_occluded(self, mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
         if self.visible_only:
             return np.ones(shape, dtype=bool)
         return mask if self.masks_occlusion else None
+
+
+def _check_16_bits(path: Path) -> None:
+    """Check that a PNG has 16 bits a value; torchvision would divide values of 8 bits by 256 as well.
+
+    Raises:
+        DataError: it has fewer.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(25)  # its last byte is the bit depth (PNG specification, 11.2.1)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    if head.startswith(b"\x89PNG") and len(head) == 25 and head[24] < 16:
+        raise DataError(
+            f"{path}: its values have {head[24]} bits, but the disparity of this data set has 16; converting loses "
+            "them, so get the original file"
+        )
 
 
 def _opened(dataset: Any, **facts: bool) -> _Opened:
@@ -223,13 +245,16 @@ BENCHMARKS: dict[str, tuple[str, Callable[[Path, bool], _Opened]]] = {
     "middlebury2014": ("Middlebury2014", _middlebury2014),
     "eth3d": ("ETH3D", lambda root, _: _opened(_ETH3D(root), masks_occlusion=True)),
     # What torchvision reads of KITTI 2012 is disp_noc: pixels that both views see.
-    "kitti2012": ("Kitti2012", lambda root, _: _opened(datasets.Kitti2012Stereo(root), visible_only=True)),
-    "kitti2015": ("Kitti2015", lambda root, _: _opened(_Kitti2015(root), masks_occlusion=True)),
+    "kitti2012": (
+        "Kitti2012",
+        lambda root, _: _opened(datasets.Kitti2012Stereo(root), visible_only=True, has_16_bits=True),
+    ),
+    "kitti2015": ("Kitti2015", lambda root, _: _opened(_Kitti2015(root), masks_occlusion=True, has_16_bits=True)),
     "sceneflow": ("SceneFlow", _sceneflow),
     "sintel": ("Sintel", lambda root, _: _opened(datasets.SintelStereo(root), masks_occlusion=True)),
     "fallingthings": ("FallingThings", _falling_things),
-    "instereo2k": ("InStereo2k", lambda root, _: _opened(_InStereo2k(root, split="test"))),
-    "crestereo": ("CREStereo", lambda root, _: _opened(datasets.CREStereo(root))),
+    "instereo2k": ("InStereo2k", lambda root, _: _opened(_InStereo2k(root, split="test"), has_16_bits=True)),
+    "crestereo": ("CREStereo", lambda root, _: _opened(datasets.CREStereo(root), has_16_bits=True)),
     "carla": ("carla-highres", lambda root, _: _opened(datasets.CarlaStereo(root))),
 }
 """Name -> the folder that torchvision looks for, and what opens it."""

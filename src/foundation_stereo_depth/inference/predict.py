@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from foundation_stereo_depth.calibration.files import find_calibration_beside
 from foundation_stereo_depth.calibration.rig import RigCalibration
-from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
+from foundation_stereo_depth.data.pairs import NamedPair, Pairs, check_views, describe_emptiness, find_pairs
 from foundation_stereo_depth.data.rectify import Rectifier, create_rectifier, warn_of_near_limit
 from foundation_stereo_depth.data.row_check import Image, Rectify, check_first_pair
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.inference.predictor import Predictor, open_network
+from foundation_stereo_depth.log import warn_once
 from foundation_stereo_depth.options.inference import OutputOptions, PredictOptions
 from foundation_stereo_depth.outputs import OutputWriter
 
@@ -45,7 +46,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     """
     if options.output.output is None:
         raise UserError("needs --output (-o), the folder to write to")
-    pairs = find_pairs(left, right)
+    pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
     options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
     writer = OutputWriter(options.output)
     done = [name for name in pairs.files if writer.is_done(name)]
@@ -61,7 +62,8 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     many = "frames" if pairs.count is None else f"{pairs.count} pairs"
     logger.info("%s; %s of %s", predictor.description, many, left)
     rectification = Rectification(writer.calibration, predictor, rectify=options.output.rectify)
-    missing = (pair for pair in _swap(pairs, options.output.swap) if not writer.is_done(pair.name))
+    checked = _check_views(pairs)
+    missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
@@ -125,6 +127,19 @@ class Rectification:
         return full(left, right)
 
 
+def _check_views(pairs: Pairs) -> Iterator[NamedPair]:
+    """Yield the pairs; raise where the first one can be no pair, or the only one shows nothing; warn of later ones."""
+    for number, pair in enumerate(pairs):
+        if number == 0:
+            check_views(pair)
+        empty = describe_emptiness(pair)
+        if empty is not None and pairs.count == 1:
+            raise DataError(empty)
+        if empty is not None:
+            warn_once(logger, "empty view", empty)
+        yield pair
+
+
 def _swap(pairs: Iterable[NamedPair], swap: bool) -> Iterator[NamedPair]:
     for pair in pairs:
         yield NamedPair(name=pair.name, left=pair.right, right=pair.left) if swap else pair
@@ -150,7 +165,13 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
 def _check_first(
     pairs: Iterator[NamedPair], predictor: Predictor, rectification: Rectification, options: PredictOptions
 ) -> Iterator[NamedPair]:
-    """Yield the pairs; log warnings if the first one seems to be swapped, or rectified though it should not be."""
+    """Yield the pairs; stop if the views of the first one seem to be swapped, unless that is allowed.
+
+    Logs a warning if it should be rectified though it is not, or the other way round.
+
+    Raises:
+        DataError: its views seem to be swapped.
+    """
     first = next(pairs, None)
     if first is None:
         return
@@ -160,11 +181,13 @@ def _check_first(
             logger.warning("%s: %s", first.name, problem)
     else:
         remedy = "leave --swap out" if options.output.swap else "--swap swaps them back"
-        logger.warning(
-            "%s: the left and right views seem to be swapped, the images match better the other way round; %s",
-            first.name,
-            remedy,
+        problem = (
+            f"{first.name}: the left and right views seem to be swapped, the images match better the other way round; "
+            f"{remedy}"
         )
+        if not options.output.allow_swapped:
+            raise DataError(f"{problem}, --allow-swapped takes them as they are")
+        logger.warning(problem)
     yield from chain([first], pairs)
 
 

@@ -28,9 +28,8 @@ __all__ = [
 
 
 def create_network(options: ModelOptions) -> nn.Module:
-    """A network with fresh weights, drawn from torch's global generator; it follows `StereoNetwork`."""
-    if options.model == "guided":
-        return GuidedNetwork(base_channels=options.base_channels)
-    if options.model == "fused":
-        return FusedNetwork(base_channels=options.base_channels)
+    """Return a network with initial weights, drawn from torch's global generator; it follows `StereoNetwork`."""
+    for refinement in (GuidedNetwork, FusedNetwork):
+        if options.model == refinement.name:
+            return refinement(base_channels=options.base_channels)
     return UNet(base_channels=options.base_channels, depth=options.depth)

@@ -84,7 +84,13 @@ def create_parser(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
-    typed = vars(parser.parse_args(arguments))
+    namespace, extra = parser.parse_known_args(arguments)
+    if extra and any(Path(each).exists() for each in extra):
+        parser.error(
+            f"{len(extra)} files more than it takes, {extra[0]} first; put each glob in quotes, as in 'left/*.png', so "
+            "that the shell does not expand it"
+        )
+    typed = vars(namespace if not extra else parser.parse_args(arguments))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
 
 
@@ -268,7 +274,9 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         if parts[-1] is Ellipsis:  # given several times
             settings |= {"action": "append", "type": _converter(parts[0]), "metavar": field.metadata["metavar"]}
         else:
-            settings |= {"nargs": len(parts), "type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            parts = max((get_args(each) for each in several), key=len)  # of tuples of several lengths all are taken
+            settings |= {"type": _converter(parts[0]), "metavar": tuple(map(_metavar, parts))}
+            settings["nargs"] = len(parts) if len(several) == 1 else "+"
     else:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)

@@ -126,6 +126,10 @@ class OutputOptions(CalibrationFileOptions):
     )
     max_depth_m: float = option(50.0, "leave points out of the cloud that are farther away, metres", minimum=0.0)
     swap: bool = option(False, "swap the views: LEFT was taken by the right camera")
+    allow_swapped: bool = option(False, "take the views as they are named where they seem to be swapped")
+    side_by_side: bool = option(
+        False, "LEFT holds both views side by side, though it is less than twice as wide as high"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,17 +1,14 @@
-"""Stereo scenes made from nothing but a seed, in batches on the training device, with exact disparity.
+"""Procedural stereo scenes in batches on the training device, with exact disparity.
 
-A scene is a curved, slanted background, often a floor, and many textured pieces floating before it. Each piece is a
-function, not an image: its disparity is a quadratic in left-image coordinates,
+A scene is a curved, slanted background, often a floor, and many textured primitives floating in front of it. Each
+primitive is a function, not an image: its disparity is a quadratic in left-image coordinates, its outline an inequality
+in the same coordinates, its texture a lookup there. For a pixel (x, y) of the left view every primitive is evaluated at
+(x, y); for a pixel (x_right, y) of the right view at the x that solves x - d(x, y) = x_right, which for a quadratic has
+a closed form. In both views the primitive with the largest disparity, the nearest one, is visible. So disparity is
+exact, occlusion is right in both views, and what one view shows behind an edge has a texture of its own.
 
-    d(u, v) = d0 + gx u + gy v + qx u^2 + qy v^2,      (u, v) = (x, y) - centre,
-
-its outline an inequality in the same coordinates, its texture a lookup there. A pixel of the left view asks every
-piece at (x, y); a pixel (x_right, y) of the right view asks it at the x that solves x - d(x, y) = x_right, which for a
-quadratic has a closed form. In both views the piece with the largest disparity, the nearest one, wins. So disparity is
-exact, occlusion is right in both views, and what one view has behind an edge has a texture of its own.
-
-Edges of depth are not always edges of colour, nor the other way about: some pieces are painted as others are, textures
-are patched together, shadows lie across everything. Glows stand where each view has them, at no surface's disparity.
+Depth edges are not always intensity edges, nor the reverse: some primitives share a texture, textures are patched
+together, shadows cross everything. Specular highlights have a disparity of their own, at no surface.
 """
 
 import math
@@ -29,15 +26,15 @@ from foundation_stereo_depth.data.batch import Positions, StereoBatch
 from foundation_stereo_depth.data.random import Keys, chance, sample_keys, uniform, whole
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.data.synthetic.torch_shading import (
-    draw_glows,
+    draw_highlights,
     draw_shadows,
-    glowing,
+    highlight_rgb,
     light_left_by_shadows,
 )
 from foundation_stereo_depth.data.synthetic.torch_textures import TEXTURE_SIZE, TEXTURES, look_up, texture_atlas
 
 PIECES = 56
-"""Pieces before the background; outlines that miss the image make the count vary from scene to scene."""
+"""Primitives before the background; outlines that miss the image make the count vary from scene to scene."""
 SAMPLES = 2
 """Colours are averaged over so many points across and down each pixel, as a shrunk photograph's are."""
 
@@ -49,9 +46,9 @@ SCENES_STAMP: SourceStamp = np.full((3, 2), -SCENES_VERSION, np.int64)
 _PER_FOLDER = 100
 _POOL_SEED = 0
 _SMALLEST, _FARTHEST_PLAIN = 0.003, 0.14  # of the width: disparities of backgrounds
-_LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest piece
-_CLUSTERS = 2  # in half of the scenes: small pieces that hang together, as leaves do
-_DONORS = 6  # so many first surfaces lend their paint to others
+_LARGEST = 0.32  # of the width: the largest disparity of the scene with the nearest primitive
+_CLUSTERS = 2  # in half of the scenes: small primitives close together, like foliage
+_TEXTURE_SOURCES = 6  # the first surfaces, whose textures others copy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ class ProceduralSource:
         for positions in plan:
             indices = torch.as_tensor(positions, device=self.device)
             keys = sample_keys(self.seed, epoch, indices)
-            # A GPU wants all scenes at once; a CPU is faster scene by scene, where each piece has a small frame.
+            # A GPU wants all scenes at once; a CPU is faster scene by scene, where each primitive has a small frame.
             at_once = len(indices) if self.device.type == "cuda" else 1
             parts = [
                 render_scenes(keys[i : i + at_once], indices[i : i + at_once], self.height, self.width)
@@ -113,12 +110,12 @@ def joined(parts: Sequence[StereoBatch]) -> StereoBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pieces:
-    """All pieces of B scenes, [B, K] each; piece 0 is the background. Lengths in px, disparities in px."""
+class _Primitives:
+    """All primitives of B scenes, [B, K] each; primitive 0 is the background. Lengths in px, disparities in px."""
 
     centre_x: Tensor
     centre_y: Tensor
-    reach_x: Tensor  # half the size of a frame that holds the piece in the left view
+    reach_x: Tensor  # half the size of a frame that holds the primitive in the left view
     reach_y: Tensor
     d0: Tensor
     gx: Tensor
@@ -127,25 +124,25 @@ class _Pieces:
     qy: Tensor
     axes: Tensor  # [B, K, 2, 2], 1/px: rows turn (u, v) into (p, q), in which the outline is at about 1
     roundness: Tensor  # 0 box, 1 ellipse
-    wave: Tensor  # [B, K, 3]: how far the outline sways in p along q, how often, from which phase
-    hollow: Tensor  # the piece begins where the outline's inequality exceeds this; below 0: it is whole
-    slats: Tensor  # gaps per unit of q
-    slat_share: Tensor  # of a slat and the gap beside it, the slat's share; 1: no gaps
-    surface: Tensor  # [B, K, 17]: what `_colours` needs of the piece that won a pixel
+    wave: Tensor  # [B, K, 3]: how far the outline wobbles in p along q, how often, from which phase
+    hollow: Tensor  # the primitive begins where the outline's inequality exceeds this; below 0: it is filled
+    bars: Tensor  # gaps per unit of q
+    bar_fraction: Tensor  # width of a bar over that of a bar and its gap; 1: no gaps
+    surface: Tensor  # [B, K, 17]: what `_colours` needs of the primitive that is visible at a pixel
     shadows: Tensor  # [B, SHADOWS, 7]: how dark, and of two soft half planes: 1/px across x, across y, and where
-    glows: Tensor  # [B, GLOWS, 6]: how bright, centre x and y, 1/reach in x and y, disparity
+    highlights: Tensor  # [B, HIGHLIGHTS, 6]: brightness, centre x and y, 1/reach in x and y, disparity
 
 
 @torch.no_grad()
 def render_scenes(keys: Keys, indices: Int64[Tensor, " B"], height: int, width: int) -> StereoBatch:
     """One scene per key: both views, and the exact disparity of the left one, known everywhere."""
-    pieces = _draw_pieces(keys, height, width)
-    left, right = (_colours(pieces, height, width, from_right=right_view) for right_view in (False, True))
-    disparity_px, _ = _nearest(pieces, height, width, 1, from_right=False)
+    primitives = _draw_primitives(keys, height, width)
+    left, right = (_colours(primitives, height, width, from_right=right_view) for right_view in (False, True))
+    disparity_px, _ = _nearest(primitives, height, width, 1, from_right=False)
     return StereoBatch(left=left, right=right, disparity_px=disparity_px[:, None], indices=indices)
 
 
-def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR0915 (one draw after the other)
+def _draw_primitives(keys: Keys, height: int, width: int) -> _Primitives:  # noqa: PLR0915 (one draw after the other)
     n = PIECES
 
     def draw(purpose: str, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -167,7 +164,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
         dim=1,
     )
 
-    # The pieces: mostly small, some as large as the image; nearer than the background's centre, with a long tail.
+    # The primitives: mostly small, some as large as the image; nearer than the background's centre, with a long tail.
     size_px = width * draw("size", math.log(0.02), math.log(0.7)).exp()
     clustered = chance(keys, "clustered", n, probability=0.5) & chance(keys, "clusters", 1, probability=0.5)
     size_px = torch.where(clustered, width * draw("leaf size", math.log(0.02), math.log(0.15)).exp(), size_px)
@@ -188,28 +185,28 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
     nearness = torch.where(clustered, of_cluster("nearness", 0.0, 1.0), draw("nearness")) ** 2
     d0 = far_px * (near_px / far_px).pow(nearness)
     d0 = torch.where(clustered, d0 * draw("leaf depth", 0.9, 1.15), d0)
-    # Slopes are per pixel; bounded so that over the piece disparity changes by at most 0.6 d0 and never folds.
+    # Slopes are per pixel; bounded so that over the primitive disparity changes by at most 0.6 d0 and never folds.
     bound = torch.minimum(0.25 * d0 / half_a, torch.full_like(d0, 0.3))
     gx, gy = (draw(f"slope {axis_name}", -1.0, 1.0) * bound for axis_name in "xy")
     qx, qy = (draw(f"curve {axis_name}", -1.0, 1.0) * 0.2 * bound / half_a for axis_name in "xy")
 
-    # Outlines: a third sway, one in ten is a frame, one in twelve a row of slats.
-    sway = torch.where(chance(keys, "sways", n, probability=1 / 3), draw("sway", 0.05, 0.3), 0.0)
-    wave = torch.stack([sway, draw("sway often", 2.0, 12.0), draw("sway phase", 0.0, 2 * math.pi)], -1)
+    # Outlines: a third wobble, one in ten is a frame, one in twelve a row of bars.
+    wobble = torch.where(chance(keys, "sways", n, probability=1 / 3), draw("sway", 0.05, 0.3), 0.0)
+    wave = torch.stack([wobble, draw("sway often", 2.0, 12.0), draw("sway phase", 0.0, 2 * math.pi)], -1)
     hollow = torch.where(chance(keys, "hollow", n, probability=0.1), draw("hollow from", 0.4, 0.85), -1.0)
-    in_slats = chance(keys, "in slats", n, probability=1 / 12) & ~thin
-    slat_share = torch.where(in_slats, draw("slat share", 0.3, 0.7), 1.0)
-    stretch = 1 + sway
+    is_grating = chance(keys, "in slats", n, probability=1 / 12) & ~thin
+    bar_fraction = torch.where(is_grating, draw("slat share", 0.3, 0.7), 1.0)
+    stretch = 1 + wobble
     reach_x = (cos.abs() * half_a + sin.abs() * half_b) * stretch
     reach_y = (sin.abs() * half_a + cos.abs() * half_b) * stretch
 
     centre_x, centre_y = draw("centre x", -0.05, 1.15) * width, draw("centre y", -0.05, 1.05) * height
     spread_px = of_cluster("spread", 0.08, 0.35) * width
-    leaf_x = of_cluster("x", 0.0, 1.0) * width + spread_px * draw("leaf x", -1.0, 1.0)
-    leaf_y = of_cluster("y", 0.0, 1.0) * height + spread_px * draw("leaf y", -1.0, 1.0)
-    centre_x, centre_y = torch.where(clustered, leaf_x, centre_x), torch.where(clustered, leaf_y, centre_y)
+    member_x = of_cluster("x", 0.0, 1.0) * width + spread_px * draw("leaf x", -1.0, 1.0)
+    member_y = of_cluster("y", 0.0, 1.0) * height + spread_px * draw("leaf y", -1.0, 1.0)
+    centre_x, centre_y = torch.where(clustered, member_x, centre_x), torch.where(clustered, member_y, centre_y)
 
-    # Often the first piece is a floor: from a horizon down, nearer by a steady amount each row.
+    # Often the first primitive is a floor: from a horizon down, nearer by a steady amount each row.
     is_floor = chance(keys, "floor", 1, probability=0.4)
     depth_px = height * uniform(keys, "floor depth", 1, low=0.2, high=0.7)  # rows from the horizon to the lower edge
     rise_px = (near_px - far_px) * uniform(keys, "floor rise", 1, low=0.2, high=0.9)
@@ -226,7 +223,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
     upright[..., 0, 0], upright[..., 1, 1] = 0.5 / width, 1 / depth_px
     axis = torch.cat([torch.where(is_floor[..., None, None], upright, axis[:, :1]), axis[:, 1:]], dim=1)
     wave = torch.cat([torch.where(is_floor[..., None], 0.0, wave[:, :1]), wave[:, 1:]], dim=1)
-    hollow, slat_share = floored(hollow, -1.0), floored(slat_share, 1.0)
+    hollow, bar_fraction = floored(hollow, -1.0), floored(bar_fraction, 1.0)
     roundness = floored(draw("roundness"), 0.0)
     half_a = floored(half_a, half_w)
 
@@ -234,7 +231,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
         first = first if isinstance(first, Tensor) else torch.full_like(rest[:, :1], first)
         return torch.cat([first.to(rest.dtype), rest], dim=1)
 
-    return _Pieces(
+    return _Primitives(
         centre_x=with_background(half_w, centre_x),
         centre_y=with_background(half_h, centre_y),
         reach_x=with_background(2.0 * width, reach_x),
@@ -248,8 +245,8 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
         roundness=with_background(0.0, roundness),
         wave=with_background(torch.zeros_like(wave[:, :1]), wave),
         hollow=with_background(-1.0, hollow),
-        slats=with_background(1.0, draw("slats", 1.0, 6.0)),
-        slat_share=with_background(1.0, slat_share),
+        bars=with_background(1.0, draw("slats", 1.0, 6.0)),
+        bar_fraction=with_background(1.0, bar_fraction),
         surface=torch.cat(
             [
                 torch.stack([with_background(half_w, centre_x), with_background(half_h, centre_y)], dim=-1),
@@ -258,7 +255,7 @@ def _draw_pieces(keys: Keys, height: int, width: int) -> _Pieces:  # noqa: PLR09
             dim=-1,
         ),
         shadows=draw_shadows(keys, height, width),
-        glows=draw_glows(keys, height, width),
+        highlights=draw_highlights(keys, height, width),
     )
 
 
@@ -287,50 +284,50 @@ def _draw_surfaces(
     contrast = contrast * uniform(keys, "contrast channels", n, 3, low=0.7, high=1.0)
     shading = uniform(keys, "shading", n, 2, low=-0.35, high=0.35) / half_size_px[..., None]
     placement = torch.stack([cos, -sin, sin, cos], -1)
-    paint = torch.cat([placement, offset, first_row[..., None], colour, contrast], dim=-1)
+    texture = torch.cat([placement, offset, first_row[..., None], colour, contrast], dim=-1)
     # Some are painted as one of the first few is, so that edges of depth need not show; each stands at its own place.
     alike = uniform(keys, "alike", n) < torch.where(cluster > 0, 0.7, 0.3)
-    donor = torch.where(cluster > 0, cluster, whole(keys, "alike to", n, below=_DONORS))
-    borrowed = paint.gather(1, donor[..., None].expand(-1, -1, paint.shape[-1]))
-    return torch.cat([torch.where(alike[..., None], borrowed, paint), shading], dim=-1)
+    source = torch.where(cluster > 0, cluster, whole(keys, "alike to", n, below=_TEXTURE_SOURCES))
+    copied = texture.gather(1, source[..., None].expand(-1, -1, texture.shape[-1]))
+    return torch.cat([torch.where(alike[..., None], copied, texture), shading], dim=-1)
 
 
 def _nearest(
-    pieces: _Pieces, height: int, width: int, samples: int, *, from_right: bool
+    primitives: _Primitives, height: int, width: int, samples: int, *, from_right: bool
 ) -> tuple[Float[Tensor, "B h w"], Int64[Tensor, "B h w"]]:
-    """Disparity of the nearest piece and its number, at `samples` points across and down each pixel of one view."""
-    device, B = pieces.d0.device, len(pieces.d0)
+    """Disparity of the nearest primitive and its number, at `samples` points across and down each pixel of one view."""
+    device, B = primitives.d0.device, len(primitives.d0)
     x, y = _points(width, samples, device), _points(height, samples, device)[:, None]
     nearest_px = torch.full((B, len(y), len(x)), -math.inf, device=device)
     winner = torch.zeros(nearest_px.shape, dtype=torch.int64, device=device)
-    frames = _frames(pieces, len(y), len(x), samples, from_right=from_right)
-    sways, slatted = _somewhere(pieces.wave[..., 0] > 0), _somewhere(pieces.slat_share < 1)
+    frames = _frames(primitives, len(y), len(x), samples, from_right=from_right)
+    wobbles, barred = _somewhere(primitives.wave[..., 0] > 0), _somewhere(primitives.bar_fraction < 1)
     for k, (rows, columns) in enumerate(frames):
 
-        def of_piece(values: Tensor, k: int = k) -> Tensor:
+        def of_primitive(values: Tensor, k: int = k) -> Tensor:
             return values[:, k, None, None]
 
-        v = y[rows] - of_piece(pieces.centre_y)  # [B, h, 1]
-        across_px = of_piece(pieces.d0) + (of_piece(pieces.gy) + of_piece(pieces.qy) * v) * v
-        u = x[columns] - of_piece(pieces.centre_x)
-        gx, qx = of_piece(pieces.gx), of_piece(pieces.qx)
+        v = y[rows] - of_primitive(primitives.centre_y)  # [B, h, 1]
+        across_px = of_primitive(primitives.d0) + (of_primitive(primitives.gy) + of_primitive(primitives.qy) * v) * v
+        u = x[columns] - of_primitive(primitives.centre_x)
+        gx, qx = of_primitive(primitives.gx), of_primitive(primitives.qx)
         if from_right:
             # Solve u - d(u, v) = u_right, that is qx u^2 + (gx - 1) u + (u_right + across) = 0, for the root near it.
             rest = u + across_px
             square = (1 - gx) ** 2 - 4 * qx * rest
             u = 2 * rest / ((1 - gx) + square.clamp(min=1e-6).sqrt())
         disparity_px = across_px + (gx + qx * u) * u
-        axis = pieces.axes[:, k, :, :, None, None]
+        axis = primitives.axes[:, k, :, :, None, None]
         p = axis[:, 0, 0] * u + axis[:, 0, 1] * v
         q = axis[:, 1, 0] * u + axis[:, 1, 1] * v
-        if sways[k]:
-            wave = pieces.wave[:, k, :, None, None]
+        if wobbles[k]:
+            wave = primitives.wave[:, k, :, None, None]
             p = p + wave[:, 0] * torch.sin(wave[:, 1] * q + wave[:, 2])
         box, ellipse = torch.maximum(p.abs(), q.abs()), p * p + q * q
-        outline = torch.lerp(box, ellipse, of_piece(pieces.roundness))
-        inside = (outline < 1) & (outline > of_piece(pieces.hollow))
-        if slatted[k]:
-            inside &= (q * of_piece(pieces.slats)).remainder(1.0) < of_piece(pieces.slat_share)
+        outline = torch.lerp(box, ellipse, of_primitive(primitives.roundness))
+        inside = (outline < 1) & (outline > of_primitive(primitives.hollow))
+        if barred[k]:
+            inside &= (q * of_primitive(primitives.bars)).remainder(1.0) < of_primitive(primitives.bar_fraction)
         before = nearest_px[:, rows, columns]
         wins = inside & (disparity_px > before)
         nearest_px[:, rows, columns] = torch.where(wins, disparity_px, before)
@@ -339,7 +336,7 @@ def _nearest(
 
 
 def _somewhere(has: Bool[Tensor, "B n"]) -> list[bool]:
-    """For each piece, whether it has that in any scene of the batch, so that it need not be worked out in vain."""
+    """For each primitive, whether it has that in any scene of the batch, so that it is computed only where needed."""
     # Asking for the answer would make a GPU wait.
     return has.any(dim=0).tolist() if has.device.type == "cpu" else [True] * has.shape[1]
 
@@ -349,18 +346,20 @@ def _points(size: int, samples: int, device: torch.device) -> Float[Tensor, " n"
     return (torch.arange(size * samples, device=device, dtype=torch.float32) + 0.5) / samples - 0.5
 
 
-def _frames(pieces: _Pieces, rows: int, columns: int, samples: int, *, from_right: bool) -> list[tuple[slice, slice]]:
-    """For each piece the rows and columns of points that hold it in every scene of the batch."""
-    if pieces.d0.device.type != "cpu":  # asking for the numbers would make a GPU wait
-        return [(slice(0, rows), slice(0, columns))] * pieces.d0.shape[1]
-    change_px = (pieces.gx.abs() + pieces.qx.abs() * pieces.reach_x) * pieces.reach_x + (
-        pieces.gy.abs() + pieces.qy.abs() * pieces.reach_y
-    ) * pieces.reach_y
-    nearest_px, farthest_px = (pieces.d0 + change_px, pieces.d0 - change_px) if from_right else (0.0, 0.0)
-    first_x = (pieces.centre_x - pieces.reach_x - nearest_px).amin(dim=0)
-    last_x = (pieces.centre_x + pieces.reach_x - farthest_px).amax(dim=0)
-    first_y = (pieces.centre_y - pieces.reach_y).amin(dim=0)
-    last_y = (pieces.centre_y + pieces.reach_y).amax(dim=0)
+def _frames(
+    primitives: _Primitives, rows: int, columns: int, samples: int, *, from_right: bool
+) -> list[tuple[slice, slice]]:
+    """For each primitive the rows and columns of points that hold it in every scene of the batch."""
+    if primitives.d0.device.type != "cpu":  # asking for the numbers would make a GPU wait
+        return [(slice(0, rows), slice(0, columns))] * primitives.d0.shape[1]
+    change_px = (primitives.gx.abs() + primitives.qx.abs() * primitives.reach_x) * primitives.reach_x + (
+        primitives.gy.abs() + primitives.qy.abs() * primitives.reach_y
+    ) * primitives.reach_y
+    nearest_px, farthest_px = (primitives.d0 + change_px, primitives.d0 - change_px) if from_right else (0.0, 0.0)
+    first_x = (primitives.centre_x - primitives.reach_x - nearest_px).amin(dim=0)
+    last_x = (primitives.centre_x + primitives.reach_x - farthest_px).amax(dim=0)
+    first_y = (primitives.centre_y - primitives.reach_y).amin(dim=0)
+    last_y = (primitives.centre_y + primitives.reach_y).amax(dim=0)
 
     def numbers(first_px: Tensor, last_px: Tensor, size: int) -> list[slice]:
         first = (first_px * samples - 1).clamp(0, size).tolist()
@@ -370,22 +369,22 @@ def _frames(pieces: _Pieces, rows: int, columns: int, samples: int, *, from_righ
     return list(zip(numbers(first_y, last_y, rows), numbers(first_x, last_x, columns), strict=True))
 
 
-def _colours(pieces: _Pieces, height: int, width: int, *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
+def _colours(primitives: _Primitives, height: int, width: int, *, from_right: bool) -> UInt8[Tensor, "B 3 H W"]:
     """RGB bytes of one view, in channels_last memory."""
-    disparity_px, winner = _nearest(pieces, height, width, SAMPLES, from_right=from_right)
+    disparity_px, winner = _nearest(primitives, height, width, SAMPLES, from_right=from_right)
     device, (B, h, w) = winner.device, winner.shape
     x, y = _points(width, SAMPLES, device), _points(height, SAMPLES, device)[:, None]
-    scene = torch.arange(B, device=device)[:, None, None] * pieces.d0.shape[1]
+    scene = torch.arange(B, device=device)[:, None, None] * primitives.d0.shape[1]
     # One row per property: what follows then runs through memory in order.
-    surface = pieces.surface.flatten(0, 1).T.contiguous().index_select(1, (scene + winner).flatten())
+    surface = primitives.surface.flatten(0, 1).T.contiguous().index_select(1, (scene + winner).flatten())
     u = (x + disparity_px if from_right else x.expand(B, h, w)).flatten() - surface[0]
     v = y.expand(B, h, w).flatten() - surface[1]
     texel_x = surface[2] * u + surface[3] * v + surface[6]
     texel_y = surface[4] * u + surface[5] * v + surface[7]
     texture = look_up(texture_atlas(device), texel_x, texel_y, surface[8])
     light = (1 + surface[15] * u + surface[16] * v).clamp(0.4, 1.6).view(B, h, w)
-    light *= light_left_by_shadows(pieces.shadows, x + disparity_px if from_right else x, y)
+    light *= light_left_by_shadows(primitives.shadows, x + disparity_px if from_right else x, y)
     rgb = ((surface[9:12] + surface[12:15] * texture) * light.flatten()).clamp(0, 1)
     rgb = F.avg_pool2d(rgb.view(3, B, h, w).transpose(0, 1), SAMPLES)
-    rgb = (rgb + glowing(pieces.glows, height, width, from_right=from_right)).clamp(max=1)
+    rgb = (rgb + highlight_rgb(primitives.highlights, height, width, from_right=from_right)).clamp(max=1)
     return (rgb * 255).round().to(torch.uint8).to(memory_format=torch.channels_last)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foundation_stereo_depth.data.random import Keys, chance, uniform
 
-SHADOWS, GLOWS = 2, 2
+SHADOWS, HIGHLIGHTS = 2, 2
 """Per scene, of which each is there or not."""
 
 
@@ -27,9 +27,9 @@ def draw_shadows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 7"]:
     return torch.cat([dark, *edges], dim=-1)
 
 
-def draw_glows(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 6"]:
+def draw_highlights(keys: Keys, height: int, width: int) -> Float[Tensor, "B n 6"]:
     """Reflections of lights: each view has them at another place of the surface, or only one view has them."""
-    n = GLOWS
+    n = HIGHLIGHTS
     there = chance(keys, "glow", n, 1, probability=0.4)
     reach = (uniform(keys, "glow reach", n, 2, low=math.log(0.01), high=math.log(0.12)).exp() * width).reciprocal()
     at_x, at_y = uniform(keys, "glow x", n, 1) * width, uniform(keys, "glow y", n, 1) * height
@@ -46,11 +46,13 @@ def light_left_by_shadows(shadows: Float[Tensor, "B n 7"], x: Tensor, y: Tensor)
     return left
 
 
-def glowing(glows: Float[Tensor, "B n 6"], height: int, width: int, *, from_right: bool) -> Float[Tensor, "B 1 H W"]:
+def highlight_rgb(
+    highlights: Float[Tensor, "B n 6"], height: int, width: int, *, from_right: bool
+) -> Float[Tensor, "B 1 H W"]:
     """What shines on top of everything."""
-    x = torch.arange(width, device=glows.device)
-    y = torch.arange(height, device=glows.device)[:, None]
-    bright, at_x, at_y, per_px_x, per_px_y, disparity_px = glows[..., None, None].unbind(2)
+    x = torch.arange(width, device=highlights.device)
+    y = torch.arange(height, device=highlights.device)[:, None]
+    brightness, at_x, at_y, per_px_x, per_px_y, disparity_px = highlights[..., None, None].unbind(2)
     if from_right:
         at_x = at_x - disparity_px
-    return (bright * torch.exp(-(((x - at_x) * per_px_x) ** 2) - ((y - at_y) * per_px_y) ** 2)).sum(1, keepdim=True)
+    return (brightness * torch.exp(-(((x - at_x) * per_px_x) ** 2) - ((y - at_y) * per_px_y) ** 2)).sum(1, keepdim=True)
