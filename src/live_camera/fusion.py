@@ -13,13 +13,14 @@ from jaxtyping import Bool, Float32, UInt8
 
 from foundation_stereo_depth.stereo.match import StereoMatch
 
-_NOISE_SHARE = 0.25
-"""Share of the predicted standard deviation that changes from frame to frame; the rest is the same error in all frames
-of a still scene, which no average removes. Measured (docs/experiments/live.md)."""
-_AGREES_WITHIN, _AGREES_PX = 3.0, 1.0
-"""A disparity agrees within so many standard deviations of the noise, and never beyond so many px."""
-_IMAGE_CHANGE = 14.0
+_AGREES_WITHIN, _AGREES_PX = 3.0, 2.0
+"""A disparity agrees within so many standard deviations, and never beyond so many px."""
+_IMAGE_CHANGE = 3.0
 """Change of the blurred left image, of 255 levels, that restarts a pixel."""
+_REMOVED = 0.25
+"""Share of the predicted variance that changes from frame to frame, so that an average removes it; the rest is the same
+error in all frames of a still scene. Measured (docs/experiments/live.md): still and moving, the 68 % interval holds at
+least as much as before."""
 _BLUR_PX = 5
 _SIGMA_WITHOUT_PX = 0.5
 """Assumed for a matcher that predicts no standard deviation."""
@@ -50,9 +51,8 @@ class TemporalFusion:
             match: of the next frame.
         """
         grey = _blurred_grey(left)
-        sigma_px = match.sigma_px
-        noise_px = np.float32(_NOISE_SHARE) * (np.float32(_SIGMA_WITHOUT_PX) if sigma_px is None else sigma_px)
-        variance = np.broadcast_to(np.maximum(noise_px, np.float32(_MIN_SIGMA_PX)) ** 2, match.disparity_px.shape)
+        sigma_px = np.float32(_SIGMA_WITHOUT_PX) if match.sigma_px is None else match.sigma_px
+        variance = np.broadcast_to(np.maximum(sigma_px, np.float32(_MIN_SIGMA_PX)) ** 2, match.disparity_px.shape)
         if self._mean_px is None or self._mean_px.shape != match.disparity_px.shape:
             self._mean_px, self._variance, self._grey = match.disparity_px.copy(), variance.copy(), grey
             return match
@@ -86,5 +86,5 @@ def _replace(match: StereoMatch, mean_px: Map, variance: Map, fused: Map) -> Ste
     """Return the match with a fused disparity: its variance loses the noise that was averaged out, and nothing else."""
     if match.sigma_px is None:
         return dataclasses.replace(match, disparity_px=mean_px)
-    sigma_px = np.sqrt(np.maximum(match.sigma_px**2 - variance + fused, np.float32(_MIN_SIGMA_PX**2)))
+    sigma_px = match.sigma_px * np.sqrt(1 - np.float32(_REMOVED) * (1 - fused / variance))
     return dataclasses.replace(match, disparity_px=mean_px, sigma_px=sigma_px)
