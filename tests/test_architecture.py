@@ -15,6 +15,7 @@ import pytest
 
 import foundation_stereo_depth
 import live_camera
+from foundation_stereo_depth.commands import COMMANDS, PROGRAM
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (foundation_stereo_depth, live_camera)
@@ -80,7 +81,12 @@ def list_tree(block: str) -> set[str]:
 
 
 def test_readme_names_every_command() -> None:
-    missing = [command for command in (*SCRIPTS, "pytest", "mlflow ui") if f"uv run {command}" not in README]
+    short = {command.script: f"foundation-stereo {name}" for name, command in COMMANDS.items()}
+    missing = [
+        command
+        for command in (*SCRIPTS, "pytest", "mlflow ui")
+        if f"uv run {command}" not in README and f"uv run {short.get(command, command)}" not in README
+    ]
     assert not missing
 
 
@@ -98,10 +104,12 @@ def commands_of(text: str) -> list[list[str]]:
 
 def test_flags_in_readme_exist() -> None:
     commands = commands_of(README)
-    assert {words[0] for words in commands} == set(SCRIPTS)
+    scripts = {name: command.script for name, command in COMMANDS.items()}
+    named = {scripts[words[1]] if words[0] == PROGRAM else words[0] for words in commands}
+    assert named | {PROGRAM} == set(SCRIPTS)
     for words in commands:
-        script = Path(sys.executable).with_name(words[0])
-        help_text = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+        argv = [Path(sys.executable).with_name(words[0]), *(words[1:2] if words[0] == PROGRAM else [])]
+        help_text = subprocess.run([*argv, "--help"], capture_output=True, text=True, check=True).stdout
         flags = {word.split("=")[0] for word in words if re.match(r"--[a-z]", word)}
         unknown = {flag for flag in flags if not re.search(rf"{flag}(?![\w-])", help_text)}
         assert not unknown, f"README: {words[0]} has no {unknown}"

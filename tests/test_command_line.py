@@ -20,6 +20,7 @@ COMMANDS = {
     "foundation-stereo-export": ("foundation_stereo_depth", "export_command", "--height N"),
     "foundation-stereo-calibrate": ("live_camera", "calibrate_command", "--images TEXT [TEXT"),
     "foundation-stereo-list-cameras": ("live_camera", "list_cameras_command", "--preview"),
+    "foundation-stereo-demo": ("live_camera", "demo_command", "--no-open"),
     "foundation-stereo-live-view": ("live_camera", "live_view_command", "--watch-checkpoint"),
 }
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from foundation_stereo_depth.files import _machine, remove_abandoned, write_atomically
+from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.files import _machine, read_regular_file, remove_abandoned, write_atomically
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -104,3 +105,21 @@ def test_a_disk_without_locks_keeps_young_files(tmp_path: Path, monkeypatch) -> 
     write_atomically(tmp_path / "name", lambda file: file.write(b"whole"), durable=False)
     assert remove_abandoned(tmp_path) == 1
     assert {path.name for path in tmp_path.iterdir()} == {young.name, "name"}
+
+
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    assert read_regular_file(tmp_path / "file", at_most_bytes=5, error_type=CheckpointError) == b"12345"
+    for path, message in [
+        (tmp_path / "pipe", "is not a regular file"),
+        (Path("/dev/zero"), "is not a regular file"),
+        (tmp_path, "directory|regular"),
+        (tmp_path / "none", r"cannot be read \(No such file"),
+        (tmp_path / "sparse", "has more than 5 bytes"),
+        (Path("/proc/self/maps"), "has more than 5 bytes"),
+    ]:
+        with pytest.raises(CheckpointError, match=f"{path}: .*({message})"):
+            read_regular_file(path, at_most_bytes=5, error_type=CheckpointError)

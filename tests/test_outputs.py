@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from foundation_stereo_depth import outputs
+from foundation_stereo_depth.colours import MASKED
 from foundation_stereo_depth.data.codecs import decode_whole_steps, read_pfm, read_png16
 from foundation_stereo_depth.errors import CalibrationError, UserError
-from foundation_stereo_depth.options.inference import OutputOptions
+from foundation_stereo_depth.figures import draw_frame, match_panel, scale_of_match
+from foundation_stereo_depth.options.inference import FigureOptions, OutputOptions
 from foundation_stereo_depth.outputs import OutputWriter, write_outputs
 from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity, point_cloud
 from foundation_stereo_depth.stereo.match import StereoMatch
@@ -171,6 +173,38 @@ def test_figure_is_drawn_even_without_valid_disparity(geometry: dict) -> None:
         OutputWriter(options_of(write="figure", **geometry)).write(name, LEFT, match_of(disparity_px))
         drawn = cv2.imread(f"out/{name}_figure.png")
         assert drawn.shape[1] == 1800
+
+
+def test_colour_range_is_that_of_the_confident_pixels() -> None:
+    match = match_of()
+    assert match.confidence is not None
+    match.disparity_px[:, 10:] = np.linspace(4.0, 8.0, W - 10, dtype=np.float32)
+    match.disparity_px[:, :10] = 90.0  # where confidence is low
+    scale = scale_of_match(match, None, FigureOptions())
+    assert scale is not None
+    assert (scale.low, scale.high, scale.reverse) == (pytest.approx(4, abs=0.2), pytest.approx(8, abs=0.2), False)
+    depth_m = depth_from_disparity(match.disparity_px, CENTRED)
+    fixed = scale_of_match(match, depth_m, FigureOptions(depth_range=(1.0, 3.0), colormap="viridis"))
+    assert fixed is not None
+    assert (fixed.low, fixed.high, fixed.reverse) == (1.0, 3.0, True)
+    match.confidence[:] = 0.0  # no pixel is confident: all count
+    everywhere = scale_of_match(match, None, FigureOptions())
+    assert everywhere is not None
+    assert everywhere.high > 80
+
+
+def test_figure_greys_uncertain_pixels_and_near_is_warm() -> None:
+    match = match_of()
+    match.disparity_px[:, 20:] = 4.0
+    depth_m = depth_from_disparity(match.disparity_px, CENTRED)
+    scale = scale_of_match(match, depth_m, FigureOptions())
+    assert scale is not None
+    frame = draw_frame(LEFT, match_panel(match, depth_m, scale, 0.5))
+    assert frame.shape == (H - 1, 2 * W, 3)
+    uncertain, near, far = frame[5, W + 5], frame[5, W + 15], frame[5, W + 25]
+    assert tuple(uncertain) == MASKED
+    assert near[2] > near[0]  # red over blue
+    assert far[0] > far[2]
 
 
 @pytest.mark.parametrize(

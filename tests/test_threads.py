@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+import foundation_stereo_depth
 from foundation_stereo_depth.threads import limit_spinning
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
@@ -16,6 +17,12 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_spinning_is_limited_where_the_environment_does_not_say() -> None:
     limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+
+
+def test_spinning_is_limited_before_a_name_of_the_package_imports_torch() -> None:
+    assert "GOMP_SPINCOUNT" not in os.environ
+    assert foundation_stereo_depth.Predictor
     assert os.environ["GOMP_SPINCOUNT"] == "1000"
 
 

@@ -124,10 +124,30 @@ def test_only_files_that_are_missing_are_sent(tracker: Tracker, tmp_path: Path) 
     assert Path(there).read_text() == "first"
 
 
-def test_missing_epochs_are_found(tracker: Tracker) -> None:
-    for epoch in (1, 3):
+def test_only_epochs_that_are_missing_are_sent(tracker: Tracker) -> None:
+    for epoch in (3, 1):
         tracker.log_epoch(epoch, {"m": 1.0})
-    assert tracker.find_missing_epochs("m", 4) == [2, 4]
+    tracker.log_missing_epochs("m", [{"m": 1.0}] * 4)
+    assert sorted(epochs_of(tracker)) == [1, 2, 3, 4]
+
+
+def test_all_epochs_count_as_missing_while_the_server_does_not_say_which_it_has(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.log_epoch(1, {"m": 1.0})
+
+    def gone(*_: object) -> None:
+        raise MlflowException("500")
+
+    monkeypatch.setattr(tracker._client, "get_metric_history", gone)
+    tracker.log_missing_epochs("m", [{"m": 1.0}] * 2)
+    tracker.log_epoch(3, {"m": 3.0})
+    assert [message for message in caplog.messages if "cannot be reached" in message]
+    assert epochs_of(tracker) == [1]
+    monkeypatch.delattr(tracker._client, "get_metric_history")
+    monkeypatch.setattr(tracking, "_TRY_AGAIN_AFTER_S", 0.0)
+    tracker.log_epoch(4, {"m": 4.0})
+    assert epochs_of(tracker) == [1, 2, 3, 4]
 
 
 def test_an_unknown_run_is_a_user_error(tracking_uri: str, tmp_path: Path) -> None:
@@ -162,6 +182,31 @@ def test_the_newest_checkpoint_of_a_run_is_found_or_downloaded(
     checkpoint_at(here, "another run", step=5)
     assert fetched in found().parents
     assert load_checkpoint(found()).progress.step == 2
+
+
+def test_a_run_is_found_by_latest_by_name_and_by_the_beginning_of_its_id(
+    tracker: Tracker, tracking_uri: str, tmp_path: Path
+) -> None:
+    checkpoint_at(tmp_path / "last.pt", tracker.run_id, step=2)
+    tracker.set_tags({"checkpoint_folder": tmp_path})
+    newer = Tracker(uri=tracking_uri, experiment="test", run_id=None, run_name="without checkpoints")
+    for text in ("latest", "a name", tracker.run_id[:6]):
+        assert checkpoint_of_run(tracking_uri, text, tmp_path / "fetched") == tmp_path / "last.pt"
+    with pytest.raises(
+        UserError, match=r"--resume a nam: neither .* \(no run has this id or name; newest: without check"
+    ):
+        checkpoint_of_run(tracking_uri, "a nam", tmp_path / "fetched")
+    newer.finish("FINISHED")
+
+
+def test_files_on_another_disk_are_copied(tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    tracker.send_file(tmp_path / "a.txt", "texts", link=True)
+    assert files_of(tracker, "texts") == ["a.txt"]
 
 
 def checkpoint_at(path: Path, run_id: str, *, step: int) -> None:

@@ -5,11 +5,13 @@
     match = Predictor.open()(left, right)  # uint8 RGB, rectified
     depth_m = match.depth_m(StereoCalibration.centred(height=480, width=640, focal_px=560.0, baseline_m=0.06))
 
-Importing this package imports nothing else: the names below are loaded when they are first used.
+Importing this package imports nothing heavy: the names below are loaded when they are first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from foundation_stereo_depth.threads import limit_spinning
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.inference.predictor import Predictor, open_network
@@ -31,6 +33,7 @@ def __getattr__(name: str) -> Any:
     """Import one of the public names from the module that defines it."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    limit_spinning()  # the module may import torch
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.files import ArchiveError, open_zip, read_regular_file, write_atomically
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options.command_line import group_from_dict, matches_type
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions
@@ -36,6 +35,13 @@ CHECKPOINT_FORMAT = 1
 CHECKPOINT_KIND = "foundation-stereo-depth checkpoint"
 SAFETENSORS_KEY = "foundation_stereo_depth"
 """The key of the JSON in the safetensors header."""
+LARGEST_FILE_BYTES = 2**35
+"""The training state of the largest network that the options allow."""
+LARGEST_HEADER_BYTES = 10**7
+"""The JSON in front of the weights; ours has some thousand."""
+_MOST_VIEWS = 4
+"""How often one tensor may be in a checkpoint: the weights are there for training, and to be shipped."""
+_SIGMA_SCALES = (1e-4, 1e4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,31 +165,49 @@ def load_plain(path: Path) -> Any:
     Raises:
         CheckpointError: it is missing, damaged, or holds anything but data.
     """
+    # Read into memory first: the file may be replaced by its writer at any moment.
+    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
     try:
-        # Read into memory first: the file may be replaced by its writer at any moment.
-        encoded = path.read_bytes()
-        damaged = _damaged_part(encoded)
+        if zipfile.is_zipfile(io.BytesIO(encoded)):
+            open_zip(encoded, at_most_bytes=len(encoded))  # PyTorch does not verify checksums, and never compresses
         with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
-            content: Any = None if damaged else torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+            content: Any = torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
+        _check_tensors(content, at_most_bytes=_MOST_VIEWS * len(encoded))
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
         ) from error
-    except (RuntimeError, EOFError, LookupError, AttributeError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # PyTorch raises anything for what a foreign file holds
         raise CheckpointError(f"{path}: is not a complete checkpoint; is the file truncated?") from error
-    if damaged:
-        raise CheckpointError(f"{path}: is damaged; its {damaged} has another checksum")
     return content
 
 
-def _damaged_part(encoded: bytes) -> str | None:
-    """Return the first part whose checksum, which PyTorch does not verify, is wrong; None if all are right."""
-    if not zipfile.is_zipfile(io.BytesIO(encoded)):
-        return None
-    with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
-        return archive.testzip()
+def _check_tensors(content: Any, at_most_bytes: int) -> None:
+    """Check that all tensors in plain values are plain, and no larger than a file of their size can hold.
+
+    A few bytes suffice for a tensor of terabytes: one number with strides of zero.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    pending, size_bytes = [content], 0
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list | tuple | set):
+            pending += value
+        elif isinstance(value, Tensor):
+            plain = type(value) in (Tensor, nn.Parameter) and value.layout is torch.strided and not value.is_nested
+            if not plain or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+                raise CheckpointError("a tensor is of another kind than networks have")
+            size_bytes += value.numel() * value.element_size()
+        elif isinstance(value, torch.UntypedStorage | torch.TypedStorage):
+            size_bytes += value.nbytes()
+    if size_bytes > at_most_bytes:
+        raise CheckpointError(f"its tensors would take {size_bytes:,} bytes")
 
 
 def check_header(header: Any, path: Path) -> None:
@@ -234,19 +258,27 @@ class NetworkFacts:
         """
         check_header(header, path)
         try:
+            size = group_from_dict(DataOptions, {name: header[name] for name in ("height", "width")})
             facts = cls(
                 header=header,
                 model=group_from_dict(ModelOptions, header["model"]),
-                height=int(header["height"]),
-                width=int(header["width"]),
+                height=size.height,
+                width=size.width,
                 distribution=str(header["uncertainty"]["distribution"]),
-                sigma_scale=float(header["uncertainty"].get("scale", 1.0)),
+                sigma_scale=_number_within(header["uncertainty"].get("scale", 1.0), *_SIGMA_SCALES),
             )
-        except (KeyError, TypeError, ValueError, UserError) as error:
+        except Exception as error:  # a foreign header may hold anything
             raise CheckpointError(f"{path}: its header is not as this version writes it ({error})") from error
         if facts.distribution not in DISTRIBUTIONS:
             raise CheckpointError(f"{path}: its error distribution {facts.distribution} is unknown to this version")
         return facts
+
+
+def _number_within(value: Any, smallest: float, largest: float) -> float:
+    number = float(value)
+    if not smallest <= number <= largest:  # written so that NaN fails
+        raise ValueError(f"{number} is not from {smallest} to {largest}")
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +299,25 @@ class TrainedNetwork:
         Raises:
             CheckpointError: the weights do not fit the network that the header describes.
         """
+        check_fit(self.facts.model, self.weights)
         network = create_network(self.facts.model)
-        try:
-            network.load_state_dict(self.weights)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
+        network.load_state_dict(self.weights)
         return network.eval()
+
+
+def check_fit(model: ModelOptions, weights: dict[str, Tensor]) -> None:
+    """Check that weights fit the network that options describe, without making it: it may be larger than the memory.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    try:
+        with torch.device("meta"):
+            network = create_network(model)
+        with warnings.catch_warnings(action="ignore"):  # nothing is copied, as intended
+            network.load_state_dict(weights)
+    except Exception as error:  # names, shapes and types of a foreign file
+        raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
 
 
 def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
@@ -299,7 +344,7 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
                 data_options=checkpoint.options.get("data", {}),
                 data_identity=identity if isinstance(identity, str) else None,
             )
-            return TrainedNetwork(facts=facts, weights=checkpoint.weights)
+            return _checked(TrainedNetwork(facts=facts, weights=checkpoint.weights), path)
         header, weights = None, content
     warning = None
     if header is None:
@@ -310,25 +355,41 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
         )
         if log_warning:
             logger.warning(warning)
-    return TrainedNetwork(facts=NetworkFacts.from_header(header, path), weights=weights, warning=warning)
+    facts = NetworkFacts.from_header(header, path)
+    return _checked(TrainedNetwork(facts=facts, weights=weights, warning=warning), path)
+
+
+def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
+    """Return the network whose weights fit and are finite: of one NaN, most networks make a map of NaN."""
+    try:
+        check_fit(trained.facts.model, trained.weights)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    for name, tensor in trained.weights.items():
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{path}: its weights are not finite (NaN or infinity in {name})")
+    return trained
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
+    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
+    length = int.from_bytes(encoded[:8], "little")
+    if len(encoded) < 8 or length > LARGEST_HEADER_BYTES:
+        raise CheckpointError(f"{path}: is not a complete safetensors file (its header has no sensible length)")
     try:
-        with path.open("rb"):  # for the system's own error where it cannot be read
-            pass
-        with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get(SAFETENSORS_KEY)
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        text = json.loads(encoded[8 : 8 + length]).get("__metadata__", {}).get(SAFETENSORS_KEY)
+        weights = safetensors.torch.load(encoded)
         return None if text is None else json.loads(text), weights
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error:  # its own reader raises anything for what a foreign file holds
         raise CheckpointError(f"{path}: is not a complete safetensors file ({error})") from error
 
 
 def _is_bare(content: Any) -> bool:
-    return isinstance(content, dict) and bool(content) and all(isinstance(value, Tensor) for value in content.values())
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
+    )
 
 
 def _guessed_header(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:

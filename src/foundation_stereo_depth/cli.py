@@ -12,13 +12,18 @@ from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 logger = logging.getLogger(__name__)
 
 
-def train_command(argv: Sequence[str] | None = None) -> int:
+def train_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-depth") -> int:
     """Run `foundation-stereo-depth`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-depth",
+        program,
         TrainOptions,
         "Train a stereo-disparity network with per-pixel uncertainty, on a stereo data set or on synthetic scenes. "
         "`uv run mlflow ui` shows the runs.",
+        examples=(
+            "",
+            "--dataset-root /data/FSD --model guided --cache-root /ssd/cache",
+            "--resume latest",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -49,13 +54,17 @@ def train_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def cache_command(argv: Sequence[str] | None = None) -> int:
+def cache_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-cache") -> int:
     """Run `foundation-stereo-cache`; return its exit status, which is 1 where `--verify` finds damaged entries."""
     parser = command_line.create_parser(
-        "foundation-stereo-cache",
+        program,
         CacheOptions,
         "Fill a cache of NPZ files from a stereo data set or with synthetic scenes. Valid entries are kept, so an "
         "interrupted build resumes where it was; those that are damaged, or whose files have changed, are rebuilt.",
+        examples=(
+            "--dataset-root /data/FSD --cache-root /ssd/cache",
+            "--verify --cache-root /ssd/cache",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -72,13 +81,18 @@ def cache_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def evaluate_command(argv: Sequence[str] | None = None) -> int:
+def evaluate_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-evaluate") -> int:
     """Run `foundation-stereo-evaluate`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-evaluate",
+        program,
         EvaluateOptions,
         "Evaluate a network, a classical matcher, or both on a stereo benchmark: accuracy, calibration of the "
         "uncertainty, latency. Errors are in px of the size that is scored at.",
+        examples=(
+            "--run-id latest --baseline sgbm --dataset-root /data/FSD --split validation",
+            "--dataset middlebury2014 --dataset-root /data/middlebury --at-native-size",
+            "--method sgbm --dataset-root /data/FSD --json",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -92,10 +106,10 @@ def evaluate_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def predict_command(argv: Sequence[str] | None = None) -> int:
+def predict_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-predict") -> int:
     """Run `foundation-stereo-predict`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-predict",
+        program,
         PredictOptions,
         "Predict disparity, depth and their uncertainty for rectified stereo pairs: images or videos of any size, 8 or "
         "16 bit, grey or colour.",
@@ -103,6 +117,12 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
             "left": "image, folder, video, or glob in quotes, of the left view; without RIGHT, of both side by side",
             "right": "the same for the right view",
         },
+        examples=(
+            "left.png right.png",
+            "'left/*.png' 'right/*.png' --calibration stereo_calib.npz -o out",
+            "left.mp4 right.mp4 --write video,depth --focal-px 451 --baseline-m 0.075",
+            "both.mp4 --method sgbm --write video",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -116,13 +136,18 @@ def predict_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def export_command(argv: Sequence[str] | None = None) -> int:
+def export_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-export") -> int:
     """Run `foundation-stereo-export`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-export",
+        program,
         ExportOptions,
         "Export a trained network to ONNX, verified against PyTorch, or to safetensors. ONNX needs "
         "`uv sync --extra onnx`.",
+        examples=(
+            "",
+            "--checkpoint best.pt -o best.onnx",
+            "--run-id latest -o best.safetensors",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 

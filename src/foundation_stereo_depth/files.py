@@ -1,19 +1,24 @@
-"""Atomic writes: a file is complete or absent, whatever happens while it is written."""
+"""Reading and writing files: reads are bounded; a written file is complete or absent, whatever happens meanwhile."""
 
 import contextlib
 import errno
 import functools
 import hashlib
+import io
 import os
 import platform
 import re
 import secrets
+import stat
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from foundation_stereo_depth.errors import UserError
 
 if sys.platform != "win32":
     import fcntl
@@ -23,6 +28,75 @@ TEMPORARY_PREFIX = ".incomplete-"
 _TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}([0-9a-f]{{8}})-[0-9a-f]{{12}}")
 _ABANDONED_AFTER_S = 24 * 3600
 """The age at which a temporary file of another machine counts as abandoned; a write takes seconds."""
+
+_OPEN_WITHOUT_WAITING = (
+    os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+)
+"""Opening a pipe would wait for a writer otherwise."""
+_GROWTH_BYTES = 2**20
+"""By which a file may grow while it is read."""
+_MOST_MEMBERS = 100_000
+"""Of a ZIP archive."""
+
+
+def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserError]) -> bytes:
+    """Return the content of a regular file: pipes and devices may have no end.
+
+    Raises:
+        UserError: of the given type: it is missing, no regular file, cannot be read, or is larger than that.
+    """
+    try:
+        descriptor = os.open(path, _OPEN_WITHOUT_WAITING)
+        with os.fdopen(descriptor, "rb") as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise error_type(f"{path}: is not a regular file")
+            # Files of the system (/proc) give a size of 0; memory for all that is asked for would be taken at once.
+            most = min(at_most_bytes, facts.st_size + _GROWTH_BYTES)
+            content = file.read(most + 1) if facts.st_size <= at_most_bytes else b""
+    except OSError as error:
+        raise error_type(f"{path}: cannot be read ({error.strerror or error})") from error
+    if facts.st_size > at_most_bytes or len(content) > most:
+        raise error_type(f"{path}: has more than {at_most_bytes:,} bytes, which no file of its kind has")
+    return content
+
+
+class ArchiveError(ValueError):
+    """A ZIP archive is damaged, or unpacks to more than it may; the message follows the file's name."""
+
+
+def open_zip(encoded: bytes, *, at_most_bytes: int) -> zipfile.ZipFile:
+    """Return the ZIP archive in these bytes, the checksum of each member verified.
+
+    Args:
+        encoded: the archive.
+        at_most_bytes: that all members together may unpack to.
+
+    Raises:
+        ArchiveError: it is damaged, encrypted, packed in a way that is not stored or deflated, or unpacks to more.
+    """
+    if encoded.count(b"PK\1\2") > _MOST_MEMBERS:  # each becomes an object when the archive is opened
+        raise ArchiveError(f"has more than {_MOST_MEMBERS:,} members")
+    try:
+        archive = zipfile.ZipFile(io.BytesIO(encoded))
+        fault = _fault_of(archive, at_most_bytes)
+    except Exception as error:  # of Python's reader, for a directory that makes no sense
+        raise ArchiveError(f"is a damaged archive ({error})") from error
+    if fault is not None:
+        raise ArchiveError(fault)
+    return archive
+
+
+def _fault_of(archive: zipfile.ZipFile, at_most_bytes: int) -> str | None:
+    members = archive.infolist()
+    if any(member.flag_bits & 1 for member in members):
+        return "is encrypted"
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        return "is packed in a way that is neither stored nor deflated"
+    if (size := sum(member.file_size for member in members)) > at_most_bytes:
+        return f"would unpack to {size:,} bytes, where {at_most_bytes:,} are the most"
+    damaged = archive.testzip()
+    return None if damaged is None else f"is damaged; its {damaged} has another checksum"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable: bool, replace: bool = True) -> None:
@@ -64,6 +138,49 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool) -> Generator[None]:
+    """Hold the lock on `path`, a file that exists only meanwhile, until this context ends.
+
+    The system releases it when the process ends, however that ends. On Windows, and on disks without locks, nothing is
+    locked.
+
+    Args:
+        path: the file to lock; its folder exists.
+        wait: wait for another process that holds it.
+
+    Raises:
+        LockedError: another process holds it, and `wait` is False.
+        OSError: the file cannot be created.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LockedError(path) from None
+        except OSError:  # a disk without locks
+            pass
+        # Whoever held the lock before has removed the file; then another process may have created it again.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> int:

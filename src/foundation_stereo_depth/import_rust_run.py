@@ -132,14 +132,15 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: is not JSON ({error})") from error
 
 
-def import_rust_command(argv: Sequence[str] | None = None) -> int:
+def import_rust_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-import-rust") -> int:
     """Run `foundation-stereo-import-rust`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-import-rust",
+        program,
         ImportRustOptions,
         "Copy a run of the Rust trainer (rust-trainer/) into MLflow, so that it stands beside those of Python; again "
         "after more epochs copies what is new.",
         inputs={"folder": "of the run, outputs-rs/<run id>"},
+        examples=("rust-trainer/outputs-rs/RUN_ID",),
     )
     explicit = command_line.parse_explicit(parser, argv)
 

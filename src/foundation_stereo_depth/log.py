@@ -16,6 +16,15 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number of things in words.
+
+    >>> count_of(1, "pair"), count_of(2500, "pair")
+    ('1 pair', '2,500 pairs')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def configure(level: int = logging.INFO) -> None:
     """Send the records of both packages to standard error; of several torchrun processes only the first one writes.
 

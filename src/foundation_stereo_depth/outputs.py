@@ -1,16 +1,17 @@
 """The one writer of results, for predict and for live snapshots: maps of numbers, a figure, a point cloud in metres."""
 
-import io
 import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.colours import ColourScale
 from foundation_stereo_depth.data.codecs import (
     KITTI_STEPS_PER_PX,
     encode_npy,
@@ -20,9 +21,10 @@ from foundation_stereo_depth.data.codecs import (
     encode_whole_steps,
 )
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.figures import confidence_panel, draw_frame, encode_figure, match_panel, scale_of_match
 from foundation_stereo_depth.files import remove_abandoned, write_atomically
 from foundation_stereo_depth.options.fields import split_words
-from foundation_stereo_depth.options.inference import DRAWN, OutputOptions
+from foundation_stereo_depth.options.inference import DRAWN, VIDEO, FigureOptions, OutputOptions
 from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity, point_cloud
 from foundation_stereo_depth.stereo.match import StereoMatch
 
@@ -31,6 +33,8 @@ Output = tuple[str, str]
 
 _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "depth": 1000, "confidence": 2**16 - 1}
 """Steps per px, per metre and per 1 in 16-bit PNGs."""
+_NOTHING_KNOWN = ColourScale(low=0.0, high=1.0, unit="")
+_FPS_OF_IMAGES = 10.0
 _PNG_LARGEST = {what: (2**16 - 1) / steps for what, steps in _PNG_STEPS.items()}
 
 logger = logging.getLogger(__name__)
@@ -45,7 +49,8 @@ def write_outputs(
     min_confidence: float = 0.0,
     max_depth_m: float = math.inf,
     title: str = "left",
-    largest_shown: float = 1.0,
+    figures: FigureOptions = FigureOptions(),  # noqa: B008 (it is frozen)
+    scale: ColourScale | None = None,
 ) -> list[Path]:
     """Write results of one pair, each to its own file, all or none; return the files.
 
@@ -60,7 +65,8 @@ def write_outputs(
         min_confidence: points of lower confidence are left out of the cloud.
         max_depth_m: points that are not nearer are left out of the cloud.
         title: of the left view in the figure.
-        largest_shown: top of the figure's colour scale: metres, or px without a calibration.
+        figures: how the figure looks.
+        scale: the colours of its depth, or disparity; None fits them to this pair.
 
     Raises:
         OSError: a file cannot be written; none of them is left then.
@@ -70,7 +76,9 @@ def write_outputs(
     files: dict[Path, bytes] = {}  # all are encoded before the first is written
     for (what, suffix), path in paths.items():
         if what == "figure":
-            files[path] = encode_figure(title, left, match, depth_m, largest_shown)
+            shown = scale or scale_of_match(match, depth_m, figures) or _NOTHING_KNOWN
+            panels = [match_panel(match, depth_m, shown, figures.grey_below), confidence_panel(match)]
+            files[path] = encode_figure(title, left, panels)
         elif what == "cloud":
             if depth_m is not None and calibration is not None:
                 keep = depth_m < max_depth_m
@@ -92,36 +100,67 @@ def write_outputs(
 
 
 class OutputWriter:
-    """Writes the outputs that the options ask for to `<folder>/<name>_<what>.<format>`.
-
-    The colour scale of figures is set by the first pair, so that colours of one sequence are comparable.
+    """Writes the outputs that the options ask for to `<folder>/<name>_<what>.<format>`; to be used in a `with`.
 
     Args:
         options: what to write, where, and the calibration of the rig.
+        figures: how figures and the video look.
+        fps: frames per second of the input, if it is a video: then the range of the colours is that of its first
+            frame, so that one colour means one depth; else each image has its own.
 
     Attributes:
         calibration: of the rig; None where the options name no file.
 
     Raises:
-        UserError: the calibration cannot be read, or depth is asked for without one.
+        UserError: the calibration cannot be read, depth is asked for without one, or the video exists.
     """
 
-    def __init__(self, options: OutputOptions) -> None:
-        assert options.output is not None
+    def __init__(
+        self,
+        options: OutputOptions,
+        figures: FigureOptions = FigureOptions(),  # noqa: B008 (it is frozen)
+        *,
+        fps: float | None = None,
+    ) -> None:
         self._options = options
+        self._figures = figures
         self._folder = options.output
-        self._largest_shown: float | None = None
+        self._is_steady = fps is not None or VIDEO in options.outputs
+        self._scale: ColourScale | None = None
         self._is_first = True
         needing = [word for word in ("depth", "cloud") if word in options.outputs]
         if needing and options.calibration is None and options.focal_px is None:
             raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
+        self._first_figure: Path | None = None
         self.calibration = None if options.calibration is None else _read_rig(options.calibration, options)
+        has_depth = self.calibration is not None or options.focal_px is not None
+        self._video: VideoFile | None = None
+        if VIDEO in options.outputs:
+            path = self._folder / ("depth.mp4" if has_depth else "disparity.mp4")
+            if path.exists() and not options.overwrite:
+                raise UserError(f"{path}: exists; --overwrite replaces it")
+            self._video = VideoFile(path, options.video_fps or fps or _FPS_OF_IMAGES)
+
+    def __enter__(self) -> "OutputWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._video is not None:
+            self._video.close()
+
+    @property
+    def first_to_open(self) -> Path | None:
+        """The first file that shows something in any program: the video, or the first figure; None before either."""
+        if self._video is not None:
+            return self._video.path
+        return self._first_figure
 
     def paths(self, name: str) -> dict[Output, Path]:
         """Return the outputs that are asked for, and the files that they are written to."""
         formats = split_words(self._options.map_format)
-        maps = [(what, "." + each) for what in self._options.outputs if what not in DRAWN for each in formats]
-        drawn = [(what, DRAWN[what]) for what in self._options.outputs if what in DRAWN]
+        names = [what for what in self._options.outputs if what != VIDEO]
+        maps = [(what, "." + each) for what in names if what not in DRAWN for each in formats]
+        drawn = [(what, DRAWN[what]) for what in names if what in DRAWN]
         return {(what, suffix): self._folder / f"{name}_{what}{suffix}" for what, suffix in maps + drawn}
 
     def is_done(self, name: str) -> bool:
@@ -146,12 +185,17 @@ class OutputWriter:
         """
         self.check_free(name)
         rig = self._rig(*match.disparity_px.shape)
-        if self._largest_shown is None:
-            self._largest_shown = _largest_shown(match, rig)
+        depth_m = None if rig is None else depth_from_disparity(match.disparity_px, rig)
+        scale = self._scale or scale_of_match(match, depth_m, self._figures)
+        if self._is_steady:
+            self._scale = scale
         if self._is_first and self._folder.exists():
             remove_abandoned(self._folder)  # temporary files of a run that was killed
         self._is_first = False
-        return write_outputs(
+        if self._video is not None:
+            panel = match_panel(match, depth_m, scale or _NOTHING_KNOWN, self._figures.grey_below)
+            self._video.add(draw_frame(left, panel))
+        written = write_outputs(
             self.paths(name),
             left,
             match,
@@ -159,8 +203,11 @@ class OutputWriter:
             min_confidence=self._options.min_confidence,
             max_depth_m=self._options.max_depth_m,
             title=name,
-            largest_shown=self._largest_shown,
+            figures=self._figures,
+            scale=scale,
         )
+        self._first_figure = self._first_figure or self.paths(name).get(("figure", ".png"))
+        return written
 
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """Return the calibration for images of this size, None where none is given."""
@@ -175,6 +222,49 @@ class OutputWriter:
         )
 
 
+class VideoFile:
+    """A video that appears under its name once it is closed; frames are BGR, all of the first one's size.
+
+    Args:
+        path: the file, .mp4; MPEG-4, which every player shows.
+        fps: frames per second.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self.path = path
+        self._fps = fps
+        self._temporary = path.with_name(f".writing-{path.name}")
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+
+    def add(self, frame: UInt8[np.ndarray, "H W 3"]) -> None:
+        """Append a frame.
+
+        Raises:
+            UserError: it has another size than the first one, or the file cannot be written.
+        """
+        size = (frame.shape[1], frame.shape[0])
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            code = cv2.VideoWriter.fourcc(*"mp4v")
+            self._writer, self._size = cv2.VideoWriter(str(self._temporary), code, self._fps, size), size
+            if not self._writer.isOpened():
+                raise UserError(f"{self.path}: a video of {size[0]}x{size[1]} cannot be written there")
+        if size != self._size:
+            raise UserError(
+                f"{self.path}: one video holds images of one size, but after {self._size[0] // 2}x{self._size[1]} "
+                f"comes {size[0] // 2}x{size[1]}; leave video out of --write"
+            )
+        self._writer.write(frame)
+
+    def close(self) -> None:
+        """Finish the file; its frames so far stay, also after an error."""
+        if self._writer is not None:
+            self._writer.release()
+            self._temporary.replace(self.path)
+            self._writer = None
+
+
 def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
     rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
     if options.rectify:
@@ -186,55 +276,6 @@ def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
             path,
         )
     return rig
-
-
-def _largest_shown(match: StereoMatch, rig: StereoCalibration | None) -> float:
-    """Return the top of a colour scale: a high percentile of the depth, or of the disparity without a calibration."""
-    shown = match.disparity_px if rig is None else depth_from_disparity(match.disparity_px, rig)
-    known = shown[np.isfinite(shown)]
-    return float(np.percentile(known, 99 if rig is None else 90)) if known.size else 1.0
-
-
-def encode_figure(
-    title: str,
-    left: UInt8[np.ndarray, "H W 3"],
-    match: StereoMatch,
-    depth_m: Float[np.ndarray, "H W"] | None,
-    largest: float,
-) -> bytes:
-    """Return a PNG of the left view, of the depth in metres (or disparity in px), and of the confidence, with bars."""
-    # The live view writes maps without figures, and Matplotlib takes half a second to import.
-    import matplotlib as mpl  # noqa: PLC0415
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    aspect = left.shape[0] / left.shape[1]
-    figure = Figure(figsize=(18, 5.4 * aspect + 0.6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 3)
-    heading, values, colours = (
-        ("disparity, px", match.disparity_px, "turbo") if depth_m is None else ("depth, m", depth_m, "turbo_r")
-    )
-    confidence = np.full(left.shape[:2], np.nan) if match.confidence is None else match.confidence
-    panels = [
-        (title, left, None, 0.0),
-        (heading, values, colours, largest),
-        ("confidence, P(|error| < 1 px)", confidence, "viridis", 1.0),
-    ]
-    for axis, (text, shown, colour_map, top) in zip(axes, panels, strict=True):
-        axis.set_axis_off()
-        # A file name is not mathtext, and may contain bytes that are not valid UTF-8.
-        axis.set_title(text.encode(errors="replace").decode(), fontsize=11, parse_math=False)
-        if colour_map is None:
-            axis.imshow(shown)
-            continue
-        drawn = axis.imshow(
-            shown, cmap=mpl.colormaps[colour_map].with_extremes(bad="black"), vmin=0, vmax=top, interpolation="nearest"
-        )
-        figure.colorbar(drawn, ax=axis, shrink=0.85, extend="neither" if top == 1 else "max")
-    file = io.BytesIO()
-    canvas.print_png(file)
-    return file.getvalue()
 
 
 def _encode_map(what: str, suffix: str, values: Float[np.ndarray, "H W"]) -> bytes:

@@ -258,8 +258,11 @@ class Camera:
         """Return what the options request. The pixel format comes first: sizes and rates depend on it."""
         options = self._options
         settings: dict[int, float] = {cv2.CAP_PROP_FOURCC: float(cv2.VideoWriter.fourcc(*options.fourcc))}
-        if options.width is not None and options.height is not None:
-            settings[cv2.CAP_PROP_FRAME_WIDTH], settings[cv2.CAP_PROP_FRAME_HEIGHT] = options.width, options.height
+        if options.camera_width is not None and options.camera_height is not None:
+            settings[cv2.CAP_PROP_FRAME_WIDTH], settings[cv2.CAP_PROP_FRAME_HEIGHT] = (
+                options.camera_width,
+                options.camera_height,
+            )
         if options.fps is not None:
             settings[cv2.CAP_PROP_FPS] = options.fps
         return settings

@@ -5,7 +5,6 @@ The only module here that opens networks, inside the functions that need them.
 
 import dataclasses
 import logging
-import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foundation_stereo_depth.errors import CalibrationError, CameraError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options import command_line
 from live_camera.options import (
     DEFAULT_CALIBRATION,
+    DEFAULT_DEMO,
     CalibrateOptions,
+    DemoOptions,
     ListCamerasOptions,
     LiveViewOptions,
     SourceOptions,
@@ -25,6 +27,8 @@ from live_camera.options import (
 if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
     from foundation_stereo_depth.data.pairs import Pairs
+    from foundation_stereo_depth.options.inference import MethodName
+    from foundation_stereo_depth.stereo.match import StereoMatcher
     from live_camera.board import Board
     from live_camera.matcher import Matcher, WatchedMatcher
 
@@ -35,12 +39,67 @@ _CHECK_PAIRS = 5
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
-def list_cameras_command(argv: Sequence[str] | None = None) -> int:
+def demo_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-demo") -> int:
+    """Run `foundation-stereo-demo`; return its exit status."""
+    parser = command_line.create_parser(
+        program,
+        DemoOptions,
+        "Match a real pair that is installed with this program, offline; write disparity, uncertainty and depth as "
+        "one figure, and open it.",
+        examples=(
+            "",
+            "--no-open -o demo.png",
+        ),
+    )
+    explicit = command_line.parse_explicit(parser, argv)
+
+    def run() -> int:
+        options = command_line.build_options(DemoOptions, explicit).file
+        if options.output is not None and options.output.exists():
+            raise UserError(f"{options.output}: exists; name another file")
+        from foundation_stereo_depth.data.demo_pair import read_demo_pair
+        from foundation_stereo_depth.files import write_atomically
+        from live_camera import demo
+        from live_camera.camera import find_cameras
+
+        output = options.output or DEFAULT_DEMO
+        pair = read_demo_pair()
+        match = _open_demo_matcher(options.method)(pair.left, pair.right)
+        figure = demo.draw_demo(pair, match)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(output, lambda file: file.write(figure), durable=False)
+        print(f"{output}: left view, disparity, uncertainty, depth")
+        print(demo.describe_centre(pair, match))
+        if options.open and demo.has_display() and not demo.open_file(output):
+            logger.info("no program was found to open %s with", output)
+        print(demo.next_steps(find_cameras()))
+        return 0
+
+    return command_line.run_command(parser.prog, explicit, run)
+
+
+def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
+    if method == "sgbm":
+        from foundation_stereo_depth.stereo import sgbm
+
+        return sgbm.match
+    from foundation_stereo_depth.inference.predictor import open_network
+
+    predictor = open_network()
+    logger.info("the installed network, %s", predictor.description)
+    return predictor
+
+
+def list_cameras_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-list-cameras") -> int:
     """Run `foundation-stereo-list-cameras`; return 0 where there are cameras, 1 where there are none."""
     parser = command_line.create_parser(
-        "foundation-stereo-list-cameras",
+        program,
         ListCamerasOptions,
         "List the cameras of this machine: index, name, stable path, backend, and the frame sizes that they support.",
+        examples=(
+            "",
+            "--preview",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -74,12 +133,16 @@ def list_cameras_command(argv: Sequence[str] | None = None) -> int:
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def calibrate_command(argv: Sequence[str] | None = None) -> int:
+def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-calibrate") -> int:
     """Run `foundation-stereo-calibrate`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-calibrate",
+        program,
         CalibrateOptions,
         "Calibrate two cameras by a chessboard or a ChArUco board, from images or live, and report the accuracy.",
+        examples=(
+            "--left 0 --right 2 --corners 9x6 --square-mm 25",
+            "--images 'left*.jpg' 'right*.jpg' --corners 9x6 --square-mm 25",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -192,18 +255,24 @@ def _collect_live(options: CalibrateOptions, board: "Board") -> "Pairs":
         window = None if options.views.headless else stack.enter_context(ImageWindow("Calibration"))
         rig = stack.enter_context(open_rig(options.source, options.camera))
         collected = collect_pairs(rig, board, folder, options.views.views, window)
-    logger.info("%s: %d pairs collected", folder, collected)
+    logger.info("%s: %s collected", folder, count_of(collected, "pair"))
     if collected == 0:
         raise UserError("no pair was collected; the text below the image states what was missing")
     return find_pairs(f"{folder}/left_*.png", f"{folder}/right_*.png")
 
 
-def live_view_command(argv: Sequence[str] | None = None) -> int:
+def live_view_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-live-view") -> int:
     """Run `foundation-stereo-live-view`; return its exit status."""
     parser = command_line.create_parser(
-        "foundation-stereo-live-view",
+        program,
         LiveViewOptions,
         "Show metric depth from two cameras, with the network's confidence. The key h lists the keys.",
+        examples=(
+            "--left 0 --right 2",
+            "--left 0 --right 2 --run-id latest --watch-checkpoint",
+            "--side-by-side 0 --method sgbm",
+            "--left left.mp4 --right right.mp4 --headless --record raw.mkv",
+        ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
@@ -222,10 +291,8 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             check_display()
         calibration = _read_calibration(options)
         camera = options.camera
-        if calibration is not None and camera.width is None:
-            camera = dataclasses.replace(camera, width=calibration.width, height=calibration.height)
-        # SIGTERM ends the view as Ctrl-C does, so that a recording is closed properly.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if calibration is not None and camera.camera_width is None:
+            camera = dataclasses.replace(camera, camera_width=calibration.width, camera_height=calibration.height)
         with tempfile.TemporaryDirectory() as downloads:
             matcher = _create_matcher(options, calibration, Path(downloads))
             size = {"height": matcher.height, "width": matcher.width}
@@ -238,7 +305,7 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
             logger.info("%s; %s", matcher.description, depth)
             stats = live_view(rig, rectify, matcher, options.show, extra_view=extra_view)
-        logger.info("%d pairs shown; %s", stats.pairs, stats.summary(rig))
+        logger.info("%s shown; %s", count_of(stats.pairs, "pair"), stats.summary(rig))
         for path in stats.written:
             print(path)
         if stats.pairs == 0:
@@ -247,7 +314,7 @@ def live_view_command(argv: Sequence[str] | None = None) -> int:
             raise UserError("a recording is incomplete; the warning above states the reason")
         return 0
 
-    return command_line.run_command(parser.prog, explicit, run)
+    return command_line.run_command(parser.prog, explicit, run, finishes_files=True)
 
 
 def _read_calibration(options: LiveViewOptions) -> "RigCalibration | None":

@@ -1,67 +1,25 @@
-"""Images for the windows, BGR: colour maps, colour bars, rows of text. Pure functions.
+"""Images for the windows, BGR: colour bars, rows of text, cursors. Pure functions.
 
 Rows of text are cached: OpenCV needs 0.2 ms for a line, more than for a depth map.
 """
 
 import functools
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import UInt8
 
-Bgr = tuple[int, int, int]
-Canvas = UInt8[np.ndarray, "_ _ 3"]
+from foundation_stereo_depth.colours import Bgr, Canvas, ColourScale, apply_colours
 
 BACKGROUND: Bgr = (30, 28, 26)
 TEXT: Bgr = (225, 225, 225)
 QUIET: Bgr = (150, 150, 150)
 WARNING: Bgr = (60, 180, 255)
-MASKED: Bgr = (70, 70, 70)
 ROW_PX = 24
 BAR_PX = 74
 _TEXT_PX, _MARGIN_PX, _BAR_COLOURS_PX = 15, 10, 16
 _EPIPOLAR_ROWS = 16
 _TICKS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColourScale:
-    """The range and the colour map of an image.
-
-    Attributes:
-        low, high: the ends of the range.
-        unit: of both.
-        colour_map: OpenCV's, such as COLORMAP_TURBO or COLORMAP_VIRIDIS.
-        reverse: the first colour is at the high end, so that near surfaces are red in depth as in disparity.
-    """
-
-    low: float
-    high: float
-    unit: str
-    colour_map: int = cv2.COLORMAP_TURBO
-    reverse: bool = False
-
-
-def apply_colours(
-    values: Float[np.ndarray, "h w"],
-    scale: ColourScale,
-    height: int,
-    width: int,
-    hidden: Bool[np.ndarray, "h w"] | None,
-) -> Canvas:
-    """Return a map in colours, resized; black where it is NaN, grey where `hidden`."""
-    unknown = np.isnan(values)
-    scaled = (values - np.float32(scale.low)) * np.float32(255 / (scale.high - scale.low))
-    scaled[unknown] = 0
-    level = np.clip(scaled, 0, 255).astype(np.uint8)
-    if scale.reverse:
-        level = 255 - level
-    image = np.asarray(cv2.applyColorMap(level, _lookup_table(scale.colour_map)), np.uint8)
-    image[unknown] = 0
-    if hidden is not None:
-        image[hidden & ~unknown] = MASKED
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
 
 
 def draw_pair(
@@ -138,12 +96,6 @@ def draw_help(keys: dict[str, str], height: int, width: int) -> Canvas:
         _write(image, key, (2 * _MARGIN_PX, row), WARNING)
         _write(image, meaning, (2 * _MARGIN_PX + 70, row), TEXT)
     return image
-
-
-@functools.cache
-def _lookup_table(number: int) -> UInt8[np.ndarray, "256 1 3"]:
-    """Return BGR of each level; from a number OpenCV computes it at each call, in three times the time of the map."""
-    return np.asarray(cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], number), np.uint8)
 
 
 @functools.cache

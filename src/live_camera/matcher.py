@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from foundation_stereo_depth.colours import find_uncertain
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
@@ -121,6 +122,9 @@ class WatchedMatcher:
         except (UserError, OSError) as error:
             self.problem = f"{self._path.name} is not used: {error}"
             return
+        except Exception as error:  # what a damaged file holds may fail anywhere, and the view must not end by it
+            self.problem = f"{self._path.name} is not used: it is damaged ({type(error).__name__}: {error})"
+            return
         self._next, self.problem = network, None
 
     def _check_network(self, network: Matcher) -> None:
@@ -162,6 +166,4 @@ class MatchedFrame:
 
     def low_confidence(self, min_confidence: float) -> Bool[np.ndarray, "H W"]:
         """Return where confidence is lower than this; of a matcher without confidence, where it is not valid."""
-        if self.match.confidence is not None:
-            return self.match.confidence < min_confidence
-        return ~self.match.valid
+        return find_uncertain(self.match, min_confidence)

@@ -6,12 +6,22 @@ from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import OptionGroup, option, parse_two_numbers
-from foundation_stereo_depth.options.inference import CalibrationFileOptions, InferenceOptions, NetworkSourceOptions
+from foundation_stereo_depth.options.inference import (
+    METHOD_HELP,
+    CalibrationFileOptions,
+    ColourMapName,
+    InferenceOptions,
+    MethodName,
+    NetworkSourceOptions,
+    check_depth_range,
+    check_no_network,
+)
 
 _MIN_CORNERS = 3
 """Inner corners of a board, in either direction."""
 DEFAULT_CALIBRATION = Path("calibration/stereo_calib.npz")
 """Read where no calibration is named, if it exists."""
+DEFAULT_DEMO = Path("foundation_stereo_demo.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +79,10 @@ class SourceOptions(OptionGroup):
 class CameraOptions(OptionGroup):
     """cameras: settings requested of both; settings that a camera does not accept are reported"""
 
-    width: int | None = option(
+    camera_width: int | None = option(
         None, "frame width of one camera, px; else the calibration's, else the camera's", minimum=32
     )
-    height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
+    camera_height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
     fps: float | None = option(None, "frames per second; for videos and images the playback rate", minimum=0.01)
     fourcc: str = option("MJPG", "pixel format; two uncompressed streams seldom fit one USB port")
     exposure: Literal["lock", "auto"] | float = option(
@@ -84,8 +94,8 @@ class CameraOptions(OptionGroup):
         super().__post_init__()
         if len(self.fourcc) != 4:
             raise UserError(f"--fourcc {self.fourcc}: needs four letters, such as MJPG or YUYV")
-        if (self.width is None) != (self.height is None):
-            raise UserError("--width and --height belong together; give both or none")
+        if (self.camera_width is None) != (self.camera_height is None):
+            raise UserError("--camera-width and --camera-height belong together; give both or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +116,7 @@ class MatcherOptions(NetworkSourceOptions):
     weights: Literal["auto", "best", "last"] = option(
         "auto", "which checkpoint of the run; auto takes the last with --watch-checkpoint, else the best"
     )
-    method: Literal["network", "sgbm"] = option("network", "sgbm: OpenCV's semi-global matcher, which needs no network")
+    method: MethodName = option("network", METHOD_HELP)
     watch_checkpoint: bool = option(False, "load the file again whenever training replaces it")
     network_height: int | None = option(
         None, "height at which the matcher runs, px; else the network's own", minimum=32, maximum=4096
@@ -117,10 +127,9 @@ class MatcherOptions(NetworkSourceOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = [flag for flag, value in (("--checkpoint", self.checkpoint), ("--run-id", self.run_id)) if value]
-        if self.method == "sgbm" and (given or self.watch_checkpoint):
-            raise UserError(f"--method sgbm takes no network; leave {(*given, '--watch-checkpoint')[0]} out")
-        if self.watch_checkpoint and not given:
+        if self.method == "sgbm":
+            check_no_network(checkpoint=self.checkpoint, run_id=self.run_id, watch_checkpoint=self.watch_checkpoint)
+        if self.watch_checkpoint and self.checkpoint is None and self.run_id is None:
             raise UserError("--watch-checkpoint: needs the --run-id of a run, or a --checkpoint, to watch")
 
 
@@ -150,7 +159,15 @@ class ShowOptions(OptionGroup):
         minimum=0.0,
         maximum=0.99,
     )
+    depth_range: tuple[float, float] | None = option(
+        None, "nearest and farthest depth of the colours, metres; else those of the first image; the keys change it"
+    )
+    colormap: ColourMapName = option("turbo", "colours of depth and disparity")
     rerun: bool = option(False, "also show a point cloud in 3-D; needs `uv sync --extra rerun`")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_depth_range(self.depth_range)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +180,29 @@ class LiveViewOptions:
     matcher: MatcherOptions = MatcherOptions()
     show: ShowOptions = ShowOptions()
     inference: InferenceOptions = InferenceOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoFileOptions(OptionGroup):
+    """figure"""
+
+    output: Path | None = option(
+        None, "file to write, .png; else foundation_stereo_demo.png, which is replaced if it exists", short="-o"
+    )
+    open: bool = option(True, "open the figure where there is a display")
+    method: MethodName = option("network", METHOD_HELP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.output is not None and self.output.suffix.lower() != ".png":
+            raise UserError(f"--output {self.output}: has to end in .png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """All options of `foundation-stereo-demo`."""
+
+    file: DemoFileOptions = DemoFileOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -347,7 +347,9 @@ def _open_source(source: SourceOptions, options: CameraOptions) -> StereoSource:
     if images is not None:
         return ImagePairs(images)
     if source.side_by_side is not None:
-        both = options if options.width is None else dataclasses.replace(options, width=2 * options.width)
+        both = options
+        if options.camera_width is not None:
+            both = dataclasses.replace(options, camera_width=2 * options.camera_width)
         return SideBySideCamera(Camera(source.side_by_side, f"--side-by-side {source.side_by_side}", both))
     assert source.left is not None
     assert source.right is not None

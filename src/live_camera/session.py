@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from foundation_stereo_depth.colours import colour_map_of
 from foundation_stereo_depth.data.rectify import Rectifier, Resizer
 from foundation_stereo_depth.errors import UserError
 from live_camera.diagnostics import Diagnostics
@@ -184,6 +185,9 @@ def live_view(
     matched: MatchedFrame | None = None
     with ExitStack() as stack:
         windows = None if options.headless else stack.enter_context(Windows())
+        if windows is not None:
+            windows.state.depth_range = options.depth_range
+            windows.state.colour_map = colour_map_of(options.colormap)
         snapshots = stack.enter_context(Snapshots(options.save_dir, rectify.calibration))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
@@ -193,8 +197,7 @@ def live_view(
         recordings = stack.enter_context(Recordings(rig, rectify.calibration))
         if options.record is not None:
             recordings.start(options.record)
-        save_depth = _open_depth_writer(stack, options, rectify)
-        report = JsonReport() if options.json else None
+        views = _open_views(stack, options, rectify, rig, stats, extra_view)
         stack.enter_context(rig)
         fuse = TemporalFusion(options.forgetting) if options.temporal_fusion else None
         prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse))
@@ -225,11 +228,8 @@ def live_view(
             if fresh is not None:
                 stats.count(fresh.frame)
                 bar.update()
-                for view in (extra_view, save_depth):
-                    if view is not None:
-                        view(fresh)
-                if report is not None:
-                    report.update(fresh, stats, rig)
+                for view in views:
+                    view(fresh)
                 if after_pair is not None:
                     after_pair(fresh)
         bar.set_postfix_str(f"{stats.summary(rig)}  ·  {matcher.description}")
@@ -241,12 +241,14 @@ def live_view(
 class JsonReport:
     """Prints one JSON line a second to standard output: rates, and what lies in the middle of the image."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: Statistics, rig: Rig) -> None:
+        self._stats = stats
+        self._rig = rig
         self._printed_at_s = -math.inf
 
-    def update(self, matched: MatchedFrame, stats: Statistics, rig: Rig) -> None:
+    def __call__(self, matched: MatchedFrame) -> None:
         """Print a line for this pair, if the last one is a second old."""
-        now_s = time.monotonic()
+        now_s, stats, rig = time.monotonic(), self._stats, self._rig
         if now_s - self._printed_at_s < _JSON_EVERY_S:
             return
         self._printed_at_s = now_s
@@ -264,14 +266,23 @@ class JsonReport:
         print(json.dumps(line), flush=True)
 
 
-def _open_depth_writer(
-    stack: ExitStack, options: ShowOptions, rectify: Rectifier | Resizer
-) -> Callable[[MatchedFrame], None] | None:
-    if options.save_depth is None:
-        return None
-    if rectify.stereo_calibration is None:
-        raise UserError("--save-depth: needs the rig's --calibration; without one there is no depth")
-    return stack.enter_context(DepthWriter(options.save_depth, rectify.stereo_calibration))
+def _open_views(
+    stack: ExitStack,
+    options: ShowOptions,
+    rectify: Rectifier | Resizer,
+    rig: Rig,
+    stats: Statistics,
+    extra_view: Callable[[MatchedFrame], None] | None,
+) -> list[Callable[[MatchedFrame], None]]:
+    """Return what takes each result beside the windows: the given view, files of depth, lines of JSON."""
+    views = [] if extra_view is None else [extra_view]
+    if options.save_depth is not None:
+        if rectify.stereo_calibration is None:
+            raise UserError("--save-depth: needs the rig's --calibration; without one there is no depth")
+        views.append(stack.enter_context(DepthWriter(options.save_depth, rectify.stereo_calibration)))
+    if options.json:
+        views.append(JsonReport(stats, rig))
+    return views
 
 
 def _save_by_key(

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from foundation_stereo_depth.colours import Bgr, Canvas, ColourScale, apply_colours
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo.geometry import depth_std_from_disparity, point_cloud
 from live_camera import draw
-from live_camera.draw import Bgr, Canvas, ColourScale
 from live_camera.matcher import MatchedFrame
 from live_camera.options import ShowOptions
 
@@ -58,6 +58,8 @@ class ViewState:
         cursor: column and row of the map under the mouse; None while it is elsewhere.
         low, high: the ends of the depth (or disparity) range; None before the first image.
         screen: width and height of the screen that the windows have to fit, px; None where it is unknown.
+        depth_range: the ends to begin with where there is a depth, m; None takes the first image's.
+        colour_map: OpenCV's, of depth and disparity.
     """
 
     lines: bool = False
@@ -69,6 +71,8 @@ class ViewState:
     low: float | None = None
     high: float | None = None
     screen: tuple[int, int] | None = None
+    depth_range: tuple[float, float] | None = None
+    colour_map: int = cv2.COLORMAP_TURBO
 
     def press(self, key: int) -> None:
         """Apply a key that changes the view alone."""
@@ -94,6 +98,9 @@ class ViewState:
     def fit_range(self, values: Float[np.ndarray, "H W"], *, is_depth: bool) -> None:
         """Set the range to the first map that has values; approach later ones where it adapts."""
         if self.high is not None and not self.adapt_range:
+            return
+        if self.high is None and is_depth and self.depth_range is not None:
+            self.low, self.high = self.depth_range
             return
         samples = values[::4, ::4]
         samples = samples[np.isfinite(samples)]
@@ -133,17 +140,23 @@ def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_co
     values = matched.match.disparity_px if matched.depth_m is None else matched.depth_m
     state.fit_range(values, is_depth=is_depth)
     low, high = (state.low or 0.0, state.high) if state.high is not None else (0.0, 1.0)
-    scale = ColourScale(low=_two_digits(low), high=_two_digits(high), unit="m" if is_depth else "px", reverse=is_depth)
+    scale = ColourScale(
+        low=_two_digits(low),
+        high=_two_digits(high),
+        unit="m" if is_depth else "px",
+        colour_map=state.colour_map,
+        reverse=is_depth,
+    )
     hidden = matched.low_confidence(min_confidence) if state.hide_uncertain else None
     scales = {DEPTH_WINDOW if is_depth else DISPARITY_WINDOW: scale}
     bodies = {
         PAIR_WINDOW: draw.draw_pair(matched.left, matched.right, height, width, lines=state.lines),
-        **{name: draw.apply_colours(values, scale, height, width, hidden) for name in scales},
+        **{name: apply_colours(values, scale, height, width, hidden) for name in scales},
     }
     if matched.match.confidence is not None:
         scales[CONFIDENCE_WINDOW] = ColourScale(low=0, high=100, unit="%", colour_map=cv2.COLORMAP_VIRIDIS)
         percent = matched.match.confidence * np.float32(100)
-        bodies[CONFIDENCE_WINDOW] = draw.apply_colours(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
+        bodies[CONFIDENCE_WINDOW] = apply_colours(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
     cursor = state.cursor or centre_of(matched)
     _draw_cursors(bodies, cursor, height / matched.left.shape[0], width / matched.left.shape[1])
     values_text = describe_pixel(matched, *cursor)

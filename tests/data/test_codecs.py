@@ -34,7 +34,7 @@ def test_image_with_a_header_of_impossible_size_is_refused(tmp_path: Path) -> No
     encoded[size] |= 0x80
     encoded[size + 2] |= 0x80
     (tmp_path / "x.jpg").write_bytes(encoded)
-    with pytest.raises(DataError, match=r"x\.jpg: its header gives a size of 32800x32792"):
+    with pytest.raises(DataError, match=r"x\.jpg: its header gives 1,075,577,600 pixels"):
         read_rgb(tmp_path / "x.jpg")
 
 
@@ -136,7 +136,7 @@ def test_a_jpeg_is_decoded_as_opencv_does(tmp_path: Path) -> None:
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    with pytest.raises(DataError, match=r"pipe\.png: is not a file"):
+    with pytest.raises(DataError, match=r"pipe\.png: is not a regular file"):
         read_rgb(tmp_path / "pipe.png")
 
 

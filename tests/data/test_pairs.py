@@ -47,6 +47,7 @@ def test_globs_pair_what_their_wildcards_stand_for() -> None:
     assert names("data/*/im0.png", "data/*/im1.png") == ["art", "left_turn"]
     assert names("rig/left*.jpg", "rig/right*.jpg") == ["01", "02"]
     assert names("rig/left?1.jpg", "rig/right?1.jpg") == ["0"]
+    assert names("rig/left*", "rig/right*") == ["01", "02"]  # without the suffix
     assert names(str(Path("data/**/im0.png").absolute()), str(Path("data/**/im1.png").absolute())) == [
         "art",
         "left_turn",

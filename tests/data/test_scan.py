@@ -119,6 +119,41 @@ def test_a_damaged_scan_is_repeated(settled: Path, scanned: list[str]) -> None:
         assert len(scanned) == 3, "it was kept again"
 
 
+def test_a_scan_with_one_flipped_bit_is_used_unchanged_or_made_again(settled: Path, scanned: list[str]) -> None:
+    names = list(open_fsd(settled, Path("kept")).names)
+    (file,) = Path("kept").iterdir()
+    complete = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.choice(len(complete), 60, replace=False):
+        flipped = bytearray(complete)
+        flipped[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(flipped)
+        again = open_fsd(settled, Path("kept"))
+        assert list(again.names) == names, at
+        assert again.paths(0).left.exists()
+
+
+def test_a_kept_scan_of_impossible_content_is_made_again(settled: Path, scanned: list[str]) -> None:
+    names = list(open_fsd(settled, Path("kept")).names)
+    (file,) = Path("kept").iterdir()
+    with np.load(file) as kept:
+        arrays = dict(kept)
+    for key, value in [
+        ("lengths", np.zeros_like(arrays["lengths"])),
+        ("lengths", -arrays["lengths"]),
+        ("frames", arrays["frames"] * 2**60),
+        ("suffixes", arrays["suffixes"] + np.uint8(9)),
+        ("stems", np.full_like(arrays["stems"], ord("/"))),
+        ("stems", np.full_like(arrays["stems"], 255)),
+        ("times_ns", arrays["times_ns"][:, :3]),
+        ("header", np.frombuffer(b"[" * 100_000, np.uint8)),
+    ]:
+        np.savez(file, **{**arrays, key: value})
+        scanned.clear()
+        assert list(open_fsd(settled, Path("kept")).names) == names
+        assert len(scanned) == 3, key
+
+
 def test_another_version_is_scanned_again(settled: Path, scanned: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     open_fsd(settled, Path("kept"))
     monkeypatch.setattr(scanning, "_FORMAT", 1)

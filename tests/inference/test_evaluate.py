@@ -147,6 +147,8 @@ def test_baseline_is_scored_alone_or_beside_a_network(fsd_tree: Path, tmp_path: 
     figures = alone["overall"]["sgbm"]
     assert 0 < figures["density_percent"] <= 100
     assert "nll_nat" not in figures
+    by_method = evaluated(method="sgbm", checkpoint=None, dataset_root=fsd_tree, height=H, width=W)
+    assert by_method["overall"]["sgbm"]["epe_px"] == figures["epe_px"]
     both = evaluated(baseline="sgbm", dataset_root=fsd_tree, checkpoint=write_checkpoint(tmp_path / "x.pt"))
     assert set(both["overall"]) == {"network", "sgbm"}
     assert both["overall"]["sgbm"]["epe_px"] == figures["epe_px"]

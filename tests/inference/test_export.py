@@ -286,8 +286,8 @@ def test_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--checkpoint", "x.pt"], "needs --output"),
-        (["--checkpoint", "x.pt", "-o", "net.tflite"], "ends in .onnx or .safetensors"),
+        (["--checkpoint", "x.pt", "-o", "x"], "--output (-o) x: has to end in"),
+        (["--checkpoint", "x.pt", "-o", "net.tflite"], "has to end in .onnx or .safetensors"),
         (["--checkpoint", "x.pt", "-o", "net.onnx"], "x.pt: cannot be read"),
         (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
     ],

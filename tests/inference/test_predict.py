@@ -15,10 +15,11 @@ from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import decode_whole_steps, read_png16, read_rgb, write_rgb
 from foundation_stereo_depth.data.rectify import Rectifier
-from foundation_stereo_depth.inference import predict
 from foundation_stereo_depth.inference.predict import photometric_residual, seem_swapped
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.stereo.match import StereoMatch
+
+OPEN_NETWORK = "foundation_stereo_depth.inference.predictor.open_network"
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def folders() -> None:
 @pytest.fixture
 def matching(monkeypatch: pytest.MonkeyPatch, matching_predictor: Callable[..., Predictor]) -> None:
     """The command opens the matching network, whatever checkpoint is named."""
-    monkeypatch.setattr(predict, "open_network", lambda *_, **__: matching_predictor(44, 88))
+    monkeypatch.setattr(OPEN_NETWORK, lambda *_, **__: matching_predictor(44, 88))
 
 
 def disparity_of(path: str) -> float:
@@ -51,7 +52,7 @@ def test_folders_are_predicted_pair_by_pair(batch_size: str, capfd: pytest.Captu
         assert disparity_of(f"out/{number:04d}_disparity.png") == pytest.approx(2 + 2 * number, abs=0.6)
         assert Path(f"out/{number:04d}_figure.png").exists()
     printed = capfd.readouterr()
-    assert printed.out == "out: 5 pairs written\n"
+    assert printed.out == "out: 5 pairs written; out/0000_figure.png can be opened\n"
     assert "ms per pair" in printed.err
     assert "swapped" not in printed.err
     assert predict_command(["left", "right", *flags]) == 2
@@ -65,7 +66,8 @@ def test_readable_pairs_are_written_and_the_rest_later(capfd: pytest.CaptureFixt
     flags = ["left", "right", "-o", "out", "--checkpoint", "any.pt", "--batch-size", "4", "--write", "disparity"]
     assert predict_command(flags) == 2
     printed = capfd.readouterr()
-    assert "out: 3 pairs written" in printed.out
+    assert not printed.out
+    assert "out: 3 pairs written before that" in printed.err
     assert "0003.png" in printed.err
     Path("left/0003.png").write_bytes(complete)
     before = Path("out/0000_disparity.png").stat()
@@ -105,7 +107,7 @@ def test_disparity_beyond_16_bits_does_not_stop_the_batch(
         return matches
 
     monkeypatch.setattr(predictor, "batch", with_one_too_large)
-    monkeypatch.setattr(predict, "open_network", lambda *_, **__: predictor)
+    monkeypatch.setattr(OPEN_NETWORK, lambda *_, **__: predictor)
     assert predict_command(["left", "right", "-o", "out", "--write", "disparity"]) == 0
     error = capfd.readouterr().err
     assert error.count("warning:") == len(list(Path("out").iterdir())) == 5
@@ -200,7 +202,12 @@ def test_bare_weights_are_warned_of(tiny_checkpoint: Path, capfd: pytest.Capture
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["left", "right", "--checkpoint", "x.pt"], "needs --output (-o)"),
+        (
+            ["left", "right", "--method", "sgbm", "--checkpoint", "x.pt"],
+            "--method sgbm takes no network; leave",
+        ),
+        (["left", "right", "--depth-range", "4", "1"], "--depth-range 4 1: has to be two depths in metres, the nearer"),
+        (["left", "right", "--write", "video", "--skip-existing"], "--write video --skip-existing: a video needs"),
         (["left", "right", "-o", "out", "--checkpoint", "x.pt"], "x.pt: cannot be read (No such file"),
         (["left", "nowhere", "-o", "out", "--checkpoint", "x.pt"], "nowhere: no such file or folder"),
         (
@@ -279,7 +286,7 @@ def raw_pair() -> RigCalibration:
 
 
 def predict_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
-    monkeypatch.setattr(predict, "open_network", lambda *_, **__: predictor)
+    monkeypatch.setattr("foundation_stereo_depth.inference.predictor.open_network", lambda *_, **__: predictor)
     assert predict_command([*flags, "--checkpoint", "any.pt", "--map-format", "npy", "--overwrite"]) == 0
 
 
@@ -323,3 +330,34 @@ def test_image_with_its_calibration_beside_needs_no_flag(
     Path("rig.npz").rename("left.calibration.npz")
     predict_with(matching_predictor(60, 80), monkeypatch, *flags)
     np.testing.assert_array_equal(np.load("out/left_depth.npy"), expected_m)
+
+
+@pytest.mark.usefixtures("folders")
+def test_sgbm_predicts_without_a_network_to_a_default_folder(capfd: pytest.CaptureFixture[str]) -> None:
+    left, right = shifted_pair(60, 120, 8)
+    write_rgb(Path("l.png"), left)
+    write_rgb(Path("r.png"), right)
+    assert predict_command(["l.png", "r.png", "--method", "sgbm"]) == 0
+    assert sorted(path.name for path in Path("predictions").iterdir()) == ["l_disparity.png", "l_figure.png"]
+    assert disparity_of("predictions/l_disparity.png") == pytest.approx(8, abs=0.1)
+    assert capfd.readouterr().out == "predictions: 1 pair written; predictions/l_figure.png can be opened\n"
+
+
+def test_video_shows_each_pair_beside_its_depth(capfd: pytest.CaptureFixture[str]) -> None:
+    for view in ("left", "right"):
+        Path(view).mkdir()
+    for number in range(3):
+        for view, image in zip(("left", "right"), shifted_pair(61, 120, 4 + number, seed=number), strict=True):
+            write_rgb(Path(f"{view}/{number}.png"), image)
+    flags = ["--method", "sgbm", "--write", "video", "--focal-px", "100", "--baseline-m", "0.1", "--video-fps", "5"]
+    assert predict_command(["left", "right", *flags]) == 0
+    assert "3 pairs written; predictions/depth.mp4 can be opened" in capfd.readouterr().out
+    assert [path.name for path in Path("predictions").iterdir()] == ["depth.mp4"]
+    video = cv2.VideoCapture("predictions/depth.mp4")
+    assert video.get(cv2.CAP_PROP_FPS) == 5
+    frames = [video.read()[1] for _ in range(3)]
+    assert [frame.shape for frame in frames] == [(60, 240, 3)] * 3
+    assert not video.read()[0]
+    video.release()
+    assert predict_command(["left", "right", *flags]) == 2
+    assert "predictions/depth.mp4: exists; --overwrite replaces it" in capfd.readouterr().err

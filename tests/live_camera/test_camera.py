@@ -47,7 +47,7 @@ def test_settings_are_read_back_and_differences_logged_once(
     machine[0] = FakeCamera(FRAME)
     mjpg, yuyv = (float(cv2.VideoWriter.fourcc(*word)) for word in ("MJPG", "YUYV"))
     machine[0].offers = {cv2.CAP_PROP_FRAME_WIDTH: 640, cv2.CAP_PROP_FRAME_HEIGHT: 480, cv2.CAP_PROP_FOURCC: yuyv}
-    camera = Camera("0", "--left 0", CameraOptions(width=1280, height=720, fps=30))
+    camera = Camera("0", "--left 0", CameraOptions(camera_width=1280, camera_height=720, fps=30))
     assert camera.reopen()
     assert caplog.messages == [
         "--left 0: pixel format MJPG was requested, the camera uses YUYV",
@@ -56,7 +56,7 @@ def test_settings_are_read_back_and_differences_logged_once(
     ]
     caplog.clear()
     machine[0].offers = {}
-    Camera("0", "--left 0", CameraOptions(width=1280, height=720, fps=30))
+    Camera("0", "--left 0", CameraOptions(camera_width=1280, camera_height=720, fps=30))
     assert caplog.messages == []
     assert machine[0].settings[cv2.CAP_PROP_FOURCC] == mjpg
 

@@ -243,7 +243,8 @@ def test_side_by_side_frame_is_split(machine: dict[int, FakeCamera]) -> None:
 def test_side_by_side_device_is_requested_at_twice_the_width(machine: dict[int, FakeCamera]) -> None:
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
     with open_rig(
-        SourceOptions(side_by_side="1"), CameraOptions(width=640, height=480, exposure="auto", white_balance="auto")
+        SourceOptions(side_by_side="1"),
+        CameraOptions(camera_width=640, camera_height=480, exposure="auto", white_balance="auto"),
     ) as rig:
         first(rig)
     assert machine[1].settings[cv2.CAP_PROP_FRAME_WIDTH] == 1280

@@ -1,11 +1,14 @@
 """The commands of the live view without windows, and the files that they write."""
 
+import itertools
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,6 @@ from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import read_rgb, write_rgb
 from foundation_stereo_depth.data.rectify import Resizer, create_rectifier
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.inference import predict
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch
@@ -303,14 +305,25 @@ def test_incomplete_recording_is_an_error_at_the_end(
     assert "a recording is incomplete; the warning above states the reason" in error
 
 
-def test_recording_stops_when_the_disk_is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("live_camera.recording._MIN_FREE_BYTES", 2**62)
-    recorder = Recorder(Path("all.avi"), fps=30, live=False)
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_recording_stops_when_the_disk_is_nearly_full(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = itertools.chain([2**40] * 30, itertools.repeat(2**20))
+    usage = namedtuple("usage", "total free")
+    monkeypatch.setattr("live_camera.recording.shutil.disk_usage", lambda _: usage(2**40, next(free)))
+    recorder = Recorder(Path(f"all{suffix}"), fps=30, live=False)
     frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
     for _ in range(60):
         recorder.add(frame)
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 30 pairs: the disk is nearly full"):
+    with pytest.raises(ValueError, match=rf"--record all\{suffix}: stopped after 30 pairs: the disk is nearly full"):
         recorder.finish()
+    assert frames_of(Path(f"all{suffix}")) == 30
+
+
+def frames_of(path: Path) -> int:
+    video, count = cv2.VideoCapture(str(path)), 0
+    while video.grab():
+        count += 1
+    return count
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
@@ -321,8 +334,10 @@ import resource, signal, sys
 import cv2
 import numpy as np
 from pathlib import Path
+from live_camera import recording
 from live_camera.recording import Recorder
 from live_camera.rig import StereoFrame
+recording._RESERVED_BYTES = 0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 recorder = Recorder(Path("all{suffix}"), fps=30, live=False)
@@ -336,8 +351,12 @@ except ValueError as error:
     print("FAILED", error)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert finished.stdout.startswith(f"FAILED --record all{suffix}: holds")
-    assert "of 40 pairs; the disk did not store all of them" in finished.stdout
+    found = re.fullmatch(
+        rf"FAILED --record all{re.escape(suffix)}: holds (\d+) of 40 pairs; the disk did not store all of them\n",
+        finished.stdout,
+    )
+    assert found is not None
+    assert int(found[1]) == frames_of(tmp_path / f"all{suffix}")
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
@@ -356,7 +375,7 @@ def test_recording_stops_when_its_file_does_not_grow(monkeypatch: pytest.MonkeyP
     recorder = Recorder(Path("all.avi"), fps=30, live=False)
     for _ in range(60):
         recorder.add(StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0))
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 11 pairs: the file does not grow any more"):
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 0 pairs: the file does not grow any more"):
         recorder.finish()
 
 
@@ -427,7 +446,7 @@ def test_recording_stops_when_its_disk_is_removed(monkeypatch: pytest.MonkeyPatc
     frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
     for _ in range(60):
         recorder.add(frame)
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 30 pairs: No such file"):
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 0 pairs: No such file"):
         recorder.finish()
 
 
@@ -516,8 +535,8 @@ def test_recordings_of_the_same_second_have_different_names(
     press_keys({2: "r", 6: "r", 8: "r", 12: "r", 13: "q"})
     rig = open_rig(SourceOptions(left="left*.png", right="right*.png", loop=True), CameraOptions(), realtime=False)
     live_view(rig, no_rectification(), sgbm_matcher(height=H, width=W), ShowOptions())
-    names = sorted(path.name for path in Path("captures").glob("*.avi"))
-    assert names == ["20260101-000000-1.avi", "20260101-000000.avi"]
+    names = sorted(path.name for path in Path("captures").glob("*.mkv"))
+    assert names == ["20260101-000000-1.mkv", "20260101-000000.mkv"]
 
 
 def test_keys_save_record_pause_and_quit(
@@ -531,7 +550,7 @@ def test_keys_save_record_pause_and_quit(
     assert stats.pairs == 8  # paused for two, and quit at the last
     (folder,) = (path for path in Path("captures").iterdir() if path.is_dir())
     assert (folder / "window_disparity.png").is_file()
-    (video,) = Path("captures").glob("*.avi")
+    (video,) = Path("captures").glob("*.mkv")
     assert stats.written == [video, folder]
 
 
@@ -555,7 +574,7 @@ def test_keys_save_record_pause_and_quit(
             "--record rig.npz/all.avi: cannot be written there",
         ),
         (["--left", "a.mp4", "--right", "b.mp4", "--method", "sgbm"], "--left a.mp4: no such file"),
-        ([*GLOBS, "--method", "sgbm", "--width", "640"], "--width and --height belong together"),
+        ([*GLOBS, "--method", "sgbm", "--width", "640"], "--camera-width and --camera-height belong together"),
         ([*GLOBS, "--method", "sgbm", "--fourcc", "JPEGS"], "needs four letters"),
     ],
 )
@@ -648,7 +667,6 @@ def test_predicted_recording_has_the_depth_that_the_live_view_showed(
 
     predictor = matching_predictor(H // 2, W // 2)
     monkeypatch.setattr("foundation_stereo_depth.inference.predictor.open_network", lambda *_, **__: predictor)
-    monkeypatch.setattr(predict, "open_network", lambda *_, **__: predictor)
     shown = record_results(monkeypatch)
     assert live_view_command(["--side-by-side", "raw.mkv", "--headless"]) == 0
     assert predict_command(["raw.mkv", "-o", "out", "--write", "depth", "--map-format", "npy"]) == 0

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
+from foundation_stereo_depth.colours import MASKED, ColourScale, apply_colours
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity
 from foundation_stereo_depth.stereo.match import StereoMatch
 from live_camera import draw, view
-from live_camera.draw import ColourScale
 from live_camera.matcher import MatchedFrame
 from live_camera.rig import StereoFrame
 from live_camera.view import CONFIDENCE_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, PAIR_WINDOW, Status, ViewState
@@ -109,7 +109,7 @@ def test_low_confidence_is_hidden_on_request() -> None:
             view.draw_windows(matched_frame(network=network), ViewState(hide_uncertain=True), Status(), 0.5),
             DEPTH_WINDOW,
         )
-        assert hidden[50, 50].tolist() == list(draw.MASKED)
+        assert hidden[50, 50].tolist() == list(MASKED)
         assert np.array_equal(hidden[200], visible[200])
 
 
@@ -201,11 +201,11 @@ def test_colour_bar_has_the_colours_of_the_map() -> None:
     scale = ColourScale(low=0.0, high=4.0, unit="m", reverse=True)
     bar = draw.draw_colour_bar(scale, 270)
     values = np.array([[0.0, 4.0]], np.float32)
-    nearest, farthest = draw.apply_colours(values, scale, 1, 2, None)[0]
+    nearest, farthest = apply_colours(values, scale, 1, 2, None)[0]
     assert np.abs(bar[34:255, 15].astype(int)[-1] - nearest).max() < 12
     assert np.abs(bar[34:255, 15].astype(int)[0] - farthest).max() < 12
     first = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_TURBO)[0, 0]
-    assert np.array_equal(draw.apply_colours(values, replace(scale, reverse=False), 1, 2, None)[0, 0], first)
+    assert np.array_equal(apply_colours(values, replace(scale, reverse=False), 1, 2, None)[0, 0], first)
 
 
 def test_missing_display_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

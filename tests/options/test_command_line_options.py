@@ -15,6 +15,7 @@ def parsed(*argv: str) -> command_line.Explicit:
 
 
 def test_only_what_was_typed_is_explicit() -> None:
+    assert parsed("--workers", "2") == parsed("--num-workers", "2")
     assert parsed("--epochs", "5", "--no-augment", "--dataset-root", "x", "--num-workers", "auto") == {
         "epochs": 5,
         "augment": False,
@@ -78,7 +79,7 @@ def test_an_even_blur_kernel_is_refused() -> None:
     ("argv", "message"),
     [
         (["--epochs", "many"], "invalid whole number value: 'many'"),
-        (["--epoch", "5"], "unrecognized arguments: --epoch 5"),
+        (["--epoch", "5"], "unknown argument --epoch; did you mean --epochs?"),
         (["--model", "resnet"], "invalid choice: 'resnet'"),
         (["--num-workers", "some"], "invalid whole number value: 'some'"),
         (["--cache-root", ""], "--cache-root: invalid path value: ''"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import SYNTHETIC, command_of, shifted_pair, write_fsd_sample
 
-from foundation_stereo_depth import checkpoint
+from foundation_stereo_depth import checkpoint, tracking
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint, read_trained
 from foundation_stereo_depth.cli import train_command
 from foundation_stereo_depth.data.codecs import write_rgb
@@ -64,12 +64,17 @@ def test_a_run_writes_checkpoints_previews_and_its_record(
     caplog.set_level(logging.INFO)
     assert train(tiny_options(**SYNTHETIC)) == Path("out")
     assert "training on synthetic scenes" in caplog.messages[0]
-    assert caplog.messages[-1].startswith("epoch 2/2: train loss ")
+    assert caplog.messages[-2].startswith("epoch 2/2: train loss ")
+    address = r"MLflow: http://127\.0\.0\.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}\?workflowType=machine_learning; "
+    assert len([message for message in caplog.messages if re.match(address, message)]) == 2  # at the start and the end
     names = {"best.pt", "best.safetensors", "last.pt", "last.safetensors", "previews"}
     assert {path.name for path in Path("out").iterdir()} == names
 
     record = run_of("out", tracking_uri)
     assert record.info.status == "FINISHED"
+    assert record.info.run_name == "unet synthetic 48x32"
+    assert record.data.tags["best_epoch"] in ("1", "2")
+    assert not [name for name in record.data.metrics if name.startswith("data/")]  # they are zero
     assert record.data.params["base_channels"] == "4"
     assert record.data.params["dataset"] == "made-up scenes"
     assert record.data.tags["checkpoint_folder"] == str(Path("out").resolve())
@@ -85,6 +90,12 @@ def test_a_run_writes_checkpoints_previews_and_its_record(
     assert artifacts == {
         "checkpoints/best.pt", "checkpoints/last.pt", "previews/epoch_0001.png", "previews/epoch_0002.png",
     }  # fmt: skip
+    stored = Path(record.info.artifact_uri.removeprefix("file://"))
+    assert (stored / "checkpoints/last.pt").samefile("out/last.pt")  # a link, no copy
+    images = [Path(a.path).name for a in client.list_artifacts(record.info.run_id, "images")]
+    assert sorted(name.split("+timestamp")[0] for name in images if name.endswith(".png")) == [
+        "validation+step+1", "validation+step+2",
+    ]  # fmt: skip
     steps = [point.step for point in client.get_metric_history(record.info.run_id, "validation/epe_px")]
     assert steps == [1, 2]
 
@@ -247,9 +258,9 @@ def test_a_data_set_without_one_known_pixel_trains_without_nan(tmp_path: Path, t
 
 
 def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(tiny, tiny_options, tracking_uri) -> None:
-    train(tiny_options(epochs=3, output_dir=Path("uninterrupted")))
+    train(tiny_options(epochs=3, log_steps=2, output_dir=Path("uninterrupted")))
 
-    flags = tiny(epochs=3, output_dir=Path("parts"))
+    flags = tiny(epochs=3, log_steps=2, output_dir=Path("parts"))
     for stop_at_step in (2, 6, 8):  # inside epoch 1, at the last step of epoch 2, inside epoch 3
         with pytest.raises(Stopped, match="resume with --resume"):
             stopped_train(stop_at_step, *resolve(flags))
@@ -267,8 +278,15 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(tiny, tiny
     assert all(torch.equal(parts.weights[name], weight) for name, weight in uninterrupted.weights.items())
     record = run_of("parts", tracking_uri)
     assert record.info.status == "FINISHED"
-    points = mlflow.MlflowClient(tracking_uri).get_metric_history(record.info.run_id, "validation/epe_px")
+    client = mlflow.MlflowClient(tracking_uri)
+    points = client.get_metric_history(record.info.run_id, "validation/epe_px")
     assert [point.step for point in points] == [1, 2, 3]
+    within = [
+        {(point.step, point.value) for point in client.get_metric_history(run.info.run_id, "train_steps/loss_nll")}
+        for run in (record, run_of("uninterrupted", tracking_uri))
+    ]
+    assert within[0] == within[1]
+    assert sorted(samples for samples, _ in within[0]) == [4, 6, 10, 12, 16, 18]
 
 
 def stopped_train(step: int, *arguments_of_train) -> None:
@@ -289,7 +307,7 @@ def stopped_train(step: int, *arguments_of_train) -> None:
 def test_a_killed_process_resumes_from_its_last_epoch(tiny, tracking_uri) -> None:
     flags = tiny(epochs=60)
     process = subprocess.Popen(command_of(flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("out/previews/epoch_0001.png").exists():
+    while not Path("out/last.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
@@ -315,6 +333,7 @@ def test_ctrl_c_saves_and_logs_how_to_resume(tiny, tracking_uri) -> None:
     record = run_of("out", tracking_uri)
     assert process.returncode == 130
     assert error.splitlines()[-1].endswith(f"resume with --resume {record.info.run_id}")
+    assert f"runs/{record.info.run_id}?workflowType=machine_learning" in error.splitlines()[-2]
     assert "Traceback" not in error
     assert record.info.status == "KILLED"
 
@@ -447,6 +466,7 @@ def test_a_resumed_run_sends_everything_that_its_store_lacks(tiny_options, track
 def test_a_resumed_run_sends_the_files_that_the_artifact_store_lacks(tiny_options, tracking_uri, monkeypatch) -> None:
     with monkeypatch.context() as away:
         away.setattr(mlflow.MlflowClient, "log_artifact", _refused)
+        away.setattr(tracking, "_link", lambda *_: False)
         train(tiny_options(epochs=1))
     record, client = run_of("out", tracking_uri), mlflow.MlflowClient(tracking_uri)
     assert client.list_artifacts(record.info.run_id) == []

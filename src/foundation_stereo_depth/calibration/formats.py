@@ -4,7 +4,6 @@ Every reader takes `metres`, how many metres a unit of length is (None: as the f
 does not say), and `size`, the width and height of the images in px where the file does not say.
 """
 
-import configparser
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -161,6 +160,26 @@ def _kalibr_pose(left: Mapping[str, Any], right: Mapping[str, Any]) -> Float[np.
     raise CalibrationError("lacks T_cn_cnm1 (or both cameras' T_cam_imu or T_imu_cam), the pose of cam1 to cam0")
 
 
+def _ini_sections(text: str) -> dict[str, dict[str, str]]:
+    """Return section -> entries, all names in lower case.
+
+    Python's own reader takes a time of the length squared for lines that are no entries.
+    """
+    sections: dict[str, dict[str, str]] = {}
+    entries: dict[str, str] = {}
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[" and line[-1] == "]":
+            entries = sections.setdefault(line[1:-1].strip().lower(), {})
+            continue
+        name, equals, value = line.partition("=")
+        if not equals:
+            raise CalibrationError(f"is damaged: line {number} is neither a section nor an entry")
+        entries[name.strip().lower()] = value.strip()
+    return sections
+
+
 def from_zed(text: str, metres: float | None, size: Size) -> RigCalibration:
     """Return the rig of a Stereolabs .conf, which holds a calibration for each size of the camera, in millimetres.
 
@@ -168,9 +187,7 @@ def from_zed(text: str, metres: float | None, size: Size) -> RigCalibration:
     stereoCalibrate gave it. Where a camera's own section has no lens, the one for all sizes is in LEFT_DISTO or
     RIGHT_DISTO.
     """
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.read_string(text)
-    sections = {name.lower(): dict(parser[name]) for name in parser.sections()}
+    sections = _ini_sections(text)
     held = {name: each for name, each in _ZED_SIZES.items() if f"left_cam_{name}" in sections}
     if size is None and len(held) == 1:
         size = next(iter(held.values()))

@@ -22,6 +22,8 @@ from foundation_stereo_depth.errors import CalibrationError
 
 LARGEST_FILE_BYTES = 1_000_000
 _DEEPEST = 30
+_MOST_YAML_EVENTS = 100_000
+_LONGEST_NUMBER = 100
 _LARGEST_SIDE = 1000
 """Rows or columns of a matrix in a calibration."""
 _GZIP_BEGINS = b"\x1f\x8b"
@@ -104,13 +106,19 @@ def parse_opencv_xml(text: str) -> dict[str, Any]:
     Raises:
         CalibrationError: it is no XML, declares entities, or holds an impossible matrix.
     """
-    if "<!" in re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL):
+    if "<!" in _without_comments(text):
         raise CalibrationError("declares a document type or entities, which no calibration needs")
     try:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as error:
         raise CalibrationError(f"is damaged: {error}") from error
     return {child.tag: _xml_value(child, depth=0) for child in root}
+
+
+def _without_comments(text: str) -> str:
+    # Not by a regular expression: for comments that never end it takes a time of the text's length squared.
+    first, *others = text.split("<!--")
+    return first + "".join(other.partition("-->")[2] if "-->" in other else f"<!{other}" for other in others)
 
 
 class _Loader(yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader):  # type: ignore[misc]
@@ -131,6 +139,15 @@ def _construct_plain(loader: Any, suffix: str, node: Any) -> Any:
     return loader.construct_scalar(node)
 
 
+def _construct_number(loader: Any, node: Any) -> Any:
+    # Numbers to the base of 60, as 1:30:00, take a time of their length squared.
+    if len(node.value) > _LONGEST_NUMBER:
+        raise CalibrationError(f"holds a number of {len(node.value):,} characters, which no calibration does")
+    return getattr(loader, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _construct_number)
 for _tag in (f"tag:yaml.org,2002:{_MATRIX}", f"!{_MATRIX}"):
     _Loader.add_constructor(_tag, _construct_matrix)
 for _prefix in ("tag:yaml.org,2002:python", "tag:yaml.org,2002:opencv", "!"):
@@ -139,7 +156,9 @@ for _prefix in ("tag:yaml.org,2002:python", "tag:yaml.org,2002:opencv", "!"):
 
 def _check_events(text: str) -> None:
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
+        if number > _MOST_YAML_EVENTS:
+            raise CalibrationError(f"holds more than {_MOST_YAML_EVENTS:,} values, which no calibration does")
         if isinstance(event, yaml.AliasEvent):
             raise CalibrationError("holds a YAML alias (*name), which no calibration needs; write the value out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)

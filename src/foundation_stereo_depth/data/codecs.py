@@ -12,10 +12,11 @@ from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.data import image_headers
 from foundation_stereo_depth.data.file_kinds import describe_other_kind
+from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES, LARGEST_PIXELS, check_pixels, is_image
 from foundation_stereo_depth.data.jpeg import decode_despite_harmless_faults
 from foundation_stereo_depth.data.png import decode_plain_png
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.files import read_regular_file, write_atomically
 from foundation_stereo_depth.log import warn_once
 
 logger = logging.getLogger(__name__)
@@ -30,13 +31,13 @@ FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
 KITTI_STEPS_PER_PX = 256
 """KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
 _LARGEST_CODE = 2**16 - 1
-_LARGEST_PIXELS = 2**30
-"""As many as OpenCV decodes."""
 _JPEG_BEGINS = b"\xff\xd8\xff"
 _DARK_16_BITS = 2**14
 """16-bit images seldom stay below a quarter of their range; those of cameras of 10, 12 or 14 bits do, if not scaled."""
 
 Image = UInt8[np.ndarray, "H W 3"]
+RightImage = UInt8[np.ndarray, "HR WR 3"]
+"""Of a pair whose sizes are not known to be equal."""
 
 
 def read_rgb(path: Path) -> Image:
@@ -48,7 +49,7 @@ def read_rgb(path: Path) -> Image:
     return _single(path, _decode_images(path, _bytes(path)))
 
 
-def read_rgb_pair(left: Path, right: Path) -> tuple[Image, Image]:
+def read_rgb_pair(left: Path, right: Path) -> tuple[Image, RightImage]:
     """Return both views of a pair as `read_rgb` does; warn, once in a run, where Exif would turn both of them.
 
     Raises:
@@ -70,6 +71,15 @@ def read_rgb_images(path: Path) -> list[Image]:
     if image_headers.was_turned(encoded):
         _warn_of_turned_camera(path, "in this file of both views")
     return _decode_images(path, encoded)
+
+
+def check_image_file(path: Path) -> None:
+    """Check that a file, to be decoded by another library, can be read and holds no more pixels than images do.
+
+    Raises:
+        DataError: it does not.
+    """
+    _bytes(path)
 
 
 def read_fsd_disparity(path: Path) -> Float[np.ndarray, "H W"]:
@@ -271,7 +281,7 @@ def read_npy(path: Path) -> Float[np.ndarray, "H W"]:
     """
     try:
         values = np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError) as error:
+    except Exception as error:  # of a foreign header
         raise DataError(f"{path}: is not a NumPy file of numbers ({error})") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind not in "fiu" or not values.size:
         kind = f"shape {values.shape} and type {values.dtype}" if isinstance(values, np.ndarray) else "several arrays"
@@ -395,7 +405,7 @@ def _decode_jpeg(path: Path, encoded: bytes) -> Image:
 
 def _decode_strictly(path: Path, encoded: bytes) -> Image:
     height, width = (int(size) for size in simplejpeg.decode_jpeg_header(encoded, strict=True)[:2])
-    if height * width > _LARGEST_PIXELS:
+    if height * width > LARGEST_PIXELS:
         raise DataError(f"{path}: its header gives a size of {width}x{height}; is the file damaged?")
     return np.asarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True), np.uint8)
 
@@ -418,7 +428,7 @@ def _decode_several(path: Path, encoded: bytes, mode: int) -> list[np.ndarray]:
 
 def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     try:
-        image = None if not encoded else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+        image = None if not is_image(encoded) else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
     except cv2.error as error:  # a size too large for the memory, from a damaged header
         raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
     if image is None:
@@ -441,9 +451,6 @@ def _explain_undecodable(path: Path, encoded: bytes, mode: int) -> str:
 
 def _bytes(path: Path) -> bytes:
     # Reading the bytes here tells a missing file from a damaged one, and accepts any character in a path.
-    try:
-        if not path.is_file() and path.exists():  # a pipe would block
-            raise DataError(f"{path}: is not a file")
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError)
+    check_pixels(path, encoded)
+    return encoded

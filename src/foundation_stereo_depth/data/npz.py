@@ -27,7 +27,7 @@ _LARGEST_FILE = 8
 """A file may be so many times as large as its arrays (it may hold other members), and a mebibyte more."""
 _LARGEST_HEADER = 4096
 """Bytes that the NPY header of one array may take; NumPy writes 128."""
-_NPY_HEADER = re.compile(
+NPY_HEADER = re.compile(
     rb"\x93NUMPY(?:(?P<v1>\x01\x00..)|[\x02\x03]\x00....)\s*\{\s*'descr'\s*:\s*'(?P<descr>[<>|=][a-zA-Z]\d*)'\s*,"
     rb"\s*'fortran_order'\s*:\s*(?P<fortran>True|False)\s*,\s*'shape'\s*:\s*\((?P<shape>[\d, ]{0,99})\)\s*,?\s*\}",
     re.DOTALL,
@@ -228,7 +228,7 @@ def _read_any_array(archive: zipfile.ZipFile, key: str, wanted: Kind) -> np.ndar
         # As far as is sensible, whatever size the header gives. Python verifies the checksum when it meets the end.
         body = packed.read(wanted.bytes + _LARGEST_HEADER)
         longer = packed.read(1)
-    header = _NPY_HEADER.match(body[:_LARGEST_HEADER])
+    header = NPY_HEADER.match(body[:_LARGEST_HEADER])
     if header is None:
         raise NpzError(f"is damaged (its {key} does not begin as an NPY array does)")
     shape = tuple(int(number) for number in header["shape"].replace(b",", b" ").split())

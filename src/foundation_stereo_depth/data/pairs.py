@@ -14,6 +14,7 @@ from foundation_stereo_depth.data.file_kinds import IMAGE_SUFFIXES, is_hidden, i
 from foundation_stereo_depth.data.videos import read_frames
 from foundation_stereo_depth.errors import DataError
 
+SideBySide = UInt8[np.ndarray, "H W_both 3"]
 _APART = 0.75
 """Frames of one number may be apart by this share of the time that one lasts: clocks count in milliseconds."""
 _BLACK_BELOW = 16
@@ -30,8 +31,8 @@ class NamedPair:
     """A rectified pair, RGB, and the name under which its results are written."""
 
     name: str
-    left: UInt8[np.ndarray, "H W 3"]
-    right: UInt8[np.ndarray, "H W 3"]
+    left: Image
+    right: Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Pairs:
             raise DataError(f"{paths[0]}: holds {len(images)} images of one size; which of them are left and right?")
         return (images[0], images[1]) if len(images) == 2 else self._split(paths[0], images[0])
 
-    def _check_size(self, path: Path, images: list[Image]) -> tuple[Image, Image]:
+    def _check_size(self, path: Path, images: list[np.ndarray]) -> tuple[Image, Image]:
         left, right = images
         if left.shape != right.shape:
             raise DataError(
@@ -104,7 +105,7 @@ class Pairs:
             )
         return left, right
 
-    def _split(self, path: Path, both: Image) -> tuple[Image, Image]:
+    def _split(self, path: Path, both: SideBySide) -> tuple[Image, Image]:
         height, width = both.shape[:2]
         if width < _NARROWEST * height and not self.side_by_side:
             raise DataError(
@@ -136,7 +137,7 @@ def describe_emptiness(pair: NamedPair) -> str | None:
     return None
 
 
-def split_side_by_side(both: Image, source: str) -> tuple[Image, Image]:
+def split_side_by_side(both: SideBySide, source: str) -> tuple[Image, Image]:
     """Return the left and the right half of an image, for the views of a camera with two lenses.
 
     Raises:
@@ -260,7 +261,7 @@ def _match_glob(text: str) -> dict[str, Path]:
     for file in sorted((anchor if path.anchor else Path()).glob(wanted)):
         match = pattern.fullmatch(file.as_posix())
         if match is not None and file.is_file() and not _hides(file, path):
-            matches[file] = "_".join(part.strip("/").replace("/", "_") for part in match.groups() if part)
+            matches[file] = _name_of(match.groups(), file)
     if not matches:
         raise DataError(f"{text}: matches no file{_suggest_capitals(path)}")
     images = [file for file in matches if is_image(file.name)]
@@ -270,6 +271,12 @@ def _match_glob(text: str) -> dict[str, Path]:
     for file in images or matches:  # where none has the suffix of an image, the user means what the pattern says
         _add(named, matches[file], file)
     return named
+
+
+def _name_of(parts: tuple[str | None, ...], file: Path) -> str:
+    """Return what the wildcards of a glob stand for as a name, without the suffix of the file and bare separators."""
+    name = "_".join(part.strip("/").replace("/", "_") for part in parts if part).removesuffix(file.suffix)
+    return name.strip("_-. ") or "pair"
 
 
 def _suggest_capitals(pattern: Path) -> str:

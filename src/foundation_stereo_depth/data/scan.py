@@ -9,12 +9,11 @@ times of three folders per scene, and only scenes where they have changed are sc
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from tqdm import tqdm
 
 from foundation_stereo_depth.data.file_kinds import all_capitals, is_hidden
 from foundation_stereo_depth.data.sample import Incomplete, encode_name
-from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.files import open_zip, read_regular_file, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ LEFT, RIGHT, DISPARITY = DATA / "left/rgb", DATA / "right/rgb", DATA / "left/dis
 _FORMAT = 2
 _KEEP_FROM_SAMPLES = 20_000
 """Fewer samples are scanned in a fraction of a second."""
+_LARGEST_KEPT_BYTES = 10**9
+"""A million samples take some ten megabytes."""
+_TIMES = 7
+"""Two times of each of three folders, and when they were scanned."""
 _BAR_AFTER_S = 1.0
 _SETTLED_NS = 2 * 10**9
 """A folder that changed so shortly before its scan may change again within one tick of the file system's clock without
 a change of its time (FAT's ticks are two seconds; others' are shorter)."""
-
-_DAMAGE = (
-    OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,33 +191,64 @@ def _save(path: Path, root: Path, scenes: Sequence[str], scans: Sequence[SceneSc
 
 
 def _load(path: Path, root: Path) -> dict[str, SceneScan]:
-    """Return scene -> its kept scan; nothing where the file is absent, damaged, or of another version or root."""
+    """Return scene -> its kept scan; nothing where the file is absent, damaged, or of another version or root.
+
+    It is a shortcut: whatever is wrong with it, the data set is scanned again.
+    """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            header = json.loads(kept["header"].tobytes())
-            if header["format_version"] != _FORMAT or header["root"] != str(root.resolve()):
-                return {}
-            lengths = kept["lengths"]
-            until = np.cumsum(kept["frames"])[:-1]
-            stems_until = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[until]
-            parts = zip(
-                header["scenes"],
-                kept["times_ns"].tolist(),
-                np.split(kept["stems"], stems_until),
-                np.split(lengths, until),
-                np.split(kept["suffixes"], until),
-                header["incomplete"],
-                strict=True,
-            )
-            return {
-                scene: SceneScan(
-                    times_ns=tuple(times_ns),
-                    stems=stems,
-                    lengths=of_each,
-                    suffixes=suffixes,
-                    incomplete=tuple(Incomplete(name=name, missing=tuple(missing)) for name, missing in incomplete),
-                )
-                for scene, times_ns, stems, of_each, suffixes, incomplete in parts
-            }
-    except _DAMAGE:  # truncated by a power cut, or another user's: scanned again
+        encoded = read_regular_file(path, at_most_bytes=_LARGEST_KEPT_BYTES, error_type=DataError)
+        open_zip(encoded, at_most_bytes=len(encoded))
+        with np.load(io.BytesIO(encoded), allow_pickle=False) as kept:
+            return _parse_kept(dict(kept), root)
+    except Exception as error:  # truncated by a power cut, or written by another program
+        logger.debug("%s: is not used (%s)", path, error)
         return {}
+
+
+def _parse_kept(arrays: dict[str, np.ndarray], root: Path) -> dict[str, SceneScan]:
+    header = json.loads(arrays["header"].tobytes())
+    if header["format_version"] != _FORMAT or header["root"] != str(root.resolve()):
+        return {}
+    scenes = header["scenes"]
+    frames = _checked(arrays["frames"], np.int64, (len(scenes),))
+    samples = int(frames.sum())
+    lengths = _checked(arrays["lengths"], np.int32, (samples,))
+    stems = _checked(arrays["stems"], np.uint8, (int(lengths.sum(dtype=np.int64)),))
+    suffixes = _checked(arrays["suffixes"], np.uint8, (samples, 2))
+    times_ns = _checked(arrays["times_ns"], np.int64, (len(scenes), _TIMES))
+    names = stems.tobytes().decode()
+    if "/" in names or "\0" in names or lengths.min(initial=1) < 1 or frames.min(initial=0) < 0:
+        raise ValueError("its names are none of frames")
+    if suffixes.max(initial=0) >= len(IMAGE_SUFFIXES):
+        raise ValueError("its suffixes are unknown")
+    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    if ((stems[starts[:-1]] & 0xC0) == 0x80).any():
+        raise ValueError("a name of it begins within a character")
+    until = np.cumsum(frames)[:-1]
+    parts = zip(
+        scenes,
+        times_ns.tolist(),
+        np.split(stems, starts[until]),
+        np.split(lengths, until),
+        np.split(suffixes, until),
+        header["incomplete"],
+        strict=True,
+    )
+    return {
+        str(scene): SceneScan(
+            times_ns=tuple(times),
+            stems=stems_of,
+            lengths=lengths_of,
+            suffixes=suffixes_of,
+            incomplete=tuple(
+                Incomplete(name=str(name), missing=tuple(map(str, missing))) for name, missing in left_out
+            ),
+        )
+        for scene, times, stems_of, lengths_of, suffixes_of, left_out in parts
+    }
+
+
+def _checked(array: np.ndarray, dtype: type[np.generic], shape: tuple[int, ...]) -> np.ndarray:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"holds {array.dtype} {array.shape}, not {np.dtype(dtype)} {shape}")
+    return array

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
+from foundation_stereo_depth.data.codecs import check_image_file
 from foundation_stereo_depth.data.sample import (
     Incomplete,
     SampleNames,
@@ -113,6 +114,8 @@ class TorchvisionDataset:
         name = f"{self._folder}: {self.names.name(i)}"
         if self._opened.has_16_bits:
             _check_16_bits(Path(str(self._opened.disparities[i][0])))
+        for path in (*self._opened.images[i], self._opened.disparities[i][0]):
+            check_image_file(Path(path))  # Pillow would decode it whatever its size
         try:
             with np.errstate(divide="ignore"):  # Falling Things: a depth of 0 becomes an infinite, invalid disparity
                 left, right, disparity, *masks = self._opened.dataset[i]

@@ -123,3 +123,13 @@ def _is_complete_avi(path: Path) -> bool:
             # Lists are entered: what is in them follows their name.
             position += 12 if head[:4] in _CHUNK_LISTS else 8 + size + size % 2
     return position >= end
+
+
+def read_fps(video: Path) -> float:
+    """Return the nominal frames per second of a video; 30 where it states none."""
+    capture = cv2.VideoCapture(str(video))
+    try:
+        fps = capture.get(cv2.CAP_PROP_FPS)
+    finally:
+        capture.release()
+    return fps if 0 < fps < math.inf else 30.0

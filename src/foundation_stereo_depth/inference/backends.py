@@ -3,6 +3,9 @@
 import importlib
 import importlib.util
 import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -16,14 +19,25 @@ from torch import nn
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
 from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.files import read_regular_file
+from foundation_stereo_depth.inference.onnx_file import (
+    LARGEST_ONNX_BYTES,
+    ONNX_INPUT,
+    ONNX_OUTPUTS,
+    ONNX_PRIOR,
+    check_onnx,
+)
 from foundation_stereo_depth.model import PRIORS, fuse_batch_norms, prior_planes_of, priors_of
 from foundation_stereo_depth.options.inference import DeviceName, InferenceOptions, PrecisionName
 
-ONNX_INPUT = "pair"
-ONNX_PRIOR = "prior"
-"""The second input, of networks that take a prior."""
-ONNX_OUTPUTS = ("disparity_px", "log_variance")
-
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "Failed to allocate memory",
+    "bad_alloc",
+)
+"""Words in a CPU's error for lack of memory, which has no type of its own."""
 
 NetworkOutput = tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]
 """Disparity at the network's size, in px of that size, and log-variance, the natural logarithm of px^2."""
@@ -116,6 +130,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
         runtime = _optional("onnxruntime", "onnx")
+        runtime.disable_telemetry_events()  # which its builds for Windows send
         if precision == "bf16":
             raise UserError(
                 "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
@@ -129,17 +144,15 @@ class OnnxRuntimeBackend:
         # Its idle threads would spin, on the cores that the matcher and the camera need.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         encoded = _read(path)
+        self._path = path
         try:
             self._session: Any = runtime.InferenceSession(
                 encoded,
                 settings,
                 providers=[*(["CUDAExecutionProvider"] if on_cuda else []), "CPUExecutionProvider"],
             )
-        except Exception as error:
-            # Its exceptions have no common base that can be imported.
-            if type(error).__module__.startswith("onnxruntime"):
-                raise CheckpointError(f"{path}: is not a complete ONNX file that onnxruntime runs ({error})") from error
-            raise
+        except Exception as error:  # its exceptions have no common base
+            raise CheckpointError(f"{path}: is not a complete ONNX file that onnxruntime runs ({error})") from error
         self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
@@ -148,19 +161,19 @@ class OnnxRuntimeBackend:
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
         """Return the prediction for left and right RGB bytes."""
         inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
-        disparity_px, log_variance = self._session.run(list(ONNX_OUTPUTS), inputs)
-        return disparity_px[:, 0], log_variance[:, 0]
+        return _run(self._path, pairs, lambda: self._session.run(list(ONNX_OUTPUTS), inputs))
 
 
 class OpenVinoBackend:
     """Runs an exported network by OpenVINO on the CPU, in bf16 where the CPU has instructions for it."""
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
-        openvino = _optional("openvino", "openvino")
+        openvino = import_openvino()
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: OpenVINO runs on the CPU here")
         core = openvino.Core()
         encoded = _read(path)
+        self._path = path
         hints = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
         config = {"PERFORMANCE_HINT": "LATENCY"} | threads | hints.get(precision, {})
@@ -169,7 +182,7 @@ class OpenVinoBackend:
             self.metadata = _metadata(self._model)
             self._compile = partial(core.compile_model, device_name="CPU", config=config)
             compiled: Any = self._compile(self._model)
-        except RuntimeError as error:
+        except Exception as error:  # of a foreign file
             raise CheckpointError(f"{path}: is not a complete ONNX file that OpenVINO runs ({error})") from error
         partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
         shapes = {
@@ -178,20 +191,24 @@ class OpenVinoBackend:
         }
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self._by_shape: dict[tuple[int, ...], Any] = {}
-        computed_in = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        is_int8 = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
+        computed_in = "8 bits" if is_int8 else compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self.description = f"OpenVINO, {computed_in} on cpu"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
         """Return the prediction for left and right RGB bytes."""
         inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
-        if pairs.shape not in self._by_shape:
-            # Compiled for this shape it takes half the time of a model for any shape.
-            model = self._model.clone()
-            model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
-            self._by_shape[pairs.shape] = self._compile(model)
-        outputs = self._by_shape[pairs.shape](inputs, share_inputs=True)
-        disparity_px, log_variance = (np.array(outputs[name][:, 0]) for name in ONNX_OUTPUTS)
-        return disparity_px, log_variance
+
+        def run() -> list[np.ndarray]:
+            if pairs.shape not in self._by_shape:
+                # Compiled for this shape it takes half the time of a model for any shape.
+                model = self._model.clone()
+                model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
+                self._by_shape[pairs.shape] = self._compile(model)
+            outputs = self._by_shape[pairs.shape](inputs, share_inputs=True)
+            return [np.array(outputs[name]) for name in ONNX_OUTPUTS]
+
+        return _run(self._path, pairs, run)
 
 
 def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tuple[Backend, NetworkFacts]:
@@ -202,7 +219,9 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
         raise CheckpointError(f"{path}: was exported by another version of this program; export its checkpoint again")
     try:
         return backend, NetworkFacts.from_header(json.loads(text), path)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
 
 
@@ -239,11 +258,25 @@ def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
 
 
 def _prefers_openvino() -> bool:
-    """Return True where OpenVINO is installed and the CPU is one of Intel's, for which it is optimised."""
-    if importlib.util.find_spec("openvino") is None:
-        return False
-    name: str = importlib.import_module("openvino").Core().get_property("CPU", "FULL_DEVICE_NAME")
-    return "intel" in name.lower()
+    """Return True where OpenVINO is installed on an x86 CPU: onnxruntime takes 1.5 to 1.7 times as long there.
+
+    That holds for Intel's and for AMD's (docs/results.md); on other CPUs the two have not been compared.
+    """
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return is_x86 and importlib.util.find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:
+    """Return the package without its telemetry; every use of OpenVINO here imports it by this function.
+
+    Importing it would look up an analytics host and write an identifier of the user into the home folder. Where
+    openvino_telemetry cannot be imported, OpenVINO takes its own stub of it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (documented by Python)
+    return _optional("openvino", "openvino")
 
 
 def _optional(module: str, extra: str) -> Any:
@@ -258,8 +291,27 @@ def _optional(module: str, extra: str) -> Any:
         raise UserError(f"{module} is not installed; `uv sync --extra {extra}` adds it") from error
 
 
-def _read(path: Path) -> bytes:
+def _run(path: Path, pairs: np.ndarray, run: Callable[[], Sequence[np.ndarray]]) -> NetworkOutput:
+    """Return what a network of any origin predicts, of the shapes of a prediction.
+
+    Raises:
+        CheckpointError: it cannot be run, or returns something else.
+        RuntimeError: the memory does not suffice.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        outputs = run()
+    except Exception as error:  # the runtimes' own, for what a foreign file holds
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            raise RuntimeError(str(error)) from error
+        raise CheckpointError(f"{path}: its network cannot be run ({error})") from error
+    wanted = (len(pairs), 1, *pairs.shape[2:4])
+    if wrong := [output.shape for output in outputs if output.shape != wanted or output.dtype != np.float32]:
+        raise CheckpointError(f"{path}: its network returns an array of {wrong[0]}, not {wanted}")
+    disparity_px, log_variance = (output[:, 0] for output in outputs)
+    return disparity_px, log_variance
+
+
+def _read(path: Path) -> bytes:
+    encoded = read_regular_file(path, at_most_bytes=LARGEST_ONNX_BYTES, error_type=CheckpointError)
+    check_onnx(path, encoded)
+    return encoded

@@ -62,8 +62,10 @@ def evaluate(options: EvaluateOptions) -> str:
         UserError: the options, the network's file, the data or the tracking store do not allow it.
     """
     asked, network = options.evaluation, options.network
+    if network.method == "sgbm":
+        asked, network = dataclasses.replace(asked, baseline="sgbm"), dataclasses.replace(network, checkpoint="none")
     if network.checkpoint == "none" and asked.baseline == "none":
-        raise UserError("--checkpoint none: leaves nothing to evaluate; add --baseline sgbm")
+        raise UserError("--checkpoint none: leaves nothing to evaluate; add --baseline sgbm, or give --method sgbm")
     root = find_dataset_root(asked.dataset_root) if asked.dataset == "fsd" else asked.dataset_root
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""

@@ -22,15 +22,13 @@ from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.inference.backends import (
-    ONNX_INPUT,
-    ONNX_OUTPUTS,
-    ONNX_PRIOR,
     Backend,
     NetworkOutput,
     OnnxRuntimeBackend,
     TorchBackend,
     inputs_of,
 )
+from foundation_stereo_depth.inference.onnx_file import ONNX_INPUT, ONNX_OUTPUTS, ONNX_PRIOR
 from foundation_stereo_depth.inference.predictor import find_network_file
 from foundation_stereo_depth.model import fuse_batch_norms, prior_planes_of
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
@@ -57,14 +55,14 @@ def export_network(options: ExportOptions) -> Path:
     Raises:
         UserError: the output or the checkpoint cannot be used, or the exported network predicts something else.
     """
-    output = options.file.output
-    if output is None or output.suffix not in (".onnx", ".safetensors"):
-        raise UserError("needs --output (-o), a file that ends in .onnx or .safetensors")
-    if output.exists() and not options.file.overwrite:
-        raise UserError(f"{output}: exists; --overwrite replaces it")
+    if options.file.output is not None:
+        _check_output(options.file.output, options.file)
     with TemporaryDirectory(prefix="foundation-stereo-") as folder:
         checkpoint = find_network_file(options.network, Path(folder))
         trained = read_trained(checkpoint)
+    kind = "_int8" if options.file.int8 else "_half" if options.file.half else ""
+    output = options.file.output or Path(f"{trained.facts.model.model}{kind}.onnx")
+    _check_output(output, options.file)
     height = options.network.height or trained.facts.height
     width = options.network.width or trained.facts.width
     header = trained.facts.header | {"height": height, "width": width}
@@ -87,6 +85,13 @@ def export_network(options: ExportOptions) -> Path:
     found = write_checked(output, encoded, trained, (height, width), options.file)
     print(f"{output}: {_size(output)}, opset {options.file.opset}; {found}")
     return output
+
+
+def _check_output(output: Path, options: ExportFileOptions) -> None:
+    if output.suffix not in (".onnx", ".safetensors"):
+        raise UserError(f"--output (-o) {output}: has to end in .onnx or .safetensors")
+    if output.exists() and not options.overwrite:
+        raise UserError(f"{output}: exists; --overwrite replaces it")
 
 
 def write_checked(

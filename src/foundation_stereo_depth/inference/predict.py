@@ -3,8 +3,10 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -13,15 +15,26 @@ from tqdm import tqdm
 
 from foundation_stereo_depth.calibration.files import find_calibration_beside
 from foundation_stereo_depth.calibration.rig import RigCalibration
-from foundation_stereo_depth.data.pairs import NamedPair, Pairs, check_views, describe_emptiness, find_pairs
+from foundation_stereo_depth.data.pairs import (
+    NamedPair,
+    Pairs,
+    check_views,
+    describe_emptiness,
+    find_pairs,
+)
 from foundation_stereo_depth.data.rectify import Rectifier, create_rectifier, warn_of_near_limit
 from foundation_stereo_depth.data.row_check import Image, Rectify, check_first_pair
 from foundation_stereo_depth.data.sample import resize_image
-from foundation_stereo_depth.errors import DataError, UserError
-from foundation_stereo_depth.inference.predictor import Predictor, open_network
-from foundation_stereo_depth.log import warn_once
+from foundation_stereo_depth.data.videos import read_fps
+from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.log import count_of, warn_once
 from foundation_stereo_depth.options.inference import OutputOptions, PredictOptions
 from foundation_stereo_depth.outputs import OutputWriter
+from foundation_stereo_depth.stereo import sgbm
+from foundation_stereo_depth.stereo.match import StereoMatch
+
+if TYPE_CHECKING:
+    from foundation_stereo_depth.inference.predictor import Predictor
 
 SUSPICIOUS_RATIO = 0.85
 """Swapped views are suspected where swapping them leaves less than this fraction of the photometric residual.
@@ -44,11 +57,14 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     Raises:
         UserError: the pairs, the network or the output cannot be used as asked.
     """
-    if options.output.output is None:
-        raise UserError("needs --output (-o), the folder to write to")
     pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
     options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
-    writer = OutputWriter(options.output)
+    fps = None if pairs.files else read_fps(Path(pairs.left))
+    with OutputWriter(options.output, options.figures, fps=fps) as writer:
+        return _predict_pairs(pairs, writer, options)
+
+
+def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) -> int:
     done = [name for name in pairs.files if writer.is_done(name)]
     if done:
         logger.info("%s: %d of %d pairs exist already", options.output.output, len(done), len(pairs.files))
@@ -57,10 +73,9 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         pairs = pairs.without(done)
     for name in pairs.files:  # before a long run, not in the middle of it
         writer.check_free(name)
-    network = options.network
-    predictor = open_network(network, options.inference, height=network.height, width=network.width)
-    many = "frames" if pairs.count is None else f"{pairs.count} pairs"
-    logger.info("%s; %s of %s", predictor.description, many, left)
+    predictor = _open_matcher(options)
+    many = "frames" if pairs.count is None else count_of(pairs.count, "pair")
+    logger.info("%s; %s of %s", predictor.description, many, pairs.left)
     rectification = Rectification(writer.calibration, predictor, rectify=options.output.rectify)
     checked = _check_views(pairs)
     missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
@@ -80,10 +95,42 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
                     writer.write(pair.name, rectification.at_full_size(pair.left, pair.right)[0], match)
                     written += 1
                     bar.update()
-    finally:
-        print(f"{options.output.output}: {written} pairs written")
-        logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
+    except BaseException:
+        if written:
+            logger.info("%s: %s written before that", options.output.output, count_of(written, "pair"))
+        raise
+    first = writer.first_to_open
+    opened = "" if first is None else f"; {first} can be opened"
+    print(f"{options.output.output}: {count_of(written, 'pair')} written{opened}")
+    logger.info("%.1f ms per pair to predict", 1000 * predicting_s / max(written, 1))
     return written
+
+
+class ClassicalMatcher:
+    """OpenCV's semi-global matcher, at the size of the images, with the members of `Predictor` that predict uses."""
+
+    description = "OpenCV SGBM at the size of the images"
+    height, width = 240, 320
+    """Of the pair by which swapped views are noticed."""
+
+    def batch(
+        self,
+        pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[StereoMatch]:
+        """Return the match of each pair; filled-in pixels are not valid."""
+        assert sizes is None or list(sizes) == [left.shape[:2] for left, _ in pairs]
+        return [sgbm.match(left, right) for left, right in pairs]
+
+
+def _open_matcher(options: PredictOptions) -> "Predictor | ClassicalMatcher":
+    network = options.network
+    if network.method == "sgbm":
+        return ClassicalMatcher()
+    from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415 (it imports torch)
+
+    return open_network(network, options.inference, height=network.height, width=network.width)
 
 
 def _with_calibration_beside(left: str, options: OutputOptions) -> OutputOptions:
@@ -108,14 +155,19 @@ class Rectification:
         rectify: pairs are raw.
     """
 
-    def __init__(self, calibration: RigCalibration | None, predictor: Predictor, *, rectify: bool) -> None:
+    def __init__(
+        self, calibration: RigCalibration | None, predictor: "Predictor | ClassicalMatcher", *, rectify: bool
+    ) -> None:
         self.rectifier = create_rectifier(calibration, height=predictor.height, width=predictor.width, rectify=rectify)
+        self._runs_at_image_size = isinstance(predictor, ClassicalMatcher)
         warn_of_near_limit(self.rectifier.stereo_calibration)
         self._at_full_size: Rectifier | None = None
 
     def for_network(self, left: Image, right: Image) -> tuple[Image, Image]:
         """Return a pair, RGB, rectified at the network's size; unchanged where nothing is to be rectified."""
-        return self.rectifier(left, right) if isinstance(self.rectifier, Rectifier) else (left, right)
+        if self._runs_at_image_size or not isinstance(self.rectifier, Rectifier):
+            return self.at_full_size(left, right)
+        return self.rectifier(left, right)
 
     def at_full_size(self, left: Image, right: Image) -> tuple[Image, Image]:
         """Return a pair, RGB, rectified at its own size; unchanged where nothing is to be rectified."""
@@ -163,7 +215,10 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
 
 
 def _check_first(
-    pairs: Iterator[NamedPair], predictor: Predictor, rectification: Rectification, options: PredictOptions
+    pairs: Iterator[NamedPair],
+    predictor: "Predictor | ClassicalMatcher",
+    rectification: Rectification,
+    options: PredictOptions,
 ) -> Iterator[NamedPair]:
     """Yield the pairs; stop if the views of the first one seem to be swapped, unless that is allowed.
 
@@ -192,7 +247,7 @@ def _check_first(
 
 
 def seem_swapped(
-    predictor: Predictor,
+    predictor: "Predictor | ClassicalMatcher",
     left: UInt8[np.ndarray, "H W 3"],
     right: UInt8[np.ndarray, "H W 3"],
     rectify: Rectify = lambda left, right: (left, right),

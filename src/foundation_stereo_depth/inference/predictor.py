@@ -10,8 +10,8 @@ from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.data.sample import resize_image
-from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.inference.backends import Backend, open_backend
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
 from foundation_stereo_depth.options.inference import (
     BackendName,
     DeviceName,
@@ -197,6 +197,11 @@ class Predictor:
                 f"out of memory with {len(pairs)} pairs at {self.width}x{self.height} ({self._backend.description}); "
                 "try a lower --batch-size, or a smaller --width and --height"
             ) from error
+        if not all(np.isfinite(disparity_px).any() for disparity_px in disparities_px):
+            raise CheckpointError(
+                f"the network predicts nothing finite, NaN or infinity at every pixel ({self.description}); are its "
+                "weights damaged?"
+            )
         return [
             self._match_at_size(disparity_px, log_variance, *size)
             for disparity_px, log_variance, size in zip(
@@ -230,5 +235,4 @@ class Predictor:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     """Return True for a GPU's or a CPU's lack of memory; the CPU's has no type of its own."""
-    words = ("out of memory", "can't allocate memory", "not enough memory", "Failed to allocate memory", "bad_alloc")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)

@@ -5,10 +5,13 @@ Only flags that the user typed are in the namespace, so that a resumed run can d
 
 import argparse
 import dataclasses
+import difflib
+import importlib.metadata
 import inspect
 import io
 import logging
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -18,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.signals import one_interrupt, stop_signals
 from foundation_stereo_depth.threads import limit_spinning
 
 Options = TypeVar("Options")
@@ -25,11 +29,14 @@ Explicit = dict[str, Any]
 """Field name -> value, for the flags that the user typed."""
 
 _VERBOSITY = "verbosity"
+_EXAMPLES = "examples:"
 
-RENAMED_OPTIONS: dict[str, dict[str, str]] = {}
+RENAMED_OPTIONS: dict[str, dict[str, str]] = {
+    "CameraOptions": {"width": "camera_width", "height": "camera_height"},
+}
 """Options that were renamed: name of their class -> old name -> new name.
 
-Checkpoints of every release are read, so an entry stays here for ever:
+Checkpoints of every release are read and the old flags are accepted, so an entry stays here for ever:
 `"OptimizerOptions": {"lr": "learning_rate"}`.
 """
 REMOVED_OPTIONS: dict[str, dict[str, tuple[Any, ...] | None]] = {}
@@ -44,16 +51,31 @@ class _Formatter(argparse.HelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32)
 
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when it is asked for, which `--help` does not wait for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}")
+        parser.exit()
+
 
 class _Parser(argparse.ArgumentParser):
     """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}; --help lists every flag\n")
+        self.exit(2, f"{self.prog}: {message}{' ' if message.endswith('?') else '; '}--help lists every flag\n")
 
 
 def create_parser(
-    command: str, options: type[Any], description: str, inputs: dict[str, str] | None = None
+    command: str,
+    options: type[Any],
+    description: str,
+    inputs: dict[str, str] | None = None,
+    examples: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
     """Return the parser of a command whose options are the groups of `options`.
 
@@ -62,12 +84,14 @@ def create_parser(
         options: the dataclass of groups.
         description: what it does.
         inputs: positional arguments: names and their help; only the first is required.
+        examples: command lines for the end of `--help`, without the name of the command.
     """
     names = [name.upper() for name in inputs or ()]
     parser = _Parser(
         prog=command,
         usage=" ".join([command, *names[:1], *(f"[{name}]" for name in names[1:]), "[flags]"]),
         description=description,
+        epilog="\n".join([_EXAMPLES, *(f"  {command} {line}".rstrip() for line in examples)]) if examples else None,
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
@@ -77,21 +101,36 @@ def create_parser(
         group = parser.add_argument_group(_first_line(group_type))
         hints = get_type_hints(group_type)
         for field in dataclasses.fields(group_type):
-            _add_flag(group, field, hints[field.name])
+            renamed = RENAMED_OPTIONS.get(group_type.__name__, {})
+            former = [flag_of(old) for old, new in renamed.items() if new == field.name]
+            _add_flag(group, field, hints[field.name], former)
     _add_verbosity(parser)
     return parser
 
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
-    namespace, extra = parser.parse_known_args(arguments)
-    if extra and any(Path(each).exists() for each in extra):
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown and any(Path(each).exists() for each in unknown):
         parser.error(
-            f"{len(extra)} files more than it takes, {extra[0]} first; put each glob in quotes, as in 'left/*.png', so "
-            "that the shell does not expand it"
+            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in "
+            "'left/*.png', so that the shell does not expand it"
         )
-    typed = vars(namespace if not extra else parser.parse_args(arguments))
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
+    typed = vars(namespace)
     return {name: tuple(value) if isinstance(value, list) else value for name, value in typed.items()}
+
+
+def _suggest_flag(parser: argparse.ArgumentParser, argument: str) -> str:
+    """Return which flag was meant, as the end of a message; empty where none is near."""
+    typed = argument.split("=", maxsplit=1)[0]
+    if not typed.startswith("-"):
+        return ""
+    known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    beginning = [flag for flag in known if typed.startswith("--") and flag.startswith(typed)]
+    near = beginning or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
@@ -110,7 +149,11 @@ def build_options(options: type[Options], explicit: Explicit, base: Options | No
     return options(**groups)
 
 
-def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int:
+_LONGEST_LINE = 4000
+"""Characters of an error message; a path alone may have hundreds."""
+
+
+def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, finishes_files: bool = False) -> int:
     """Run a command and return its exit status.
 
     A `UserError` becomes one line on standard error and status 2; other exceptions keep their traceback.
@@ -119,13 +162,17 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
         command: its name, for the line.
         explicit: what the user typed; `--verbose` and `--quiet` set what is logged.
         run: does the work; returns the status.
+        finishes_files: it has files that are of use only when they are closed, so that termination and a closed
+            terminal interrupt it as Ctrl-C does.
     """
     log.configure(explicit.get(_VERBOSITY, logging.INFO))
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
+    numbers = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else []
     try:
-        status = run()
+        with one_interrupt(stop_signals() if finishes_files else numbers):
+            status = run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -143,7 +190,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
 
 
 def _print_error(command: str, message: str, status: int) -> int:
-    print(f"{command}: {' '.join(message.split())}", file=sys.stderr)
+    # The message may quote a stranger's file: bytes that steer a terminal, or megabytes.
+    words = " ".join(message.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in words)
+    print(f"{command}: {line if len(line) <= _LONGEST_LINE else line[:_LONGEST_LINE] + ' ...'}", file=sys.stderr)
     return status
 
 
@@ -236,6 +286,7 @@ def find_fixed_conflicts(explicit: Explicit, saved: Any) -> list[str]:
 
 
 def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--version", action=_PrintVersion, nargs=0, default=argparse.SUPPRESS, help="print the version")
     group = parser.add_argument_group("messages, on standard error").add_mutually_exclusive_group()
     for flags, level, help_text in (
         (("-v", "--verbose"), logging.DEBUG, "log details too"),
@@ -258,7 +309,8 @@ def _first_line(group: type[Any]) -> str:
     return (group.__doc__ or "").splitlines()[0]
 
 
-def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
+def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any, former: Sequence[str]) -> None:
+    """Add the flag of a field, and without help the flags that it had before."""
     help_text = field.metadata["help"].replace("%", "%%")
     if field.default is not None:
         default = ("on" if field.default else "off") if isinstance(field.default, bool) else field.default
@@ -281,7 +333,10 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any) -> None:
         settings["type"] = _converter(hint)
         settings["metavar"] = _metavar(hint)
     short: str | None = field.metadata["short"]
-    group.add_argument(*([] if short is None else [short]), flag_of(field.name), **settings)
+    flags = [*([] if short is None else [short]), flag_of(field.name), *field.metadata["aliases"]]
+    group.add_argument(*flags, **settings)
+    if former:
+        group.add_argument(*former, **settings | {"help": argparse.SUPPRESS})
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -22,6 +22,7 @@ def option(
     fixed: bool = False,
     short: str | None = None,
     metavar: str | None = None,
+    aliases: tuple[str, ...] = (),
 ) -> Any:
     """Return a dataclass field that is also a command-line flag.
 
@@ -33,6 +34,7 @@ def option(
         fixed: a resumed run may not change it, because it would no longer be the same run.
         short: a second, one-letter flag such as `-o`.
         metavar: how `--help` shows the value; else the type says it.
+        aliases: other flags that mean the same.
     """
     return dataclasses.field(
         default=default,
@@ -43,6 +45,7 @@ def option(
             "fixed": fixed,
             "short": short,
             "metavar": metavar,
+            "aliases": aliases,
         },
     )
 

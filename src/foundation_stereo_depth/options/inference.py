@@ -1,12 +1,20 @@
 """The options of the commands that use a trained network, grouped as `--help` shows them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.datasets import DatasetName
-from foundation_stereo_depth.options.fields import OptionGroup, check_words, option, parse_two_numbers, split_words
+from foundation_stereo_depth.options.fields import (
+    OptionGroup,
+    check_words,
+    flag_of,
+    option,
+    parse_two_numbers,
+    split_words,
+)
 
 BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -20,7 +28,10 @@ class NetworkSourceOptions(OptionGroup):
     checkpoint: Path | Literal["default"] | None = option(
         None, "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed"
     )
-    run_id: str | None = option(None, "MLflow run whose network to use, in place of --checkpoint")
+    run_id: str | None = option(
+        None,
+        "MLflow run whose network to use, in place of --checkpoint: its id, the beginning of it, its name, or latest",
+    )
     weights: Literal["auto", "best", "last"] = option("auto", "which checkpoint of the run; auto takes the best")
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
@@ -48,12 +59,39 @@ class NetworkOptions(NetworkSourceOptions):
     )
 
 
+MethodName = Literal["network", "sgbm"]
+METHOD_HELP = "sgbm: OpenCV's semi-global matcher, which needs no network"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictNetworkOptions(NetworkOptions):
+    """network: a file, a run, or the classical matcher"""
+
+    method: MethodName = option("network", METHOD_HELP)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "sgbm":
+            check_no_network(checkpoint=self.checkpoint, run_id=self.run_id, height=self.height, width=self.width)
+
+
+def check_no_network(**options: object) -> None:
+    """Check that none of these options is given beside `--method sgbm`.
+
+    Raises:
+        UserError: one is.
+    """
+    for name, value in options.items():
+        if value:
+            raise UserError(f"--method sgbm takes no network; leave {flag_of(name)} out")
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions(OptionGroup):
     """machine"""
 
     backend: BackendName = option(
-        "auto", "auto takes torch for weights; for an .onnx OpenVINO on Intel CPUs, else onnxruntime"
+        "auto", "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else onnxruntime"
     )
     device: DeviceName = option("auto", "auto takes cuda, else mps, else cpu")
     precision: PrecisionName = option(
@@ -99,14 +137,52 @@ DRAWN = {"figure": ".png", "cloud": ".ply"}
 _RENAMED_OUTPUTS = {"picture": "figure"}
 """Words of `--write` that older versions used."""
 MAP_FORMATS = ("png", "pfm", "npy")
+VIDEO = "video"
+"""The word of `--write` for one video of all pairs."""
+
+ColourMapName = Literal["turbo", "viridis", "magma", "inferno", "plasma", "cividis"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureOptions(OptionGroup):
+    """figures: near is warm, far is cold, unknown is black, uncertain grey"""
+
+    depth_range: tuple[float, float] | None = option(
+        None,
+        "nearest and farthest depth of the colours, metres; else those of the confident pixels: of each image, and of "
+        "a video of its first frame",
+    )
+    colormap: ColourMapName = option("turbo", "colours of depth and disparity")
+    grey_below: float = option(
+        0.5, "grey out pixels whose confidence, P(|error| < 1 px), is lower", minimum=0.0, maximum=1.0
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_depth_range(self.depth_range)
+
+
+def check_depth_range(depth_range: tuple[float, float] | None) -> None:
+    """Check that the ends of `--depth-range` are in order.
+
+    Raises:
+        UserError: they are not.
+    """
+    if depth_range is not None and not 0 <= depth_range[0] < depth_range[1] < math.inf:
+        near, far = depth_range
+        raise UserError(f"--depth-range {near:g} {far:g}: has to be two depths in metres, the nearer one first")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions(CalibrationFileOptions):
     """results: files <name>_<what>.<format> in a folder"""
 
-    output: Path | None = option(None, "folder to write to; created if it does not exist", short="-o")
-    write: str = option("disparity,figure", f"what to write, separated by commas: {', '.join((*MAPS, *DRAWN))}")
+    output: Path = option(Path("predictions"), "folder to write to; created if it does not exist", short="-o")
+    write: str = option(
+        "figure,disparity",
+        f"what to write, separated by commas: {', '.join((*DRAWN, *MAPS, VIDEO))}; a figure is what any program shows, "
+        "maps are numbers for programs; video: depth.mp4 (disparity.mp4 without a calibration) of all pairs in order",
+    )
     map_format: str = option(
         "png",
         "formats of the maps, separated by commas: png (16 bits: disparity and sigma in 1/256 px, depth in mm, "
@@ -124,6 +200,9 @@ class OutputOptions(CalibrationFileOptions):
     min_confidence: float = option(
         0.0, "leave points out of the cloud whose P(|error| < 1 px) is lower", minimum=0.0, maximum=1.0
     )
+    video_fps: float | None = option(
+        None, "frames per second of the video; else the input's, for images 10", minimum=0.1, maximum=1000.0
+    )
     max_depth_m: float = option(50.0, "leave points out of the cloud that are farther away, metres", minimum=0.0)
     swap: bool = option(False, "swap the views: LEFT was taken by the right camera")
     allow_swapped: bool = option(False, "take the views as they are named where they seem to be swapped")
@@ -133,10 +212,12 @@ class OutputOptions(CalibrationFileOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_words("--write", ",".join(self.outputs), (*MAPS, *DRAWN))
+        check_words("--write", ",".join(self.outputs), (*MAPS, *DRAWN, VIDEO))
         check_words("--map-format", self.map_format, MAP_FORMATS)
         if self.overwrite and self.skip_existing:
             raise UserError("--overwrite --skip-existing: existing files are either replaced or skipped; give one")
+        if self.skip_existing and VIDEO in self.outputs:
+            raise UserError("--write video --skip-existing: a video needs every pair; leave one of them out")
         if (self.focal_px is None) != (self.baseline_m is None):
             raise UserError("--focal-px and --baseline-m belong together; give both or none")
         if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):
@@ -154,8 +235,9 @@ class OutputOptions(CalibrationFileOptions):
 class PredictOptions:
     """All options of `foundation-stereo-predict`."""
 
-    network: NetworkOptions = NetworkOptions()
+    network: PredictNetworkOptions = PredictNetworkOptions()
     output: OutputOptions = OutputOptions()
+    figures: FigureOptions = FigureOptions()
     inference: BatchedInferenceOptions = BatchedInferenceOptions()
 
 
@@ -163,7 +245,9 @@ class PredictOptions:
 class ExportFileOptions(OptionGroup):
     """file"""
 
-    output: Path | None = option(None, "file to write; its suffix, .onnx or .safetensors, is the format", short="-o")
+    output: Path | None = option(
+        None, "file to write; its suffix, .onnx or .safetensors, is the format; else <network>.onnx", short="-o"
+    )
     overwrite: bool = option(False, "replace an existing file")
     dynamic_size: bool = option(True, "ONNX: accept any height and width from 32 px up; else only the network's")
     half: bool = option(False, "store weights in 16 bits; ONNX also computes in 16 bits")
@@ -230,6 +314,13 @@ class EvaluatedNetworkOptions(NetworkOptions):
         "file of the network: .pt, .safetensors or .onnx; default or not given: the network that is installed; none: "
         "the baseline alone",
     )
+    method: MethodName = option("network", METHOD_HELP + "; the same as --checkpoint none --baseline sgbm")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "sgbm":
+            checkpoint = None if self.checkpoint == "none" else self.checkpoint
+            check_no_network(checkpoint=checkpoint, run_id=self.run_id)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,10 @@ class DataOptions(OptionGroup):
         64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
     )
     num_workers: int | Literal["auto"] = option(
-        "auto", "threads that read samples; auto takes four per core, at most 16; 0 reads in the main thread", minimum=0
+        "auto",
+        "threads that read samples; auto takes four per core, at most 16; 0 reads in the main thread",
+        minimum=0,
+        aliases=("--workers",),
     )
 
     def __post_init__(self) -> None:
@@ -190,12 +193,17 @@ class TrackingOptions(OptionGroup):
     """results"""
 
     output_dir: Path | None = option(None, "folder of best.pt and last.pt; else runs/<run id>")
-    resume: str | None = option(None, "resume a run: its MLflow run id, or the path of its last.pt or folder")
+    resume: str | None = option(
+        None, "resume a run: its MLflow run id, name or latest, or the path of its last.pt or folder"
+    )
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
     experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
-    run_name: str | None = option(None, "MLflow run name")
+    run_name: str | None = option(None, "MLflow run name; else model, data and size")
+    log_steps: int = option(
+        50, "send the figures of training to MLflow every so many steps, as train_steps/* by samples seen", minimum=1
+    )
     checkpoint_minutes: float = option(10.0, "also save last.pt within an epoch, every so many minutes", minimum=0.0)
 
 

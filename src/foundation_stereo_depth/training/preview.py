@@ -1,5 +1,7 @@
 """A figure that shows the progress of training: pairs, ground truth, prediction, its error and its uncertainty."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -10,13 +12,14 @@ from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.stereo.disparity import valid_mask
 
 
-def draw_preview(batch: StereoBatch, prediction: StereoPrediction, title: str, rows: int = 3) -> Figure:
+def draw_preview(examples: Sequence[tuple[StereoBatch, StereoPrediction]], title: str, rows: int = 8) -> Figure:
     """Draw left, right, truth, prediction, absolute error and standard deviation of the first samples, in px."""
-    rows = min(rows, len(batch.indices))
+    samples = [(*example, row) for example in examples for row in range(len(example[0].indices))][:rows]
+    rows = len(samples)
     figure = Figure(figsize=(19, 2.55 * rows + 0.5), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots(rows, 6, squeeze=False)
-    for row in range(rows):
+    for number, (batch, prediction, row) in enumerate(samples):
         truth_px = _map_of(batch.disparity_px, row)
         truth_px = np.where(valid_mask(truth_px), truth_px, np.nan)
         disparity_px = _map_of(prediction.disparity_px, row)
@@ -34,9 +37,9 @@ def draw_preview(batch: StereoBatch, prediction: StereoPrediction, title: str, r
             ("absolute error, px", error_px, ("magma", largest_error_px)),
             ("predicted standard deviation, px", sigma_px, ("magma", largest_error_px)),
         ]
-        for axis, (name, image, colours) in zip(axes[row], images, strict=True):
+        for axis, (name, image, colours) in zip(axes[number], images, strict=True):
             axis.set_axis_off()
-            if row == 0:
+            if number == 0:
                 axis.set_title(name, fontsize=10)
             axis.set_facecolor("grey")
             if colours is None:

@@ -13,6 +13,7 @@ from foundation_stereo_depth.checkpoint import (
     DEFAULT_WEIGHTS,
     Checkpoint,
     TrainedNetwork,
+    check_fit,
     load_checkpoint,
     read_trained,
 )
@@ -21,6 +22,7 @@ from foundation_stereo_depth.data.dataset import DATASET_ROOT_VARIABLE, find_dat
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.model import create_network, fused_from_guided
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, ModelOptions, TrainOptions
@@ -66,6 +68,7 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
     try:
         saved = command_line.options_from_dict(TrainOptions, checkpoint.options)
+        check_fit(saved.model, checkpoint.weights)
     except UserError as error:
         raise CheckpointError(f"--resume {resume}: {error}") from error
     if conflicts := command_line.find_fixed_conflicts(explicit, saved):
@@ -123,10 +126,10 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
     if files.incomplete:
         logger.info("%d frames lack a file and are left out, the first: %s", len(files.incomplete), files.incomplete[0])
     logger.info(
-        "%s: split by %s; reading with %d threads",
+        "%s: split by %s; reading with %s",
         files.facts["dataset"],
         files.split.by,
-        files.facts["reading_threads"],
+        count_of(int(str(files.facts["reading_threads"])), "thread"),
     )
     return Data(files.train, files.validation, dict(files.facts))
 

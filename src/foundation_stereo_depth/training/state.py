@@ -20,6 +20,19 @@ from foundation_stereo_depth.options.training import OptimizerOptions
 Metrics = dict[str, float]
 
 
+class Interval(NamedTuple):
+    """The sums of the epoch when the figures of steps were last taken: those since then are the difference.
+
+    Attributes:
+        sums: loss, valid pixels, and each term of the loss by name, as in `TrainingState`.
+        errors: the counts.
+    """
+
+    sums: Tensor
+    term_sums: dict[str, Tensor]
+    errors: Tensor
+
+
 class Snapshot(NamedTuple):
     """The figures of the epoch so far, fetched from the device at once."""
 
@@ -43,6 +56,7 @@ class TrainingState:
         counts: cache hits, bad samples and so on of the epoch so far, in this process.
         data: `Data.identity` of the training data.
         history: the metrics of every finished epoch.
+        interval: where the present interval of steps began; None at the beginning of an epoch.
     """
 
     network: nn.Module
@@ -57,6 +71,7 @@ class TrainingState:
     progress: Progress = Progress()
     counts: ReadCounts = ReadCounts()
     history: list[Metrics] = field(default_factory=list[Metrics])
+    interval: Interval | None = None
 
     @classmethod
     def create(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
@@ -151,6 +166,31 @@ class TrainingState:
             "data/bad_samples": len(set(reading.bad)),
         }
 
+    def take_interval(self) -> Metrics:
+        """Return the means since the last call in this epoch, over all processes, and begin the next interval."""
+        now = self._interval()
+        before = self.interval
+        self.interval = now
+        if before is None:
+            sums, errors, terms = now.sums, now.errors, now.term_sums
+        else:
+            sums, errors = now.sums - before.sums, now.errors - before.errors
+            terms = {name: total - before.term_sums.get(name, 0.0) for name, total in now.term_sums.items()}
+        loss, valid = sums.tolist()
+        return {
+            "loss": loss / max(valid, 1),
+            **{f"loss_{name}": float(total) / max(valid, 1) for name, total in terms.items()},
+            **{
+                name: value
+                for name, value in DisparityErrors(errors).figures().items()
+                if name in ("epe_px", "bad_1_percent", "bad_3_percent")
+            },
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def _interval(self) -> Interval:
+        return Interval(self.sums.clone(), dict(self.term_sums or {}), self.errors.counts.clone())
+
     def finish_epoch(self, metrics: Metrics) -> bool:
         """Close the epoch; return True if its validation EPE is the lowest so far."""
         best = min((epoch.get("validation/epe_px", math.inf) for epoch in self.history), default=math.inf)
@@ -160,6 +200,7 @@ class TrainingState:
         self.errors = DisparityErrors.none(self.errors.counts.device)
         self.sums = torch.zeros_like(self.sums)
         self.term_sums = {}
+        self.interval = None
         self.counts = ReadCounts()
         return metrics.get("validation/epe_px", math.inf) < best
 
@@ -176,6 +217,7 @@ class TrainingState:
             "counts": tuple(self.counts),
             "data": self.data,
             "history": self.history,
+            "interval": None if self.interval is None else tuple(self.interval),
         }
 
     def restore(self, checkpoint: Checkpoint, processes: Processes) -> None:
@@ -200,6 +242,7 @@ class TrainingState:
             self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
             self.sums = saved["sums"].to(self.sums)
             self.term_sums = self._restored_term_sums(saved, checkpoint.progress)
+            self.interval = self._restored_interval(saved)
             if processes.is_first:  # which saved its own
                 self.counts = ReadCounts(*saved["counts"])
             self.history = list(saved["history"])
@@ -207,6 +250,18 @@ class TrainingState:
             reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
             raise CheckpointError(f"the checkpoint of run {checkpoint.run_id} cannot be resumed: {reason}") from error
         self.progress = checkpoint.progress
+
+    def _restored_interval(self, saved: dict[str, Any]) -> Interval | None:
+        if "interval" not in saved:  # version 0.1.0: the interval begins here
+            return self._interval()
+        if saved["interval"] is None:
+            return None
+        sums, terms, errors = saved["interval"]
+        return Interval(
+            sums.to(self.sums),
+            {str(name): total.to(self.sums).reshape(()) for name, total in terms.items()},
+            errors.to(self.errors.counts),
+        )
 
     def _restored_term_sums(self, saved: dict[str, Any], progress: Progress) -> dict[str, Tensor] | None:
         if "term_sums" not in saved:  # version 0.1.0, which summed the loss alone

@@ -15,9 +15,12 @@ from foundation_stereo_depth.options.training import LossOptions
 from foundation_stereo_depth.training.loss import loss_terms
 from foundation_stereo_depth.uncertainty import RATIO_BINS, error_ratio_counts
 
+PREVIEW_PAIRS = 8
+"""The first validation samples, which every preview shows."""
+
 
 class Evaluation(NamedTuple):
-    """Sums over the samples that one process evaluated, and its first batch with the prediction.
+    """Sums over the samples that one process evaluated, and its first batches with their predictions.
 
     Attributes:
         loss_sums: of each term of the loss, unweighted.
@@ -29,7 +32,7 @@ class Evaluation(NamedTuple):
     errors: DisparityErrors
     error_ratios: Tensor
     counts: ReadCounts
-    example: tuple[StereoBatch, StereoPrediction] | None
+    examples: list[tuple[StereoBatch, StereoPrediction]]
 
 
 @torch.inference_mode()
@@ -56,7 +59,7 @@ def evaluate(
     loss_sums, valid = dict[str, float](), 0.0
     errors, counts = DisparityErrors.none(device), ReadCounts()
     error_ratios = torch.zeros(RATIO_BINS, dtype=torch.int64, device=device)
-    example: tuple[StereoBatch, StereoPrediction] | None = None
+    examples: list[tuple[StereoBatch, StereoPrediction]] = []
     for host_batch in source.batches(plan, VALIDATION_EPOCH):
         batch = host_batch.to(device)
         inputs = network_inputs(network, as_pair(batch))
@@ -69,6 +72,7 @@ def evaluate(
         error_ratios += error_ratio_counts(prediction.disparity_px, prediction.log_variance, batch.disparity_px)
         errors += disparity_errors(prediction.disparity_px, batch.disparity_px)
         counts = counts.plus(batch.counts)
-        example = example or (batch, prediction)
+        if sum(len(shown.indices) for shown, _ in examples) < PREVIEW_PAIRS:
+            examples.append((batch, prediction))
         after_batch()
-    return Evaluation(loss_sums, valid, errors, error_ratios, counts, example)
+    return Evaluation(loss_sums, valid, errors, error_ratios, counts, examples)

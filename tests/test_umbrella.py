@@ -1,0 +1,81 @@
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from foundation_stereo_depth import __version__
+from foundation_stereo_depth.commands import COMMANDS, load
+from foundation_stereo_depth.completion import completion_script
+from foundation_stereo_depth.umbrella import main
+
+SCRIPTS = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+def test_every_script_is_a_command_of_the_umbrella() -> None:
+    scripts = {command.script: command.function for command in COMMANDS.values()}
+    assert scripts | {"foundation-stereo": "foundation_stereo_depth.umbrella:main"} == SCRIPTS
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_examples_and_its_own_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: foundation-stereo {name} ")
+    assert f"\nexamples:\n  foundation-stereo {name}" in text
+    assert load(COMMANDS[name].options)  # which completion reads
+
+
+def test_version_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"foundation-stereo {__version__}\n"
+    with pytest.raises(SystemExit):
+        main(["predict", "--version"])
+    assert capsys.readouterr().out == f"foundation-stereo predict {__version__}\n"
+    assert main([]) == 0
+    assert "\n  live-view     depth from two cameras, live\n" in capsys.readouterr().out
+    assert main(["predcit"]) == 2
+    assert capsys.readouterr().err == "foundation-stereo: no command predcit; did you mean predict?\n"
+    assert main(["completion", "tcsh"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--dataset-rot", "--dataset-root"), ("--data-root=x", "--dataset-root"), ("--epoch", "--epochs")],
+)
+def test_a_mistyped_flag_is_answered_by_the_nearest(typed: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", typed])
+    assert ended.value.code == 2
+    message = f"foundation-stereo train: unknown argument {typed}; did you mean {meant}? --help lists every flag\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        (["foundation-stereo", "pre"], ["predict"]),
+        (["foundation-stereo", "train", "--model", "f"], ["fused"]),
+        (["foundation-stereo", "train", "--val-"], ["--val-fraction"]),
+        (["foundation-stereo-depth", "--val-"], ["--val-fraction"]),
+        (["foundation-stereo-predict", "le"], ["left.png"]),
+    ],
+)
+def test_bash_completes_commands_flags_values_and_files(words: list[str], completions: list[str]) -> None:
+    Path("left.png").touch()
+    quoted = " ".join(f'"{word}"' for word in words)
+    code = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _foundation_stereo; echo ${{COMPREPLY[@]}}"
+    ended = subprocess.run(
+        ["bash", "-c", completion_script("bash") + "\n" + code], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == completions
+
+
+def test_fish_completes_values_of_a_flag() -> None:
+    script = completion_script("fish")
+    line = "complete -c foundation-stereo -n '__fish_seen_subcommand_from train' -l model -x -a 'unet guided fused'"
+    assert line in script.splitlines()
