@@ -197,7 +197,8 @@ def live_view(
         recordings = stack.enter_context(Recordings(rig, rectify.calibration))
         if options.record is not None:
             recordings.start(options.record)
-        views = _open_views(stack, options, rectify, rig, stats, extra_view)
+        views = _open_views(stack, options, rectify, JsonReport(stats, rig))
+        views += [] if extra_view is None else [extra_view]
         stack.enter_context(rig)
         fuse = TemporalFusion(options.forgetting) if options.temporal_fusion else None
         prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse))
@@ -270,18 +271,16 @@ def _open_views(
     stack: ExitStack,
     options: ShowOptions,
     rectify: Rectifier | Resizer,
-    rig: Rig,
-    stats: Statistics,
-    extra_view: Callable[[MatchedFrame], None] | None,
+    report: JsonReport,
 ) -> list[Callable[[MatchedFrame], None]]:
-    """Return what takes each result beside the windows: the given view, files of depth, lines of JSON."""
-    views = [] if extra_view is None else [extra_view]
+    """Return what takes each result beside the windows: files of depth, lines of JSON."""
+    views: list[Callable[[MatchedFrame], None]] = []
     if options.save_depth is not None:
         if rectify.stereo_calibration is None:
             raise UserError("--save-depth: needs the rig's --calibration; without one there is no depth")
         views.append(stack.enter_context(DepthWriter(options.save_depth, rectify.stereo_calibration)))
     if options.json:
-        views.append(JsonReport(stats, rig))
+        views.append(report)
     return views
 
 
