@@ -251,3 +251,4 @@ def unconfigured_logging() -> Iterator[None]:
         logger = logging.getLogger(package)
         logger.handlers, logger.propagate = [], True
         logger.setLevel(logging.NOTSET)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # an interrupted command ignores further ones

@@ -124,10 +124,30 @@ def test_only_files_that_are_missing_are_sent(tracker: Tracker, tmp_path: Path) 
     assert Path(there).read_text() == "first"
 
 
-def test_missing_epochs_are_found(tracker: Tracker) -> None:
-    for epoch in (1, 3):
+def test_only_epochs_that_are_missing_are_sent(tracker: Tracker) -> None:
+    for epoch in (3, 1):
         tracker.log_epoch(epoch, {"m": 1.0})
-    assert tracker.find_missing_epochs("m", 4) == [2, 4]
+    tracker.log_missing_epochs("m", [{"m": 1.0}] * 4)
+    assert sorted(epochs_of(tracker)) == [1, 2, 3, 4]
+
+
+def test_all_epochs_count_as_missing_while_the_server_does_not_say_which_it_has(
+    tracker: Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker.log_epoch(1, {"m": 1.0})
+
+    def gone(*_: object) -> None:
+        raise MlflowException("500")
+
+    monkeypatch.setattr(tracker._client, "get_metric_history", gone)
+    tracker.log_missing_epochs("m", [{"m": 1.0}] * 2)
+    tracker.log_epoch(3, {"m": 3.0})
+    assert [message for message in caplog.messages if "cannot be reached" in message]
+    assert epochs_of(tracker) == [1]
+    monkeypatch.delattr(tracker._client, "get_metric_history")
+    monkeypatch.setattr(tracking, "_TRY_AGAIN_AFTER_S", 0.0)
+    tracker.log_epoch(4, {"m": 4.0})
+    assert epochs_of(tracker) == [1, 2, 3, 4]
 
 
 def test_an_unknown_run_is_a_user_error(tracking_uri: str, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Where and in which precision a network runs, and the processes of a data-parallel run."""
 
 import os
+import secrets
+import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -40,7 +42,40 @@ class Processes:
     def join(self, device: torch.device) -> None:
         """Join the process group, if there are several processes; returns once all have joined."""
         if self.world_size > 1:
-            torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            torch.distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                store=self._store_of_this_start(),
+                rank=self.rank,
+                world_size=self.world_size,
+            )
+
+    def _store_of_this_start(self) -> torch.distributed.Store:
+        """Return the store by which the processes find one another, with keys of this start alone.
+
+        torchrun keeps its store when it restarts the processes, so that the addresses of lost ones are still in it, and
+        it counts restarts for each machine. So the first process proposes a start by a random word of each process, and
+        it begins once all have confirmed that theirs is in it.
+        """
+        store, *_ = next(iter(torch.distributed.rendezvous("env://", self.rank, self.world_size)))
+        mine = secrets.token_hex(8)
+        store.set(f"start/{self.rank}", mine)
+        proposed = ""
+        for _ in range(round(_JOIN_S / _ASK_EVERY_S)):
+            if self.is_first:
+                words = [store.get(f"start/{rank}").decode() for rank in range(self.world_size)]
+                store.set("start/proposed", " ".join(words))
+            proposed = store.get("start/proposed").decode()
+            if proposed.split(" ")[self.rank : self.rank + 1] == [mine]:
+                confirmed = [f"start/{proposed}/{rank}" for rank in range(self.world_size)]
+                store.set(confirmed[self.rank], "")
+                if self.is_first and store.check(confirmed):
+                    store.set(f"start/{proposed}/begun", "")
+                if store.check([f"start/{proposed}/begun"]):
+                    return torch.distributed.PrefixStore(proposed, store)
+            time.sleep(_ASK_EVERY_S)
+        raise UserError(
+            f"{self.world_size} processes were to train together, and not all have joined in {_JOIN_S:.0f} s"
+        )
 
     def leave(self) -> None:
         """Leave the process group."""
@@ -58,6 +93,14 @@ class Processes:
         if self.world_size > 1:
             torch.distributed.broadcast(values, src=0)
 
+    def broadcast_object(self, value: T, *, source: int) -> T:
+        """Return the value of the process `source`."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=source)
+        return values[0]
+
     def all_gather(self, value: T) -> list[T]:
         """Return the value of every process, in the order of their ranks."""
         if self.world_size == 1:
@@ -67,6 +110,7 @@ class Processes:
         return values  # pyright: ignore[reportReturnType] (every None has been replaced)
 
 
+_ASK_EVERY_S, _JOIN_S = 0.05, 1800.0
 _SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 

@@ -140,6 +140,49 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
             os.close(folder)
 
 
+class LockedError(Exception):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool) -> Generator[None]:
+    """Hold the lock on `path`, a file that exists only meanwhile, until this context ends.
+
+    The system releases it when the process ends, however that ends. On Windows, and on disks without locks, nothing is
+    locked.
+
+    Args:
+        path: the file to lock; its folder exists.
+        wait: wait for another process that holds it.
+
+    Raises:
+        LockedError: another process holds it, and `wait` is False.
+        OSError: the file cannot be created.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            os.close(descriptor)
+            raise LockedError(path) from None
+        except OSError:  # a disk without locks
+            pass
+        # Whoever held the lock before has removed the file; then another process may have created it again.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def remove_abandoned(folder: Path) -> int:
     """Remove the temporary files in `folder` whose writers have ended; return how many.
 

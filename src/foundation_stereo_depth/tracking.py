@@ -5,7 +5,8 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,24 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
-import requests
-import sqlalchemy.exc
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
 from PIL import Image
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.run_database import DamagedDatabaseError, ensure_database, is_complete
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FOLDER_TAG = "checkpoint_folder"
 """The tag of a run that holds the path of its local folder of checkpoints."""
 
-_UNREACHABLE = (MlflowException, requests.exceptions.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
-_UNKNOWN = "RESOURCE_DOES_NOT_EXIST"
+_UNKNOWN, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", _UNKNOWN}
 """Error codes of requests that would fail again."""
 _TRY_AGAIN_AFTER_S = 60.0
@@ -44,6 +45,8 @@ LATEST = "latest"
 """In place of a run's id: the run that was started last."""
 _SHORTEST_PREFIX = 4
 _SEARCHED_RUNS = 1000
+_LOCAL_ARTIFACTS = "./mlruns"
+"""MLflow's own default beside a database."""
 
 
 class _RetryQueue:
@@ -73,7 +76,7 @@ class _RetryQueue:
             try:
                 self._waiting[first]()
             except Exception as error:  # each store has errors of its own, and training must not end by them
-                if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+                if _is_refusal(error):
                     logger.warning("%s refuses a record of this run, which is left out: %s", self._name, _reason(error))
                     del self._waiting[first]
                     continue
@@ -108,7 +111,7 @@ class Tracker:
         self.uri = tracking_uri(uri)
         self._metrics = _RetryQueue(f"MLflow at {self.uri}")
         self._files = _RetryQueue(f"the artifact store of MLflow at {self.uri}")
-        try:
+        with _one_line(f"--mlflow-tracking-uri {self.uri}: "):
             self._client = _client(self.uri)
             run = None if run_id is None else _run(self._client, run_id)
             if run is None:
@@ -121,14 +124,17 @@ class Tracker:
                     )
             else:
                 self._client.update_run(run.info.run_id, status="RUNNING")
-        except _UNREACHABLE as error:
-            raise UserError(f"--mlflow-tracking-uri {self.uri}: {_reason(error)}") from error
         self.run_id: str = run.info.run_id
         self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
         self._artifacts = _local_folder(str(run.info.artifact_uri))
         self._sent_samples: set[int] | None = None if run_id is not None else set()
         self.has_parameters = bool(run.data.params)
-        self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=run_id is not None)
+        self._monitor: SystemMetricsMonitor | None = None
+        self._metrics.send(lambda: self._start_monitor(resume=run_id is not None))
+
+    def _start_monitor(self, *, resume: bool) -> None:
+        # To resume, it asks the store for its last step.
+        self._monitor = SystemMetricsMonitor(self.run_id, sampling_interval=10, resume_logging=resume)
         self._monitor.start()
 
     def log_parameters(self, parameters: Mapping[str, object]) -> None:
@@ -172,10 +178,25 @@ class Tracker:
 
         self._files.send(send, key=(path, name))
 
-    def find_missing_epochs(self, metric: str, epochs: int) -> list[int]:
-        """Return those of the epochs 1 to `epochs` whose metrics never reached the run, for a kill or an outage."""
-        sent = {point.step for point in self._client.get_metric_history(self.run_id, metric)}
-        return [epoch for epoch in range(1, epochs + 1) if epoch not in sent]
+    def log_missing_epochs(self, known_by: str, history: Sequence[Mapping[str, float]]) -> None:
+        """Record the metrics of finished epochs that never reached the run, because of a kill or an outage.
+
+        Until the store says which it has, all count as missing, and wait with the other records.
+
+        Args:
+            known_by: a metric that every recorded epoch has.
+            history: the metrics of every finished epoch.
+        """
+        now_ms = int(time.time() * 1000)
+
+        def send() -> None:
+            there = {point.step for point in self._client.get_metric_history(self.run_id, known_by)}
+            for epoch, metrics in enumerate(history, start=1):
+                if epoch not in there:
+                    entries = [Metric(name, value, now_ms, epoch) for name, value in metrics.items()]
+                    self._client.log_batch(self.run_id, metrics=entries)
+
+        self._metrics.send(send)
 
     def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
         """Copy a local file to the run's artifacts.
@@ -208,15 +229,15 @@ class Tracker:
     def finish(self, status: str) -> None:
         """End the run as FINISHED, FAILED or KILLED."""
         # The monitor's thread may be inside a request to a server that is gone; it is a daemon and may be left there.
-        if self._metrics.reachable:
+        if self._metrics.reachable and self._monitor is not None:
             self._monitor.finish()
         if self._files:
             self._files.send(lambda: None, insist=True)
         self._metrics.send(lambda: self._client.set_terminated(self.run_id, status), insist=True)
         if missing := len(self._metrics) + len(self._files):
             logger.warning(
-                "MLflow at %s lacks %d records of this run; to send them later, use --resume with the last.pt",
-                self.uri, missing,
+                "MLflow at %s lacks %d records of this run; to send them later, use --resume with the last.pt%s",
+                self.uri, missing, _first_remove_damaged(self.uri),
             )  # fmt: skip
 
 
@@ -245,6 +266,14 @@ def _link(path: Path, target: Path) -> bool:
         return False
     temporary.unlink(missing_ok=True)  # which stays where both names were one file already
     return True
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return True for an error that would come again; a damaged database may be replaced by a good one."""
+    if not isinstance(error, MlflowException) or error.error_code not in _REFUSALS:
+        return False
+    cause = error.__cause__
+    return not isinstance(cause, DBAPIError) or isinstance(cause, IntegrityError | DataError)
 
 
 def tracking_uri(named: str | None) -> str:
@@ -280,7 +309,7 @@ def checkpoint_of_run(
     database = _database(uri)
     if database is not None and not database.exists():
         raise UserError(f"{problem} (there is no such file)")  # opening it would create one
-    try:
+    with _one_line(f"{problem} (", ")"):
         client = _client(uri)
         run = _find_run(client, run_id, flag)
         run_id = run.info.run_id
@@ -292,8 +321,6 @@ def checkpoint_of_run(
             return max(own, key=lambda path: found[path].progress.step)
         download_to.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
-    except _UNREACHABLE as error:
-        raise UserError(f"{problem} ({_reason(error)})") from error
 
 
 def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
@@ -304,13 +331,11 @@ def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files
     """
     now_ms = int(time.time() * 1000)
     uri = tracking_uri(uri)
-    try:
+    with _one_line(f"--run-id {run_id}: cannot be added to at {uri} (", ")"):
         client = _client(uri)
         run_id = _find_run(client, run_id, "--run-id").info.run_id
         client.log_batch(run_id, metrics=[Metric(name, value, now_ms, 0) for name, value in metrics.items()])
         client.log_artifacts(run_id, str(files), folder)
-    except _UNREACHABLE as error:
-        raise UserError(f"--run-id {run_id}: cannot be added to at {uri} ({_reason(error)})") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -370,7 +395,7 @@ def copy_run(uri: str | None, experiment: str, record: RunRecord) -> str:
         UserError: the store cannot be reached, or refuses the run.
     """
     uri = tracking_uri(uri)
-    try:
+    with _one_line(f"--mlflow-tracking-uri {uri}: "):
         client = _client(uri)
         copy = _find_or_create_copy(client, _experiment_id(client, experiment), record)
         run_id: str = copy.info.run_id
@@ -384,8 +409,6 @@ def copy_run(uri: str | None, experiment: str, record: RunRecord) -> str:
         for folder, paths in record.current_files.items():
             _log_files(client, run_id, folder, paths)
         client.set_terminated(run_id, record.status, end_time=record.ended_ms)
-    except _UNREACHABLE as error:
-        raise UserError(f"--mlflow-tracking-uri {uri}: {_reason(error)}") from error
     return run_id
 
 
@@ -421,13 +444,43 @@ def _database(uri: str) -> Path | None:
 
 
 def _client(uri: str) -> MlflowClient:
-    for name in ("mlflow", "alembic"):  # which log each step of creating a database
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # They log each step of creating a database, and the traceback of each error that they raise as well.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     database = _database(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
+        ensure_database(database, _create_database)
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
+
+
+def _create_database(path: Path) -> None:
+    SqlAlchemyStore(f"sqlite:///{path}", _LOCAL_ARTIFACTS).engine.dispose()
+
+
+def _first_remove_damaged(uri: str) -> str:
+    """Return what to do before a run is resumed with this store, as the end of a sentence; empty for nothing."""
+    database = _database(uri)
+    try:
+        if database is not None:
+            is_complete(database)
+    except DamagedDatabaseError:
+        return f", after moving {database} away, which is damaged"
+    except UserError:  # it is locked, say
+        pass
+    return ""
+
+
+@contextmanager
+def _one_line(before: str, after: str = "") -> Generator[None]:
+    """Report what fails as a `UserError`: each store has errors of its own, and a server may answer anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{before}{_reason(error)}{after}") from error
 
 
 def _run(client: MlflowClient, run_id: str) -> Run | None:
@@ -474,7 +527,13 @@ def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
 def _experiment_id(client: MlflowClient, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
-        return client.create_experiment(name)
+        try:
+            return client.create_experiment(name)
+        except MlflowException as error:
+            if error.error_code != _EXISTS:
+                raise
+            found = client.get_experiment_by_name(name)  # which another run created meanwhile
+            assert found is not None
     if found.lifecycle_stage == "deleted":
         raise UserError(f"--experiment-name {name}: was deleted in MLflow; restore it there, or name another")
     return found.experiment_id

@@ -5,7 +5,6 @@ The only module here that opens networks, inside the functions that need them.
 
 import dataclasses
 import logging
-import signal
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -264,8 +263,6 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
         camera = options.camera
         if calibration is not None and camera.camera_width is None:
             camera = dataclasses.replace(camera, camera_width=calibration.width, camera_height=calibration.height)
-        # SIGTERM ends the view as Ctrl-C does, so that a recording is closed properly.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as downloads:
             matcher = _create_matcher(options, calibration, Path(downloads))
             rectify = _create_rectifier(options, calibration, matcher.height, matcher.width)
@@ -283,7 +280,7 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
             raise UserError("a recording is incomplete; the warning above states the reason")
         return 0
 
-    return command_line.run_command(parser.prog, explicit, run)
+    return command_line.run_command(parser.prog, explicit, run, finishes_files=True)
 
 
 def _read_calibration(options: LiveViewOptions) -> "RigCalibration | None":

@@ -122,6 +122,9 @@ class WatchedMatcher:
         except (UserError, OSError) as error:
             self.problem = f"{self._path.name} is not used: {error}"
             return
+        except Exception as error:  # what a damaged file holds may fail anywhere, and the view must not end by it
+            self.problem = f"{self._path.name} is not used: it is damaged ({type(error).__name__}: {error})"
+            return
         self._next, self.problem = network, None
 
     def _check_network(self, network: Matcher) -> None:

@@ -1,5 +1,6 @@
 """Files of a live view: recordings of the raw pairs, and snapshots of single pairs. Both are written in threads."""
 
+import contextlib
 import itertools
 import logging
 import queue
@@ -26,7 +27,10 @@ from live_camera.rig import Rig, StereoFrame
 logger = logging.getLogger(__name__)
 
 CODECS = {".avi": "MJPG", ".mp4": "mp4v", ".mkv": "FFV1"}
-"""Suffix of a recording -> its codec; FFV1 is lossless."""
+"""Suffix of a recording -> its codec; FFV1 is lossless. A .mp4 that is not closed, after a power cut say, plays
+nothing; of the others all but the last seconds play."""
+_FAST_CODEC = "MJPG"
+"""In .mkv by a key, where no suffix was chosen: FFV1 takes four times as long, and five times the space."""
 _SNAPSHOT_FILES = {
     ("disparity", ".npy"): "disparity_px.npy",
     ("sigma", ".npy"): "sigma_px.npy",
@@ -36,8 +40,14 @@ _SNAPSHOT_FILES = {
 }
 _QUEUED_PAIRS = 16
 _MIN_FREE_BYTES = 200 * 2**20
+_MIN_FREE_PART = 0.1
+"""Of a disk; the smaller of the two limits counts."""
+_RESERVED_BYTES = 8 * 2**20
+"""On disk while a video is written, and free for its index and its last frames where others have filled the disk."""
+_COUNTED_BYTES = 500 * 2**20
+"""Of a longer video only the estimated number of its frames is verified: counting reads all of it."""
 _MIN_WRITTEN = 0.99
-"""Of all pairs: the frame count of a long video is an estimate, from its duration and rate."""
+"""Of all pairs, where their number is the estimate from duration and rate."""
 _CHECK_EVERY_BYTES = 512 * 2**20
 """Of raw pairs: some ten seconds, after which every format has written something of them to its file."""
 _FALLBACK_FPS = 30.0
@@ -50,6 +60,7 @@ class Recorder:
         path: the file; its suffix decides the codec.
         fps: pairs per second.
         live: pairs for which writing is too slow are dropped and counted; otherwise `add` waits.
+        codec: four letters; None takes that of the suffix.
 
     Attributes:
         written, dropped: numbers of pairs.
@@ -58,9 +69,10 @@ class Recorder:
         UserError: the file cannot be written, or its suffix is unknown.
     """
 
-    def __init__(self, path: Path, *, fps: float | None, live: bool) -> None:
+    def __init__(self, path: Path, *, fps: float | None, live: bool, codec: str | None = None) -> None:
         check_recordable(path)
         self.path = path
+        self._codec = codec or CODECS[path.suffix.lower()]
         self.written = self.dropped = 0
         self._fps = fps or _FALLBACK_FPS
         self._live = live
@@ -101,6 +113,8 @@ class Recorder:
             self._write_pairs(frames)
         except (OSError, cv2.error) as error:
             self._failure = self._stopped(str(error.strerror if isinstance(error, OSError) else error))
+        except _StoppedError as error:
+            self._failure = self._stopped(str(error))
         except BaseException as error:  # raised again by `finish`
             self._failure = error
         for _ in frames:  # after a failure the queue is still emptied, so that `add` never blocks for ever
@@ -112,26 +126,35 @@ class Recorder:
             return
         height, width = first.left_rgb.shape[:2]
         writer = self._open_writer(height, width)
-        try:
-            for frame in itertools.chain([first], frames):
-                if frame.left_rgb.shape[:2] != (height, width):
-                    new_height, new_width = frame.left_rgb.shape[:2]
-                    raise self._stopped(f"the frame size changed from {width}x{height} to {new_width}x{new_height}")
-                writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
-                self.written += 1
-                self._check_disk(frame)
-        finally:
-            writer.release()
-        in_file = _count_frames(self.path)
-        if in_file < _MIN_WRITTEN * self.written - 1:
+        with tempfile.TemporaryFile(dir=self.path.parent) as reserved:
+            try:
+                reserved.write(bytes(_RESERVED_BYTES))
+                reserved.flush()
+                for frame in itertools.chain([first], frames):
+                    if frame.left_rgb.shape[:2] != (height, width):
+                        new_height, new_width = frame.left_rgb.shape[:2]
+                        raise _StoppedError(f"the frame size changed from {width}x{height} to {new_width}x{new_height}")
+                    self._check_disk(frame)
+                    writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
+                    self.written += 1
+            finally:
+                with contextlib.suppress(OSError):  # of a disk that is full, or was removed
+                    reserved.close()
+                writer.release()
+        if self.path.stat().st_size > _COUNTED_BYTES:
+            incomplete = _estimate_frames(self.path) < _MIN_WRITTEN * self.written - 1
+        else:
+            incomplete = _count_frames(self.path) < self.written
+        if incomplete:
             raise UserError(
-                f"--record {self.path}: holds {in_file} of {self.written} pairs; the disk did not store all of them"
+                f"--record {self.path}: holds {_count_frames(self.path)} of {self.written} pairs; the disk did not "
+                "store all of them"
             )
 
     def _open_writer(self, height: int, width: int) -> Any:
         if height % 2:
             raise UserError(f"--record {self.path}: a video needs an even height, and the frames are {width}x{height}")
-        code = cv2.VideoWriter.fourcc(*CODECS[self.path.suffix.lower()])
+        code = cv2.VideoWriter.fourcc(*self._codec)
         with silence_opencv():
             writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
         if not writer.isOpened():
@@ -139,26 +162,43 @@ class Recorder:
         return writer
 
     def _check_disk(self, frame: StereoFrame) -> None:
-        """Raise where the disk is full, or the file does not grow: OpenCV does not report failed writes."""
-        if self.written % 30 == 0 and shutil.disk_usage(self.path.parent).free < _MIN_FREE_BYTES:
-            raise self._stopped("the disk is nearly full")
+        """Raise where the disk is nearly full, or the file does not grow: OpenCV does not report failed writes."""
+        disk = shutil.disk_usage(self.path.parent)
+        if disk.free < min(_MIN_FREE_BYTES, _MIN_FREE_PART * disk.total):
+            raise _StoppedError("the disk is nearly full")
         self._unchecked_bytes += 2 * frame.left_rgb.nbytes
         if self._unchecked_bytes > _CHECK_EVERY_BYTES:
             before, self._file_bytes = self._file_bytes, self.path.stat().st_size
             self._unchecked_bytes = 0
             if self._file_bytes == before:
-                raise self._stopped("the file does not grow any more; is the disk full?")
+                raise _StoppedError("the file does not grow any more; is the disk full?")
 
     def _stopped(self, reason: str) -> UserError:
-        return UserError(f"--record {self.path}: stopped after {self.written} pairs: {reason}")
+        return UserError(f"--record {self.path}: stopped after {_count_frames(self.path)} pairs: {reason}")
 
 
-def _count_frames(path: Path) -> int:
-    """Return how many frames a finished video has; -1 where it cannot be read."""
+class _StoppedError(Exception):
+    """The recording cannot continue; the pairs so far are kept."""
+
+
+def _estimate_frames(path: Path) -> int:
+    """Return how many frames a finished video has by its duration and rate; -1 where it cannot be read."""
     with silence_opencv():
         video = cv2.VideoCapture(str(path))
     count = round(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else -1
     video.release()
+    return count
+
+
+def _count_frames(path: Path) -> int:
+    """Return how many frames of a video can be read, without decoding them."""
+    count = 0
+    if path.is_file():
+        with silence_opencv():
+            video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+            while video.grab():
+                count += 1
+        video.release()
     return count
 
 
@@ -207,13 +247,13 @@ class Recordings:
         """True while pairs are recorded."""
         return self._recorder is not None
 
-    def start(self, path: Path) -> None:
-        """Start recording to a file.
+    def start(self, path: Path, *, codec: str | None = None) -> None:
+        """Start recording to a file, by the codec of its suffix unless one is given.
 
         Raises:
             UserError: it cannot be written.
         """
-        self._recorder = Recorder(path, fps=self._rig.fps, live=self._rig.live)
+        self._recorder = Recorder(path, fps=self._rig.fps, live=self._rig.live, codec=codec)
         self._rig.on_frame = self._recorder.add
 
     def stop(self) -> None:
@@ -251,7 +291,7 @@ class Recordings:
         if self._recorder is not None:
             self.stop()
         else:
-            self.start(unused_path(folder, ".avi"))
+            self.start(unused_path(folder, ".mkv"), codec=_FAST_CODEC)
 
 
 def unused_path(folder: Path, suffix: str = "") -> Path:

@@ -148,9 +148,20 @@ def test_version_of_scenes_changes_with_their_code() -> None:
     compiled = zlib.crc32("".join(str(digest_code(path)) for path in sorted(others)).encode())
     assert procedural.SCENES_VERSION == 9
     assert compiled == 3205620945, "are scenes still the same? then change this number alone"
-    assert digests == [940537838, 3301257249, 2135549120, 3436812693], (
+    assert digests == [940537838, 4203430585, 2135549120, 3436812693], (
         "are scenes still the same? then change this number alone"
     )
+
+
+def test_textures_do_not_depend_on_the_threads_of_pytorch() -> None:
+    of_one = texture_atlas(torch.device("cpu"))
+    texture_atlas.cache_clear()
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(texture_atlas(torch.device("cpu")), of_one)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_every_texture_has_detail() -> None:

@@ -1,10 +1,13 @@
 """The commands of the live view without windows, and the files that they write."""
 
+import itertools
 import logging
+import re
 import subprocess
 import sys
 import threading
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -298,14 +301,25 @@ def test_incomplete_recording_is_an_error_at_the_end(
     assert "a recording is incomplete; the warning above states the reason" in error
 
 
-def test_recording_stops_when_the_disk_is_nearly_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("live_camera.recording._MIN_FREE_BYTES", 2**62)
-    recorder = Recorder(Path("all.avi"), fps=30, live=False)
+@pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
+def test_recording_stops_when_the_disk_is_nearly_full(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = itertools.chain([2**40] * 30, itertools.repeat(2**20))
+    usage = namedtuple("usage", "total free")
+    monkeypatch.setattr("live_camera.recording.shutil.disk_usage", lambda _: usage(2**40, next(free)))
+    recorder = Recorder(Path(f"all{suffix}"), fps=30, live=False)
     frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
     for _ in range(60):
         recorder.add(frame)
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 30 pairs: the disk is nearly full"):
+    with pytest.raises(ValueError, match=rf"--record all\{suffix}: stopped after 30 pairs: the disk is nearly full"):
         recorder.finish()
+    assert frames_of(Path(f"all{suffix}")) == 30
+
+
+def frames_of(path: Path) -> int:
+    video, count = cv2.VideoCapture(str(path)), 0
+    while video.grab():
+        count += 1
+    return count
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
@@ -316,8 +330,10 @@ import resource, signal, sys
 import cv2
 import numpy as np
 from pathlib import Path
+from live_camera import recording
 from live_camera.recording import Recorder
 from live_camera.rig import StereoFrame
+recording._RESERVED_BYTES = 0
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 recorder = Recorder(Path("all{suffix}"), fps=30, live=False)
@@ -331,8 +347,12 @@ except ValueError as error:
     print("FAILED", error)
 """
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert finished.stdout.startswith(f"FAILED --record all{suffix}: holds")
-    assert "of 40 pairs; the disk did not store all of them" in finished.stdout
+    found = re.fullmatch(
+        rf"FAILED --record all{re.escape(suffix)}: holds (\d+) of 40 pairs; the disk did not store all of them\n",
+        finished.stdout,
+    )
+    assert found is not None
+    assert int(found[1]) == frames_of(tmp_path / f"all{suffix}")
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv", ".mp4"])
@@ -351,7 +371,7 @@ def test_recording_stops_when_its_file_does_not_grow(monkeypatch: pytest.MonkeyP
     recorder = Recorder(Path("all.avi"), fps=30, live=False)
     for _ in range(60):
         recorder.add(StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0))
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 11 pairs: the file does not grow any more"):
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 0 pairs: the file does not grow any more"):
         recorder.finish()
 
 
@@ -422,7 +442,7 @@ def test_recording_stops_when_its_disk_is_removed(monkeypatch: pytest.MonkeyPatc
     frame = StereoFrame(left_rgb=LEFT, right_rgb=RIGHT, captured_at_s=0.0, skew_ms=0.0)
     for _ in range(60):
         recorder.add(frame)
-    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 30 pairs: No such file"):
+    with pytest.raises(ValueError, match=r"--record all\.avi: stopped after 0 pairs: No such file"):
         recorder.finish()
 
 
@@ -510,8 +530,8 @@ def test_recordings_of_the_same_second_have_different_names(
     press_keys({2: "r", 6: "r", 8: "r", 12: "r", 13: "q"})
     rig = open_rig(SourceOptions(left="left*.png", right="right*.png", loop=True), CameraOptions(), realtime=False)
     live_view(rig, no_rectification(), sgbm_matcher(height=H, width=W), ShowOptions())
-    names = sorted(path.name for path in Path("captures").glob("*.avi"))
-    assert names == ["20260101-000000-1.avi", "20260101-000000.avi"]
+    names = sorted(path.name for path in Path("captures").glob("*.mkv"))
+    assert names == ["20260101-000000-1.mkv", "20260101-000000.mkv"]
 
 
 def test_keys_save_record_pause_and_quit(
@@ -525,7 +545,7 @@ def test_keys_save_record_pause_and_quit(
     assert stats.pairs == 8  # paused for two, and quit at the last
     (folder,) = (path for path in Path("captures").iterdir() if path.is_dir())
     assert (folder / "window_disparity.png").is_file()
-    (video,) = Path("captures").glob("*.avi")
+    (video,) = Path("captures").glob("*.mkv")
     assert stats.written == [video, folder]
 
 

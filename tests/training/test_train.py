@@ -307,7 +307,7 @@ def stopped_train(step: int, *arguments_of_train) -> None:
 def test_a_killed_process_resumes_from_its_last_epoch(tiny, tracking_uri) -> None:
     flags = tiny(epochs=60)
     process = subprocess.Popen(command_of(flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("out/previews/epoch_0001.png").exists():
+    while not Path("out/last.pt").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()

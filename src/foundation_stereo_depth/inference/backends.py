@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -129,6 +130,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
         runtime = _optional("onnxruntime", "onnx")
+        runtime.disable_telemetry_events()  # which its builds for Windows send
         if precision == "bf16":
             raise UserError(
                 "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
@@ -166,7 +168,7 @@ class OpenVinoBackend:
     """Runs an exported network by OpenVINO on the CPU, in bf16 where the CPU has instructions for it."""
 
     def __init__(self, path: Path, *, device: DeviceName = "auto", precision: PrecisionName = "auto") -> None:
-        openvino = _optional("openvino", "openvino")
+        openvino = import_openvino()
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: OpenVINO runs on the CPU here")
         core = openvino.Core()
@@ -262,6 +264,19 @@ def _prefers_openvino() -> bool:
     """
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     return is_x86 and importlib.util.find_spec("openvino") is not None
+
+
+def import_openvino() -> Any:
+    """Return the package without its telemetry; every use of OpenVINO here imports it by this function.
+
+    Importing it would look up an analytics host and write an identifier of the user into the home folder. Where
+    openvino_telemetry cannot be imported, OpenVINO takes its own stub of it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType] (documented by Python)
+    return _optional("openvino", "openvino")
 
 
 def _optional(module: str, extra: str) -> Any:

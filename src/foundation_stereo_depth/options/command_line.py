@@ -11,6 +11,7 @@ import inspect
 import io
 import logging
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.signals import one_interrupt, stop_signals
 from foundation_stereo_depth.threads import limit_spinning
 
 Options = TypeVar("Options")
@@ -151,7 +153,7 @@ _LONGEST_LINE = 4000
 """Characters of an error message; a path alone may have hundreds."""
 
 
-def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int:
+def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, finishes_files: bool = False) -> int:
     """Run a command and return its exit status.
 
     A `UserError` becomes one line on standard error and status 2; other exceptions keep their traceback.
@@ -160,13 +162,17 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int]) -> int
         command: its name, for the line.
         explicit: what the user typed; `--verbose` and `--quiet` set what is logged.
         run: does the work; returns the status.
+        finishes_files: it has files that are of use only when they are closed, so that termination and a closed
+            terminal interrupt it as Ctrl-C does.
     """
     log.configure(explicit.get(_VERBOSITY, logging.INFO))
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
+    numbers = [signal.SIGINT] if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN else []
     try:
-        status = run()
+        with one_interrupt(stop_signals() if finishes_files else numbers):
+            status = run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -12,13 +13,14 @@ from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.dataset import find_dataset_root
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import remove_abandoned, write_atomically
+from foundation_stereo_depth.files import LockedError, exclusive_lock, remove_abandoned, write_atomically
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import CHECKPOINT_FOLDER_TAG, Tracker, folder_of_run
 from foundation_stereo_depth.training.preview import draw_preview
+from foundation_stereo_depth.training.restart import RunMarker
 from foundation_stereo_depth.training.state import Metrics, TrainingState
 
 logger = logging.getLogger(__name__)
@@ -36,24 +38,34 @@ class Record:
 
     Args:
         options: all options.
-        resumed: the checkpoint that the run resumes from, if it does.
+        run_id: the MLflow run that continues; None starts a new one.
         processes: all of them have to make a record at the same time.
 
     Attributes:
         run_id: of the MLflow run.
         folder: contains last.pt and best.pt.
+
+    Raises:
+        UserError: the folder holds another run, or another process trains into it, or the tracking store cannot be
+            reached.
     """
 
-    def __init__(self, options: TrainOptions, resumed: Checkpoint | None, processes: Processes) -> None:
+    def __init__(self, options: TrainOptions, run_id: str | None, processes: Processes) -> None:
         self._options = options
         self._saved_at_s = time.monotonic()
-        self._tracker = _open_tracker(options, resumed) if processes.is_first else None
-        self.run_id = processes.all_gather("" if self._tracker is None else self._tracker.run_id)[0]
-        self.folder = options.tracking.output_dir or folder_of_run(self.run_id)
-        if self._tracker is not None:
-            self._previews.mkdir(parents=True, exist_ok=True)
-            for folder in (self.folder, self._previews):
-                remove_abandoned(folder)  # checkpoints are large
+        self._marker = RunMarker(options)
+        with ExitStack() as lock:
+            self._tracker = _open_tracker(options, run_id, lock) if processes.is_first else None
+            self.run_id = processes.all_gather("" if self._tracker is None else self._tracker.run_id)[0]
+            self.folder = options.tracking.output_dir or folder_of_run(self.run_id)
+            if self._tracker is not None:
+                if options.tracking.output_dir is None and self.run_id != run_id:
+                    _lock_folder(self.folder, lock)  # which only the new id names
+                self._marker.write(self.run_id)
+                self._previews.mkdir(parents=True, exist_ok=True)
+                for folder in (self.folder, self._previews):
+                    remove_abandoned(folder)  # checkpoints are large
+            self._lock = lock.pop_all()
 
     def __enter__(self) -> "Record":
         return self
@@ -64,8 +76,11 @@ class Record:
         if self._tracker is None:
             return
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
-        self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
-        self._log_address()
+        with self._lock:
+            if error is None:
+                self._marker.remove()
+            self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
+            self._log_address()
 
     def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
         """Send the parameters of the run, and everything that MLflow lacks of the epochs before a resume."""
@@ -77,10 +92,9 @@ class Record:
             self._tracker.log_parameters(options | dict(facts))
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
         self._log_address()
-        missing = self._tracker.find_missing_epochs(_EPOCH_METRIC, len(history)) if history else []
-        for epoch in missing:
-            self._tracker.log_epoch(epoch, _charted(history[epoch - 1]))
-        if history:  # files go to a store of their own, which may lack other epochs
+        if history:
+            self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in history])
+            # Files go to a store of their own, which may lack other epochs.
             figures = [self._preview_path(epoch) for epoch in range(1, len(history) + 1)]
             self._tracker.send_missing_files([figure for figure in figures if figure.exists()], _PREVIEWS)
             self._send_checkpoints(["best.pt", "last.pt"])
@@ -120,21 +134,22 @@ class Record:
         """Save the finished epoch, then send it to MLflow: what is on disk cannot be lost by a server."""
         if self._tracker is None:
             return
-        # The best first: a run that resumes from last.pt relies on the best one until then.
+        metrics, epoch = state.history[-1], len(state.history)
+        preview = self._preview_path(epoch)
+        if examples:
+            epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
+            figure = draw_preview(examples, title=f"validation after epoch {epoch}{epe}")
+            write_atomically(preview, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
+        # last.pt comes last: a run that resumes from it relies on the best one and the previews until then.
         if is_best:
             self.save(state, "best.pt")
         self.save(state)
-        metrics, epoch = state.history[-1], len(state.history)
         self._tracker.log_epoch(epoch, _charted(metrics))
         if is_best:
             self._tracker.set_tags({"best_epoch": epoch})
         if examples:
-            path = self._preview_path(epoch)
-            epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
-            figure = draw_preview(examples, title=f"validation after epoch {epoch}{epe}")
-            write_atomically(path, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
-            self._tracker.send_file(path, _PREVIEWS, link=True)
-            self._tracker.log_figure(path, "validation", epoch)
+            self._tracker.send_file(preview, _PREVIEWS, link=True)
+            self._tracker.log_figure(preview, "validation", epoch)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
 
     def _log_address(self) -> None:
@@ -194,28 +209,41 @@ def _default_name(options: TrainOptions) -> str:
     return f"{options.model.model} {'+'.join(dict.fromkeys(names))} {data.width}x{data.height}"
 
 
-def _open_tracker(options: TrainOptions, resumed: Checkpoint | None) -> Tracker:
-    """Start the MLflow run, or resume it, after checking that its results have a folder to go to.
+def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) -> Tracker:
+    """Start the MLflow run, or continue it, after checking that its results have a folder to go to, and locking that.
 
     Raises:
-        UserError: the folder holds another run, or the tracking store cannot be reached.
+        UserError: the folder holds another run, is in use, or the tracking store cannot be reached.
     """
     tracking = options.tracking
+    # Before the run is made in MLflow: a folder that cannot be created leaves no run there.
+    folder = tracking.output_dir or folder_of_run(run_id or "")
+    folder.mkdir(parents=True, exist_ok=True)
+    if tracking.output_dir is not None or run_id is not None:
+        _lock_folder(folder, lock)
     if tracking.output_dir is not None and (last := tracking.output_dir / "last.pt").exists():
         found = load_checkpoint(last).run_id
-        if resumed is None or found != resumed.run_id:
+        if found != run_id:
             raise UserError(
                 f"--output-dir {tracking.output_dir}: holds the last.pt of another run, {found}; name another "
                 f"folder, or resume that run by --resume {last}"
             )
-    # Before the run is made in MLflow: a folder that cannot be created leaves no run there.
-    (tracking.output_dir or folder_of_run("")).mkdir(parents=True, exist_ok=True)
     return Tracker(
         uri=tracking.mlflow_tracking_uri,
         experiment=tracking.experiment_name,
-        run_id=None if resumed is None else resumed.run_id,
+        run_id=run_id,
         run_name=tracking.run_name or _default_name(options),
     )
+
+
+def _lock_folder(folder: Path, lock: ExitStack) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.enter_context(exclusive_lock(folder / ".lock", wait=False))
+    except LockedError as error:
+        raise UserError(
+            f"--output-dir {folder}: another process is training into it; wait for its end, or name another folder"
+        ) from error
 
 
 class Stopped(Exception):  # noqa: N818 (no error: the user asked for it)

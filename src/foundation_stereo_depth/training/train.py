@@ -27,7 +27,9 @@ from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import network_inputs, wants_prior
 from foundation_stereo_depth.options.training import TrainOptions
+from foundation_stereo_depth.signals import detach_lost_terminal, stop_signals
 from foundation_stereo_depth.training.loss import loss_terms, loss_weights, weighted_loss
+from foundation_stereo_depth.training.restart import find_earlier_start
 from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped
 from foundation_stereo_depth.training.setup import first_network, open_data
 from foundation_stereo_depth.training.state import Metrics, Snapshot, TrainingState, learning_rate_at
@@ -44,6 +46,7 @@ _AUGMENTATION_SEED = 1
 """Added to the seed for augmentation, so that a synthetic scene and its augmentation use different random numbers."""
 _WATCHED_PIXELS = (..., slice(None, None, 2), slice(None, None, 2))
 """Training errors are counted at one pixel in four; the others would cost one percent of a step."""
+_INTERRUPTS_AGAIN_AFTER_S = 1.0
 _SNAPSHOT_EVERY = {"cpu": 1, "cuda": 10, "mps": 10}
 """Steps between snapshots of the figures: a snapshot waits for the device."""
 
@@ -65,6 +68,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
     precision = pick_precision(options.runtime.precision, device)
     batch_size = _check_batch_size(options, processes)
     processes.join(device)
+    resumed, run_id = find_earlier_start(options, resumed, processes)
 
     data = open_data(options, device)
     torch.manual_seed(options.runtime.seed)
@@ -76,7 +80,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
     forward = _wrap(network, options, processes, device)
     total_steps = len(_training_plan(data.train, 0, options, processes)) * options.optimizer.epochs
 
-    with Record(options, resumed, processes) as record, StopSignals() as stop:
+    with Record(options, run_id, processes) as record, StopSignals() as stop:
         facts = data.facts | _facts(network, device, precision, processes)
         record.start(facts, state.history)
         logger.info(_start_line(record, facts, options, state))
@@ -146,7 +150,10 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
 
 
 class StopSignals:
-    """A context in which Ctrl-C and termination request a stop between two steps; a second one interrupts at once.
+    """A context in which Ctrl-C, termination and a closed terminal request a stop between two steps.
+
+    Ctrl-C once more interrupts at once. Only a second after the first: torchrun passes on what its processes received
+    already.
 
     Attributes:
         requested: the number of the signal that came; 0 while none has.
@@ -154,21 +161,27 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: int = 0
+        self._requested_at_s = 0.0
 
     def __enter__(self) -> "StopSignals":
-        self._before = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._request) for number in stop_signals()}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # A closed terminal sends several; the run still has to be marked in MLflow.
+            if not (self.requested and number == getattr(signal, "SIGHUP", None)):
+                signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (what signal.signal calls)
-        if self.requested:
+        detach_lost_terminal()
+        now_s = time.monotonic()
+        if not self.requested:
+            self.requested, self._requested_at_s = number, now_s
+        elif number == signal.SIGINT and now_s - self._requested_at_s > _INTERRUPTS_AGAIN_AFTER_S:
             raise KeyboardInterrupt
-        self.requested = number
 
     def vote(self, device: torch.device) -> Tensor:
         """Return 1 if this process was asked to stop, else 0, for the sum over all processes."""

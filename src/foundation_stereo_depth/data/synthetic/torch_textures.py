@@ -36,7 +36,16 @@ _GRAIN = (0.02, 0.08)  # its deviation, of 0.5 for all that a texture shows
 
 @functools.cache
 def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
-    """All textures one below the other, about -1..1, each of mean 0."""
+    """All textures one below the other, about -1..1, each of mean 0; the same whatever the threads of PyTorch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several add up means in another order
+    try:
+        return _create_atlas().to(device)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _create_atlas() -> Float[Tensor, "1 3 rows columns"]:
     generator = torch.Generator().manual_seed(0)
     photographs = [torch.from_numpy(np.asarray(getattr(skimage.data, name)())) for name in _PHOTOGRAPHS]
     textures = []
@@ -47,7 +56,7 @@ def texture_atlas(device: torch.device) -> Float[Tensor, "1 3 rows columns"]:
         textures.append(_evened(texture))
     textures += [_evened(_patchwork(textures, generator)) for _ in range(_PATCHWORK)]
     grained = [texture + _grain(generator) for texture in textures]
-    return torch.cat(grained, dim=1)[None].contiguous().to(device)
+    return torch.cat(grained, dim=1)[None].contiguous()
 
 
 def look_up(
