@@ -41,12 +41,20 @@ _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", _UNKNOWN}
 _TRY_AGAIN_AFTER_S = 60.0
 """An unreachable server costs training a few seconds per this time."""
 _LONGEST_VALUE = 500
+<<<<<<< HEAD
+=======
+_LOCAL_ARTIFACTS = "./mlruns"
+"""MLflow's own default beside a database."""
+>>>>>>> main
 LATEST = "latest"
 """In place of a run's id: the run that was started last."""
 _SHORTEST_PREFIX = 4
 _SEARCHED_RUNS = 1000
+<<<<<<< HEAD
 _LOCAL_ARTIFACTS = "./mlruns"
 """MLflow's own default beside a database."""
+=======
+>>>>>>> main
 
 
 class _RetryQueue:
@@ -153,6 +161,29 @@ class Tracker:
         entries = [Metric(name, value, now_ms, epoch) for name, value in metrics.items()]
         self._metrics.send(lambda: self._client.log_batch(self.run_id, metrics=entries))
 
+<<<<<<< HEAD
+=======
+    def log_missing_epochs(self, known_by: str, history: Sequence[Mapping[str, float]]) -> None:
+        """Record the metrics of finished epochs that never reached the run, because of a kill or an outage.
+
+        Until the store says which it has, all count as missing, and wait with the other records.
+
+        Args:
+            known_by: a metric that every recorded epoch has.
+            history: the metrics of every finished epoch.
+        """
+        now_ms = int(time.time() * 1000)
+
+        def send() -> None:
+            there = {point.step for point in self._client.get_metric_history(self.run_id, known_by)}
+            for epoch, metrics in enumerate(history, start=1):
+                if epoch not in there:
+                    entries = [Metric(name, value, now_ms, epoch) for name, value in metrics.items()]
+                    self._client.log_batch(self.run_id, metrics=entries)
+
+        self._metrics.send(send)
+
+>>>>>>> main
     def log_samples(self, samples: int, metrics: Mapping[str, float]) -> None:
         """Record metrics within an epoch, by the number of samples seen; those that a resumed run has are kept."""
         now_ms = int(time.time() * 1000)
@@ -178,6 +209,7 @@ class Tracker:
 
         self._files.send(send, key=(path, name))
 
+<<<<<<< HEAD
     def log_missing_epochs(self, known_by: str, history: Sequence[Mapping[str, float]]) -> None:
         """Record the metrics of finished epochs that never reached the run, because of a kill or an outage.
 
@@ -198,6 +230,8 @@ class Tracker:
 
         self._metrics.send(send)
 
+=======
+>>>>>>> main
     def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
         """Copy a local file to the run's artifacts.
 
@@ -241,6 +275,17 @@ class Tracker:
             )  # fmt: skip
 
 
+<<<<<<< HEAD
+=======
+def _is_refusal(error: Exception) -> bool:
+    """Return True for an error that would come again; a damaged database may be replaced by a good one."""
+    if not isinstance(error, MlflowException) or error.error_code not in _REFUSALS:
+        return False
+    cause = error.__cause__
+    return not isinstance(cause, DBAPIError) or isinstance(cause, IntegrityError | DataError)
+
+
+>>>>>>> main
 def page_of_run(uri: str, experiment_id: str, run_id: str) -> str:
     """Return the address of a run's page: at a server, or where `mlflow ui` shows it by default."""
     server = uri.rstrip("/") if uri.startswith(("http://", "https://")) else "http://127.0.0.1:5000"
@@ -266,6 +311,7 @@ def _link(path: Path, target: Path) -> bool:
         return False
     temporary.unlink(missing_ok=True)  # which stays where both names were one file already
     return True
+<<<<<<< HEAD
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -274,6 +320,8 @@ def _is_refusal(error: Exception) -> bool:
         return False
     cause = error.__cause__
     return not isinstance(cause, DBAPIError) or isinstance(cause, IntegrityError | DataError)
+=======
+>>>>>>> main
 
 
 def tracking_uri(named: str | None) -> str:
