@@ -31,7 +31,7 @@ from foundation_stereo_depth.files import (
     read_regular_file,
     write_atomically,
 )
-from foundation_stereo_depth.model import create_network
+from foundation_stereo_depth.model import create_network, fewest_parameters
 from foundation_stereo_depth.model.predecessor import predicts_uncertainty, size_in_args
 from foundation_stereo_depth.model.recognition import find_weights, recognise_network
 from foundation_stereo_depth.options.command_line import group_from_dict, matches_type
@@ -368,26 +368,24 @@ class TrainedNetwork:
         Raises:
             CheckpointError: the weights do not fit the network that the header describes.
         """
-        has_sigma = self.facts.predicts_uncertainty
-        check_fit(self.facts.model, self.weights, predicts_uncertainty=has_sigma)
-        network = create_network(self.facts.model, predicts_uncertainty=has_sigma)
-        network.load_state_dict(self.weights)
+        check_size(self.facts.model, self.weights)
+        network = create_network(self.facts.model, predicts_uncertainty=self.facts.predicts_uncertainty)
+        try:
+            network.load_state_dict(self.weights)
+        except Exception as error:  # names, shapes and types of a foreign file
+            raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
         return network.eval()
 
 
-def check_fit(model: ModelOptions, weights: dict[str, Tensor], *, predicts_uncertainty: bool = True) -> None:
-    """Check that weights fit the network that options describe, without making it: it may be larger than the memory.
+def check_size(model: ModelOptions, weights: dict[str, Tensor]) -> None:
+    """Check that there are about as many weights as the network has that options describe, before it takes its memory.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: there are far fewer.
     """
-    try:
-        with torch.device("meta"):
-            network = create_network(model, predicts_uncertainty=predicts_uncertainty)
-        with warnings.catch_warnings(action="ignore"):  # nothing is copied, as intended
-            network.load_state_dict(weights)
-    except Exception as error:  # names, shapes and types of a foreign file
-        raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1]}") from error
+    count, fewest = sum(tensor.numel() for tensor in weights.values()), fewest_parameters(model)
+    if count < fewest:
+        raise CheckpointError(f"the weights do not fit their network: {count:,}, where it has more than {fewest:,}")
 
 
 def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
@@ -456,11 +454,7 @@ def _recognised(content: Any) -> bool:
 
 
 def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
-    """Return the network whose weights fit and are finite: of one NaN, most networks make a map of NaN."""
-    try:
-        check_fit(trained.facts.model, trained.weights, predicts_uncertainty=trained.facts.predicts_uncertainty)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    """Return the network whose weights are finite: of one NaN, most networks make a map of NaN."""
     for name, tensor in trained.weights.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{path}: its weights are not finite (NaN or infinity in {name})")

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from foundation_stereo_depth.errors import UserError
 
@@ -55,14 +56,15 @@ class Processes:
                 world_size=self.world_size,
             )
 
-    def _store_of_this_start(self) -> torch.distributed.Store:
+    def _store_of_this_start(self) -> Store:
         """Return the store by which the processes find one another, with keys of this start alone.
 
         torchrun keeps its store when it restarts the processes, so that the addresses of lost ones are still in it, and
         it counts restarts for each machine. So the first process proposes a start by a random word of each process, and
         it begins once all have confirmed that theirs is in it.
         """
-        store, *_ = next(iter(torch.distributed.rendezvous("env://", self.rank, self.world_size)))
+        rendezvous = torch.distributed.rendezvous  # pyright: ignore[reportPrivateImportUsage]
+        store, *_ = next(iter(rendezvous("env://", self.rank, self.world_size)))
         mine = secrets.token_hex(8)
         store.set(f"start/{self.rank}", mine)
         proposed = ""
@@ -77,7 +79,7 @@ class Processes:
                 if self.is_first and store.check(confirmed):
                     store.set(f"start/{proposed}/begun", "")
                 if store.check([f"start/{proposed}/begun"]):
-                    return torch.distributed.PrefixStore(proposed, store)
+                    return PrefixStore(proposed, store)
             time.sleep(_ASK_EVERY_S)
         raise UserError(
             f"{self.world_size} processes were to train together, and not all have joined in {_JOIN_S:.0f} s"

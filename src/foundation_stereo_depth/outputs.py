@@ -110,8 +110,11 @@ class OutputWriter:
         fps: frames per second of the input, if it is a video: then the range of the colours is that of its first
             frame, so that one colour means one depth; else each image has its own.
 
+    Attributes:
+        calibration: of the rig; None where the options name no file.
+
     Raises:
-        UserError: the calibration cannot be read, or the video exists.
+        UserError: the calibration cannot be read, depth is asked for without one, or the video exists.
     """
 
     def __init__(
@@ -128,9 +131,12 @@ class OutputWriter:
         self._scale: ColourScale | None = None
         self._is_first = True
         self._warned = False
+        needing = [word for word in ("depth", "cloud") if word in options.outputs]
+        if needing and options.calibration is None and options.focal_px is None:
+            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         self._first_figure: Path | None = None
-        self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
-        has_depth = self._calibration is not None or options.focal_px is not None
+        self.calibration = None if options.calibration is None else _read_rig(options.calibration, options)
+        has_depth = self.calibration is not None or options.focal_px is not None
         self._video: VideoFile | None = None
         if VIDEO in options.outputs:
             path = self._folder / ("depth.mp4" if has_depth else "disparity.mp4")
@@ -209,9 +215,9 @@ class OutputWriter:
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """Return the calibration for images of this size, None where none is given."""
         options = self._options
-        if self._calibration is not None:
-            self._calibration.check_size(height, width)
-            return self._calibration.stereo_calibration.resized(height, width)
+        if self.calibration is not None:
+            self.calibration.check_size(height, width)
+            return self.calibration.stereo_calibration.resized(height, width)
         if options.focal_px is None or options.baseline_m is None:
             return None
         if not self._warned:
@@ -286,10 +292,12 @@ class VideoFile:
 
 def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
     rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
+    if options.rectify:
+        return rig.with_far_in_view()
     if rig.rectification is None:
         logger.warning(
             "%s: contains no rectification; depth is right for images rectified by OpenCV's stereoRectify with "
-            "alpha=0, as foundation-stereo-live-view does it",
+            "alpha=0, as this program does it",
             path,
         )
     return rig

@@ -2,11 +2,13 @@
 
 import gzip
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.text import (
     LARGEST_FILE_BYTES,
     decode_text,
@@ -162,3 +164,27 @@ def test_text_is_decoded_from_utf_16_gzip_and_with_a_mark() -> None:
 def test_what_is_no_text_is_refused(content: bytes) -> None:
     with pytest.raises(CalibrationError):
         decode_text(content)
+
+
+HOSTILE = {
+    "comments that never end": b"<opencv_storage>" + b"<!--" * 200_000,
+    "a number to the base of 60": b"mtx_l: 1" + b":1" * 400_000,
+    "many values": b"[" + b"a," * 400_000 + b"]",
+    "lines of a ZED file that are no entries": b"[LEFT_CAM_HD]\n" + b"x\n" * 400_000,
+    "spaces in a ZED file": b"[LEFT_CAM_HD]\nx" + b" " * 900_000 + b"y",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_texts_that_take_a_time_of_their_length_squared_are_refused_soon(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.txt").write_bytes(HOSTILE[name])
+    began_s = time.process_time()
+    with pytest.raises(CalibrationError, match=r"x\.txt: "):
+        read_calibration(tmp_path / "x.txt")
+    assert time.process_time() - began_s < 10
+
+
+def test_an_npz_with_one_matrix_under_many_names_is_not_unpacked(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", **{"_" * n + "R": np.zeros(100_000) for n in range(60)})
+    with pytest.raises(CalibrationError, match="which mean the same"):
+        read_calibration(tmp_path / "x.npz")

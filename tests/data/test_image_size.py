@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from foundation_stereo_depth.data.codecs import read_disparity, read_rgb
-from foundation_stereo_depth.data.image_size import _count_pixels, check_pixels, is_image
+from foundation_stereo_depth.data.image_size import check_pixels, count_pixels, is_image
 from foundation_stereo_depth.errors import DataError
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8)
@@ -83,7 +83,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff", ".webp", ".ppm", ".pgm", ".pfm", ".pam", ".hdr"])
 def test_the_size_in_the_header_is_the_size_that_is_decoded(suffix: str) -> None:
-    assert _count_pixels(encoded_by_opencv(suffix)) == IMAGE.shape[0] * IMAGE.shape[1]
+    assert count_pixels(encoded_by_opencv(suffix)) == IMAGE.shape[0] * IMAGE.shape[1]
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_the_size_in_the_header_is_the_size_that_is_decoded(suffix: str) -> None
     [("PNG", {}), ("TIFF", {}), ("TIFF", {"big_tiff": True}), ("WEBP", {}), ("WEBP", {"lossless": True})],
 )
 def test_pixels_of_all_images_in_a_file_are_counted(kind: str, options: dict) -> None:
-    assert _count_pixels(encoded_by_pillow(kind, 3, **options)) == 3 * IMAGE.shape[0] * IMAGE.shape[1]
-    assert _count_pixels(encoded_by_pillow(kind, 1, **options)) == IMAGE.shape[0] * IMAGE.shape[1]
+    assert count_pixels(encoded_by_pillow(kind, 3, **options)) == 3 * IMAGE.shape[0] * IMAGE.shape[1]
+    assert count_pixels(encoded_by_pillow(kind, 1, **options)) == IMAGE.shape[0] * IMAGE.shape[1]
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -15,6 +15,7 @@ _ORIENTATION, _MAX_SAMPLE_VALUE = 0x0112, 0x0119
 """TIFF tags; Exif is a TIFF without pixels."""
 _MP_ENTRIES = 0xB002
 """The table of the images of a file in MPF, the format of several images in a JPEG (CIPA DC-007)."""
+_MOST_IMAGES = 16
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 # Netpbm's formats: white space and comments stand between the numbers.
@@ -70,7 +71,7 @@ def find_jpegs(encoded: bytes) -> list[bytes]:
     entries = getattr(image, "mpinfo", {}).get(_MP_ENTRIES, ())
     base = encoded.index(b"MPF\0") + 4  # offsets count from the header of the index
     parts: list[bytes] = []
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(entries[:_MOST_IMAGES]):  # each one is copied
         first = base + entry["DataOffset"] if number else 0
         parts.append(encoded[first : first + entry["Size"]] if number else encoded)
     return [part for part in parts if part.startswith(_JPEG) and not _is_gain_map(part)] or [encoded]

@@ -47,7 +47,7 @@ def check_pixels(path: Path, encoded: bytes) -> None:
         DataError: it holds more, or its header is damaged.
     """
     try:
-        pixels = _count_pixels(encoded)
+        pixels = count_pixels(encoded)
     except (struct.error, IndexError) as error:
         raise DataError(f"{path}: its header is truncated") from error
     except _DamagedHeaderError as error:
@@ -64,7 +64,8 @@ def is_image(encoded: bytes) -> bool:
     return _reader_of(encoded) not in (None, _npy_pixels)
 
 
-def _count_pixels(encoded: bytes) -> int | None:
+def count_pixels(encoded: bytes) -> int | None:
+    """Return how many pixels a file's header says that its images have together; None for other files."""
     reader = _reader_of(encoded)
     return None if reader is None else reader(encoded)
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.data.image_size import count_pixels
+
 Image = UInt8[np.ndarray, "H W 3"]
 Decode = Callable[[bytes], Image]
 """A strict decoder: raises a ValueError with libjpeg's message for any warning."""
@@ -24,6 +26,8 @@ _ZERO_RUN = bytes(32)
 """Zeros in the entropy-coded data of a file that has stray bytes as well: rather a hole than an image of one colour."""
 _MOST_ATTEMPTS = 256
 """Each decodes the whole file."""
+_MOST_DECODED_PIXELS = 5 * 10**8
+"""In all attempts together: some seconds."""
 
 _RESTARTS = range(0xD0, 0xD8)
 _ALONE = {*_RESTARTS, 0xD8, 0x01}
@@ -50,6 +54,7 @@ def decode_despite_harmless_faults(encoded: bytes, decode: Decode) -> tuple[Imag
     """
     current, faults = _correct_headers(encoded)
     result, position, attempts = _attempt(current, decode), 0, 0
+    most_attempts = min(_MOST_ATTEMPTS, _MOST_DECODED_PIXELS // max(1, count_pixels(encoded) or 0))
     while isinstance(result, ValueError):
         stray = _STRAY_WARNING.search(str(result))
         if stray is None or int(stray[1]) > _MOST_STRAY_BYTES:
@@ -65,7 +70,7 @@ def decode_despite_harmless_faults(encoded: bytes, decode: Decode) -> tuple[Imag
                 current, position = shorter, place
                 faults.append(f"{count} stray bytes before a marker")
                 break
-            if attempts >= _MOST_ATTEMPTS:
+            if attempts >= most_attempts:
                 raise failure
         else:
             raise failure

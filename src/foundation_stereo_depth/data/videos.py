@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from foundation_stereo_depth.data.codecs import Image
+from foundation_stereo_depth.data.image_size import LARGEST_PIXELS
 from foundation_stereo_depth.errors import DataError
 
 _MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
@@ -90,6 +91,9 @@ def read_frames(path: Path) -> Iterator[VideoFrame]:
     """
     capture = cv2.VideoCapture(str(path))
     try:
+        width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
+        if width * height > LARGEST_PIXELS:
+            raise DataError(f"{path}: says that its frames are {width:.0f}x{height:.0f}; is it damaged?")
         progress, nominal_s = VideoProgress(), frame_duration_s(capture)
         while capture.grab():
             before_s = progress.at_s

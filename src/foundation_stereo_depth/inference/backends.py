@@ -158,9 +158,9 @@ class OnnxRuntimeBackend:
                     "CPUExecutionProvider",
                 ],
             )
+            self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # its exceptions have no common base
             raise CheckpointError(f"{path}: is not a complete ONNX file that onnxruntime runs ({error})") from error
-        self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         shapes = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"

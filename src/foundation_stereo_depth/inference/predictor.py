@@ -173,9 +173,16 @@ class Predictor:
         return self.batch([(left, right)])[0]
 
     def batch(
-        self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]
+        self,
+        pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[StereoMatch]:
         """Return the matches of several pairs, each of any size, with one call of the network.
+
+        Args:
+            pairs: left and right view, rectified, RGB.
+            sizes: height and width of each match; None takes those of its pair.
 
         Raises:
             UserError: the views of a pair differ in size, or memory does not suffice.
@@ -204,8 +211,10 @@ class Predictor:
                 "weights damaged?"
             )
         return [
-            self._match_at_size(disparity_px * np.float32(self.facts.disparity_scale), log_variance, *left.shape[:2])
-            for disparity_px, log_variance, (left, _) in zip(disparities_px, log_variances, pairs, strict=True)
+            self._match_at_size(disparity_px * np.float32(self.facts.disparity_scale), log_variance, *size)
+            for disparity_px, log_variance, size in zip(
+                disparities_px, log_variances, sizes or [left.shape[:2] for left, _ in pairs], strict=True
+            )
         ]
 
     def _match_at_size(

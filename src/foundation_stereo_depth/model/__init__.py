@@ -20,6 +20,7 @@ __all__ = [
     "StereoPrediction",
     "UNet",
     "create_network",
+    "fewest_parameters",
     "fuse_batch_norms",
     "fused_from_guided",
     "network_inputs",
@@ -42,3 +43,10 @@ def create_network(options: ModelOptions, *, predicts_uncertainty: bool = True) 
     if options.model == "predecessor":
         return PredecessorUNet(base_channels=options.base_channels, predicts_uncertainty=predicts_uncertainty)
     return UNet(base_channels=options.base_channels, depth=options.depth)
+
+
+def fewest_parameters(options: ModelOptions) -> int:
+    """Return a number of parameters that the network of these options has at least; it has at most 30 times as many."""
+    if options.model == "unet":
+        return 9 * (options.base_channels * (options.depth + 1)) ** 2  # one convolution of its deepest level
+    return 100 * options.base_channels**2

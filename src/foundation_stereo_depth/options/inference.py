@@ -134,6 +134,9 @@ class CalibrationFileOptions(OptionGroup):
         "auto", "unit of its lengths; auto takes the unit that its format defines, or metres where it defines none"
     )
     calibration_size: str | None = option(None, "size of the images it is for, as 640x480, if the file does not say")
+    rectify: bool = option(
+        True, "rectify raw images by it, as the live view does; off for images that are rectified by it already"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -229,16 +232,12 @@ class OutputOptions(CalibrationFileOptions):
         super().__post_init__()
         check_words("--write", ",".join(self.outputs), (*MAPS, *DRAWN, VIDEO))
         check_words("--map-format", self.map_format, MAP_FORMATS)
-        needing = [word for word in ("depth", "cloud") if word in self.outputs]
-        numbers = self.focal_px is not None and self.baseline_m is not None
         if self.overwrite and self.skip_existing:
             raise UserError("--overwrite --skip-existing: existing files are either replaced or skipped; give one")
         if self.skip_existing and VIDEO in self.outputs:
             raise UserError("--write video --skip-existing: a video needs every pair; leave one of them out")
         if (self.focal_px is None) != (self.baseline_m is None):
             raise UserError("--focal-px and --baseline-m belong together; give both or none")
-        if needing and self.calibration is None and not numbers:
-            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):
             raise UserError(
                 "--calibration contains the focal length and baseline; give it, or --focal-px and --baseline-m"
@@ -343,9 +342,15 @@ class EvaluatedNetworkOptions(NetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedRigOptions(CalibrationFileOptions):
+    """calibration: of raw images, whose disparity belongs to the rectified left view; benchmarks are rectified"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """All options of `foundation-stereo-evaluate`."""
 
     network: EvaluatedNetworkOptions = EvaluatedNetworkOptions()
     evaluation: BenchmarkOptions = BenchmarkOptions()
+    rig: EvaluatedRigOptions = EvaluatedRigOptions()
     inference: InferenceOptions = InferenceOptions()

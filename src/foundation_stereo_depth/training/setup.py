@@ -14,7 +14,7 @@ from foundation_stereo_depth.checkpoint import (
     DEFAULT_WEIGHTS,
     Checkpoint,
     TrainedNetwork,
-    check_fit,
+    check_size,
     load_checkpoint,
     read_trained,
 )
@@ -74,7 +74,7 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
     try:
         saved = command_line.options_from_dict(TrainOptions, checkpoint.options)
-        check_fit(saved.model, checkpoint.weights)
+        check_size(saved.model, checkpoint.weights)
     except UserError as error:
         raise CheckpointError(f"--resume {resume}: {error}") from error
     if conflicts := command_line.find_fixed_conflicts(explicit, saved):
