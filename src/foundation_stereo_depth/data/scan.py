@@ -214,7 +214,7 @@ def _parse_kept(arrays: dict[str, np.ndarray], root: Path) -> dict[str, SceneSca
     samples = int(frames.sum())
     lengths = _checked(arrays["lengths"], np.int32, (samples,))
     stems = _checked(arrays["stems"], np.uint8, (int(lengths.sum(dtype=np.int64)),))
-    suffixes = _checked(arrays["suffixes"], np.uint8, (samples, 2))
+    suffixes = _checked(arrays["suffixes"], np.uint8, (samples, 3))
     times_ns = _checked(arrays["times_ns"], np.int64, (len(scenes), _TIMES))
     names = stems.tobytes().decode()
     if "/" in names or "\0" in names or lengths.min(initial=1) < 1 or frames.min(initial=0) < 0:
