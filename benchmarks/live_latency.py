@@ -23,12 +23,12 @@ from skimage import data
 from training_loop import commit, device_name, summary
 
 from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.data.rectify import Rectifier
 from foundation_stereo_depth.inference.predictor import open_network
 from foundation_stereo_depth.options.inference import InferenceOptions
 from live_camera.camera import Camera
 from live_camera.matcher import MatchedFrame, Matcher
 from live_camera.options import CameraOptions, ShowOptions, SourceOptions
-from live_camera.rectify import Rectifier
 from live_camera.rig import Rig, StereoFrame
 from live_camera.session import live_view
 from live_camera.sources import GrabTimes, TwoCameras

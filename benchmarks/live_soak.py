@@ -26,6 +26,7 @@ from live_latency import distorted_rig, views, write_video
 from training_loop import commit, device_name
 
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, save_checkpoint
+from foundation_stereo_depth.data.rectify import Rectifier
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
@@ -33,7 +34,6 @@ from live_camera.camera import Camera
 from live_camera.cli import load_network
 from live_camera.matcher import MatchedFrame, WatchedMatcher
 from live_camera.options import CameraOptions, LiveViewOptions, ShowOptions, SourceOptions
-from live_camera.rectify import Rectifier
 from live_camera.rig import Rig
 from live_camera.session import live_view
 from live_camera.sources import GrabTimes, TwoCameras

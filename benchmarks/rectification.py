@@ -19,9 +19,9 @@ import numpy as np
 from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import read_rgb
+from foundation_stereo_depth.data.rectify import Rectifier, rectification_maps
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import depth_from_disparity
-from live_camera.rectify import Rectifier, rectification_maps
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from rendered_rig import RenderedRig, noise_texture, plane_at

@@ -77,7 +77,12 @@ def shared_data() -> Path:
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run every test in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FOUNDATION_STEREO_ROOT", raising=False)
+    # Empty: no data set, not even the default one of this machine.
+    monkeypatch.setenv("FOUNDATION_STEREO_ROOT", "")
+    # What a user of this machine has set for its runs.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
     return tmp_path
 
 

@@ -31,6 +31,21 @@ class Plane:
         return self.origin_m + column * self.right_m + row * self.down_m
 
 
+def converging_rig(*, height: int = 240, width: int = 320) -> RigCalibration:
+    """Return a rig with distortion whose right camera is turned by a degree about each axis: raw rows are off."""
+    matrix = np.array([[0.8 * width, 0, 0.49 * width], [0, 0.8 * width, 0.51 * height], [0, 0, 1]])
+    return RigCalibration(
+        width=width,
+        height=height,
+        left_matrix=matrix,
+        left_distortion=np.array([-0.1, 0.02, 0.001, 0.0, 0.0]),
+        right_matrix=matrix,
+        right_distortion=np.array([-0.12, 0.02, 0.0, 0.001, 0.0]),
+        rotation=cv2.Rodrigues(np.array([0.02, 0.02, -0.02]))[0],
+        translation_m=np.array([-0.06, 0.002, 0.001]),
+    )
+
+
 def plane_at(
     image: np.ndarray,
     pixel_m: float,

@@ -213,8 +213,6 @@ def test_figure_greys_uncertain_pixels_and_near_is_warm() -> None:
         ({"write": "disparity,dept"}, "--write disparity,dept: has to be one or more of disparity, depth"),
         ({"write": ""}, "--write : has to be"),
         ({"map_format": "exr"}, "--map-format exr: has to be one or more of png, pfm, npy"),
-        ({"write": "depth"}, "--write depth: needs --calibration, or --focal-px and --baseline-m"),
-        ({"write": "cloud"}, "--write cloud: needs"),
         ({"focal_px": 3.0}, "--focal-px and --baseline-m belong together"),
         ({"overwrite": True, "skip_existing": True}, "--overwrite --skip-existing: existing files"),
         ({"min_confidence": 1.5}, "--min-confidence is 1.5"),
@@ -223,6 +221,12 @@ def test_figure_greys_uncertain_pixels_and_near_is_warm() -> None:
 def test_options_that_cannot_be_met_are_rejected(changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         options_of(**changes)
+
+
+@pytest.mark.parametrize("what", ["depth", "cloud"])
+def test_depth_without_a_calibration_is_rejected(what: str) -> None:
+    with pytest.raises(UserError, match=f"--write {what}: needs --calibration, or --focal-px and --baseline-m"):
+        OutputWriter(options_of(write=what))
 
 
 def test_former_name_of_the_figure_is_accepted() -> None:
@@ -250,6 +254,8 @@ def test_calibration_is_scaled_to_the_size_of_the_images(caplog: pytest.LogCaptu
 def test_calibration_without_rectification_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     settings = {"calibration_unit": "mm", "calibration_size": "640x480"}
     OutputWriter(options_of(write="depth", calibration=GOLDEN / "mtxL_mm.npz", **settings))
+    assert not caplog.records
+    OutputWriter(options_of(write="depth", calibration=GOLDEN / "mtxL_mm.npz", rectify=False, **settings))
     assert "mtxL_mm.npz: contains no rectification; depth is right for" in caplog.text
     with pytest.raises(UserError, match="--calibration-size 640,480: has to be two whole numbers"):
         options_of(calibration_size="640,480")

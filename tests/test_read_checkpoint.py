@@ -50,7 +50,9 @@ def test_weights_without_a_header_are_read_with_a_warning(
 
 def test_weights_of_another_network_without_a_header_are_refused(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "resnet.pt")
-    with pytest.raises(CheckpointError, match=r"resnet.pt: is not a checkpoint .* nor the weights of its U-Net"):
+    with pytest.raises(
+        CheckpointError, match=r"resnet.pt: is not a checkpoint .* nor the weights of one of its networks"
+    ):
         read_trained(tmp_path / "resnet.pt")
 
 

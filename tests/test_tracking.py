@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from foundation_stereo_depth import tracking
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.tracking import Tracker, checkpoint_of_run
+from foundation_stereo_depth.tracking import Tracker, check_run, checkpoint_of_run
 
 
 @pytest.fixture
@@ -224,6 +225,94 @@ def test_the_environment_variable_of_mlflow_sets_the_store(tracking_uri: str, mo
     tracker.finish("FINISHED")
     assert tracker.uri == tracking_uri
     assert mlflow.MlflowClient(tracking_uri).get_run(tracker.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("environment", "named", "expected"),
+    [
+        ({}, None, "foundation-stereo-depth"),
+        ({"MLFLOW_EXPERIMENT_NAME": "mine"}, None, "mine"),
+        ({"MLFLOW_EXPERIMENT_NAME": "mine"}, "typed", "typed"),
+    ],
+)
+def test_the_experiment_is_the_flag_then_the_variable(
+    tracking_uri: str, monkeypatch: pytest.MonkeyPatch, environment: dict, named: str | None, expected: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tracker = Tracker(uri=tracking_uri, experiment=named, run_id=None, run_name=None)
+    tracker.finish("FINISHED")
+    client = mlflow.MlflowClient(tracking_uri)
+    found = client.get_run(tracker.run_id).info.experiment_id
+    assert client.get_experiment(found).name == expected
+    # The platforms that start training may set the id alone.
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", found)
+    again = Tracker(uri=tracking_uri, experiment=None, run_id=None, run_name=None)
+    again.finish("FINISHED")
+    assert client.get_run(again.run_id).info.experiment_id == found
+
+
+def test_a_deleted_run_is_named_with_the_ways_on(tracking_uri: str) -> None:
+    tracker = Tracker(uri=tracking_uri, experiment="to delete", run_id=None, run_name=None)
+    tracker.finish("FINISHED")
+    client = mlflow.MlflowClient(tracking_uri)
+    client.delete_run(tracker.run_id)
+    message = rf"{tracker.run_id}: this run was deleted in MLflow at .*mlflow runs restore --run-id {tracker.run_id}`"
+    with pytest.raises(UserError, match=rf"--resume {message}; or start a new run .* --initial-weights"):
+        Tracker(uri=tracking_uri, experiment=None, run_id=tracker.run_id, run_name=None)
+    with pytest.raises(UserError, match=rf"--run-id {message}$"):
+        check_run(tracking_uri, tracker.run_id)
+    client.restore_run(tracker.run_id)
+    client.delete_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    with pytest.raises(UserError, match="this run was deleted in MLflow"):
+        check_run(tracking_uri, tracker.run_id)
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"),
+    [
+        ("sqlite:///x.db?timeout=30", "x.db"),
+        ("sqlite+pysqlite:///a/x.db", "a/x.db"),
+        ("sqlite:////tmp/x.db", "/tmp/x.db"),
+        ("sqlite:///file:x.db?uri=true&mode=rw", "x.db"),
+        ("sqlite:///~/x.db", "home/x.db"),
+        ("sqlite://", None),
+        ("http://localhost:5000", None),
+        ("postgresql://user:word@host/name", None),
+        ("./mlruns", None),
+        ("databricks", None),
+    ],
+)
+def test_the_file_of_a_database_is_found_in_any_uri(
+    uri: str, database: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "home")
+    assert tracking._database(uri) == (None if database is None else Path(database))
+    assert tracking.tracking_uri(uri) == uri.replace("~", "home")
+
+
+def test_options_in_the_uri_of_a_database_are_passed_on(tracking_uri: str, tmp_path: Path) -> None:
+    tracker = Tracker(uri=f"{tracking_uri}?timeout=30", experiment="test", run_id=None, run_name=None)
+    tracker.finish("FINISHED")
+    assert mlflow.MlflowClient(tracking_uri).get_run(tracker.run_id).info.status == "FINISHED"
+    with pytest.raises(UserError, match=r"neither .*x\.db\?timeout=30 \(there is no such file\)"):
+        checkpoint_of_run(f"sqlite:///{tmp_path}/x.db?timeout=30", "abc", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("(sqlite3.OperationalError) database is locked", "is locked by another program; .*timeout=60"),
+        (
+            "out-of-date database schema (found version bd07f7e963c5, but expected x).",
+            "older MLflow .*mlflow db upgrade",
+        ),
+        ("out-of-date database schema (found version ffffffffffff, but expected x).", "is of a newer MLflow than"),
+    ],
+)
+def test_what_is_wrong_with_a_database_is_named(error: str, message: str) -> None:
+    assert re.search(message, tracking._reason(MlflowException(error)))
 
 
 def test_telemetry_of_mlflow_is_disabled() -> None:

@@ -112,7 +112,7 @@ pub struct AugmentOptions {
     /// smooth factor from 1 - x to 1 + x across each image, as vignettes, shadows and reflections give
     #[arg(long, value_name = "X", default_value = "0.1", allow_negative_numbers = true)]
     pub lighting_jitter: f64,
-    /// probability that both views are blurred, each by a sigma of its own
+    /// probability that a view is blurred, by a sigma of its own
     #[arg(long, value_name = "X", default_value = "0.3", allow_negative_numbers = true)]
     pub blur_prob: f64,
     /// largest sigma of the blur, px
@@ -121,7 +121,7 @@ pub struct AugmentOptions {
     /// width of the blur kernel, px, odd
     #[arg(long, value_name = "N", default_value = "5", allow_negative_numbers = true)]
     pub blur_kernel_size: i64,
-    /// largest standard deviation of the sensor noise, of full scale; most pairs have far less
+    /// largest standard deviation of a view's sensor noise, of full scale; most views have far less
     #[arg(long, value_name = "X", default_value = "0.03", allow_negative_numbers = true)]
     pub noise_std_max: f64,
     /// not in Rust: has to be 0

@@ -5,10 +5,13 @@
 their header, for programs in other languages.
 """
 
+import argparse
 import dataclasses
 import io
 import json
 import logging
+import math
+import pathlib
 import pickle
 import warnings
 import zipfile
@@ -20,9 +23,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.files import ArchiveError, open_zip, read_regular_file, write_atomically
+from foundation_stereo_depth.errors import CheckpointError, UserError
+from foundation_stereo_depth.files import (
+    ArchiveError,
+    describe_replacement,
+    open_zip,
+    read_regular_file,
+    write_atomically,
+)
 from foundation_stereo_depth.model import create_network, fewest_parameters
+from foundation_stereo_depth.model.predecessor import predicts_uncertainty, size_in_args
+from foundation_stereo_depth.model.recognition import find_weights, recognise_network
 from foundation_stereo_depth.options.command_line import group_from_dict, matches_type
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
@@ -35,6 +46,13 @@ CHECKPOINT_FORMAT = 1
 CHECKPOINT_KIND = "foundation-stereo-depth checkpoint"
 SAFETENSORS_KEY = "foundation_stereo_depth"
 """The key of the JSON in the safetensors header."""
+NO_DISTRIBUTION = "none"
+"""In place of the error's distribution, of networks that predict no uncertainty."""
+_PLAIN_CLASSES = (
+    argparse.Namespace,
+    *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+)
+"""Classes in files of other programs that hold values and run no code."""
 LARGEST_FILE_BYTES = 2**35
 """The training state of the largest network that the options allow."""
 LARGEST_HEADER_BYTES = 10**7
@@ -42,6 +60,7 @@ LARGEST_HEADER_BYTES = 10**7
 _MOST_VIEWS = 4
 """How often one tensor may be in a checkpoint: the weights are there for training, and to be shipped."""
 _SIGMA_SCALES = (1e-4, 1e4)
+_DISPARITY_SCALES = (1e-6, 1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +153,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: it is missing, damaged, of another program or version, or holds anything but data.
     """
-    return checkpoint_from_plain(load_plain(path), path)
+    if is_safetensors(path):
+        raise CheckpointError(
+            f"{path}: is a safetensors file, which holds weights alone; a run resumes from its last.pt, and "
+            "--initial-weights starts a new run from weights"
+        )
+    content = load_plain(path)
+    if not _is_ours(content) and _recognised(content):
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of foundation-stereo-depth, but holds weights of a network that it knows: "
+            "--initial-weights starts a new run from them"
+        )
+    return checkpoint_from_plain(content, path)
 
 
 def checkpoint_from_plain(content: Any, path: Path) -> Checkpoint:
@@ -167,21 +197,52 @@ def load_plain(path: Path) -> Any:
     """
     # Read into memory first: the file may be replaced by its writer at any moment.
     encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
+    if foreign := _describe_foreign(encoded):
+        raise CheckpointError(f"{path}: {foreign}")
     try:
         if zipfile.is_zipfile(io.BytesIO(encoded)):
             open_zip(encoded, at_most_bytes=len(encoded))  # PyTorch does not verify checksums, and never compresses
-        with warnings.catch_warnings(action="ignore"):  # of foreign pickles, which are refused below
+        # Foreign pickles are refused below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
             content: Any = torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
         _check_tensors(content, at_most_bytes=_MOST_VIEWS * len(encoded))
     except ArchiveError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code)"
+            f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code); from a model that "
+            "was saved as a whole, torch.save(model.state_dict(), ...) makes one"
         ) from error
     except Exception as error:  # PyTorch raises anything for what a foreign file holds
         raise CheckpointError(f"{path}: is not a complete checkpoint; is the file truncated?") from error
     return content
+
+
+def _describe_foreign(encoded: bytes) -> str | None:
+    """Return what a file is that torch.load does not take, and what to do; None for everything else."""
+    if foreign := describe_replacement(encoded[:512]):
+        return foreign
+    # Version and producer, as exporters of ONNX write them.
+    if encoded[:1] == b"\x08" and any(name in encoded[:64] for name in (b"pytorch", b"onnx")):
+        return "is an ONNX file; give it the suffix .onnx (foundation-stereo-predict runs it, no training takes it)"
+    if not zipfile.is_zipfile(io.BytesIO(encoded)):
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError):  # damaged, as reading it reports
+        return None
+    if "data.pkl" in names and not any(name.startswith("code/") for name in names):
+        return None
+    if any(name.startswith("code/") or name == "constants.pkl" for name in names):
+        kind = "is a TorchScript file (torch.jit.save)"
+    elif any(name.startswith(("models/", "data/weights/", "archive_format", "serialized_")) for name in names):
+        kind = "is a program that torch.export saved"
+    else:
+        return "is a ZIP archive, but not one of torch.save; if it is a download of several files, unpack it"
+    return (
+        f"{kind}, code rather than weights, so it is not opened; save the weights: torch.save(model.state_dict(), ...)"
+    )
 
 
 def _check_tensors(content: Any, at_most_bytes: int) -> None:
@@ -234,8 +295,9 @@ class NetworkFacts:
         header: everything, as the JSON of exported files.
         model: the options that make the network.
         height, width: the size it was trained at, px.
-        distribution: of its error, "laplace" or "gaussian".
+        distribution: of its error, "laplace" or "gaussian"; `NO_DISTRIBUTION` where it predicts no uncertainty.
         sigma_scale: the factor on its standard deviation that was fitted to validation data.
+        disparity_scale: the factor on its disparity that a user set when it was exported (`--disparity-scale`).
         data_options: the run's options about its data, plain; empty where the file keeps none, as all but a `.pt` do.
         data_identity: the same for the same samples; None where the file does not state it.
     """
@@ -246,8 +308,14 @@ class NetworkFacts:
     width: int
     distribution: str
     sigma_scale: float
+    disparity_scale: float = 1.0
     data_options: dict[str, Any] = field(default_factory=dict[str, Any], compare=False)
     data_identity: str | None = field(default=None, compare=False)
+
+    @property
+    def predicts_uncertainty(self) -> bool:
+        """False for a network that predicts disparity alone: its standard deviation is unknown."""
+        return self.distribution != NO_DISTRIBUTION
 
     @classmethod
     def from_header(cls, header: Any, path: Path) -> "NetworkFacts":
@@ -266,10 +334,11 @@ class NetworkFacts:
                 width=size.width,
                 distribution=str(header["uncertainty"]["distribution"]),
                 sigma_scale=_number_within(header["uncertainty"].get("scale", 1.0), *_SIGMA_SCALES),
+                disparity_scale=_number_within(header.get("disparity_scale", 1.0), *_DISPARITY_SCALES),
             )
         except Exception as error:  # a foreign header may hold anything
             raise CheckpointError(f"{path}: its header is not as this version writes it ({error})") from error
-        if facts.distribution not in DISTRIBUTIONS:
+        if facts.distribution not in (*DISTRIBUTIONS, NO_DISTRIBUTION):
             raise CheckpointError(f"{path}: its error distribution {facts.distribution} is unknown to this version")
         return facts
 
@@ -300,7 +369,7 @@ class TrainedNetwork:
             CheckpointError: the weights do not fit the network that the header describes.
         """
         check_size(self.facts.model, self.weights)
-        network = create_network(self.facts.model)
+        network = create_network(self.facts.model, predicts_uncertainty=self.facts.predicts_uncertainty)
         try:
             network.load_state_dict(self.weights)
         except Exception as error:  # names, shapes and types of a foreign file
@@ -320,9 +389,10 @@ def check_size(model: ModelOptions, weights: dict[str, Tensor]) -> None:
 
 
 def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
-    """Return the network in a `.pt` or `.safetensors` file.
+    """Return the network in a `.pt` or `.safetensors` file, told apart by content.
 
-    Weights of our U-Net without our header are accepted, with a warning.
+    Files without our header are accepted, with a warning of what they leave open: weights of our networks, whatever
+    wrapper named them, and checkpoints of the predecessor.
 
     Args:
         path: the file.
@@ -331,31 +401,56 @@ def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
     Raises:
         CheckpointError: the file is missing, damaged, of another program or version, or holds anything but data.
     """
-    if path.suffix == ".safetensors":
-        header, weights = _read_safetensors(path)
+    if is_safetensors(path):
+        header, content = _read_safetensors(path)
+        if header is not None:
+            return _checked(TrainedNetwork(facts=NetworkFacts.from_header(header, path), weights=content), path)
     else:
         content = load_plain(path)
-        if not _is_bare(content):
-            checkpoint = checkpoint_from_plain(content, path)
-            identity = checkpoint.training.get("data")
-            facts = replace(
-                NetworkFacts.from_header(inference_header(checkpoint), path),
-                data_options=checkpoint.options.get("data", {}),
-                data_identity=identity if isinstance(identity, str) else None,
-            )
-            return _checked(TrainedNetwork(facts=facts, weights=checkpoint.weights), path)
-        header, weights = None, content
-    warning = None
-    if header is None:
-        header = _guessed_header(weights, path)
-        warning = (
-            f"{path}: weights without our header: the scale of their disparity is unknown, so absolute depth may be "
-            "biased; this program's defaults are assumed for the size and the error's distribution"
+    if _is_ours(content):
+        checkpoint = checkpoint_from_plain(content, path)
+        identity = checkpoint.training.get("data")
+        facts = replace(
+            NetworkFacts.from_header(inference_header(checkpoint), path),
+            data_options=checkpoint.options.get("data", {}),
+            data_identity=identity if isinstance(identity, str) else None,
         )
-        if log_warning:
-            logger.warning(warning)
-    facts = NetworkFacts.from_header(header, path)
-    return _checked(TrainedNetwork(facts=facts, weights=weights, warning=warning), path)
+        return _checked(TrainedNetwork(facts=facts, weights=checkpoint.weights), path)
+    trained = _without_header(content, path)
+    if log_warning and trained.warning is not None:
+        logger.warning(trained.warning)
+    return _checked(trained, path)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return True for a safetensors file by its first bytes, where they decide; else by its suffix."""
+    beginning = _first_bytes(path)
+    if beginning[:4] == b"PK\x03\x04":  # the ZIP archive of torch.save
+        return False
+    return beginning[8:9] == b"{" or path.suffix == ".safetensors"
+
+
+def _first_bytes(path: Path) -> bytes:
+    if not path.is_file():  # a pipe would be waited for
+        return b""
+    try:
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError:  # which reading the file reports
+        return b""
+
+
+def _is_ours(content: Any) -> bool:
+    return isinstance(content, dict) and isinstance(kind := content.get("kind"), str) and kind == CHECKPOINT_KIND
+
+
+def _recognised(content: Any) -> bool:
+    """Return True for weights, with or without more, of a network that this program knows."""
+    try:
+        weights = find_weights(content)
+        return weights is not None and recognise_network(weights) is not None
+    except UserError:
+        return False
 
 
 def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
@@ -368,6 +463,8 @@ def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
     encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
+    if foreign := describe_replacement(encoded[:512]):
+        raise CheckpointError(f"{path}: {foreign}")
     length = int.from_bytes(encoded[:8], "little")
     if len(encoded) < 8 or length > LARGEST_HEADER_BYTES:
         raise CheckpointError(f"{path}: is not a complete safetensors file (its header has no sensible length)")
@@ -379,29 +476,56 @@ def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
         raise CheckpointError(f"{path}: is not a complete safetensors file ({error})") from error
 
 
-def _is_bare(content: Any) -> bool:
-    return (
-        isinstance(content, dict)
-        and bool(content)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items())
-    )
+def _without_header(content: Any, path: Path) -> TrainedNetwork:
+    """Return the network whose weights another program saved; sizes and scales that are not in the file are guessed.
 
-
-def _guessed_header(weights: dict[str, Tensor], path: Path) -> dict[str, Any]:
-    """Return a header made from the shapes of the weights and from defaults."""
-    stem = weights.get("stem.convolution.weight")
-    levels = {name.split(".")[1] for name in weights if name.startswith("down.")}
-    if stem is None or stem.ndim != 4 or not levels:
-        raise CheckpointError(f"{path}: is not a checkpoint of foundation-stereo-depth, nor the weights of its U-Net")
-    defaults = DataOptions()
-    return {
+    Raises:
+        CheckpointError: it is no network that this program knows.
+    """
+    try:
+        weights = find_weights(content)
+        model = None if weights is None else recognise_network(weights)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if weights is None or model is None:
+        raise CheckpointError(
+            f"{path}: is not a checkpoint of foundation-stereo-depth, nor the weights of one of its networks (U-Net, "
+            "guided, fused, predecessor)"
+        )
+    is_predecessor_run = model.model == "predecessor" and "model_state_dict" in content
+    height, width = size_in_args(content.get("args")) if is_predecessor_run else (None, None)
+    metrics = content.get("metrics") if is_predecessor_run else None
+    defaults, has_sigma = DataOptions(), predicts_uncertainty(weights)
+    header = {
         "kind": CHECKPOINT_KIND,
         "format_version": CHECKPOINT_FORMAT,
-        "model": {"model": "unet", "base_channels": stem.shape[0], "depth": len(levels)},
-        "uncertainty": {"distribution": "laplace", "scale": 1.0},
-        "height": defaults.height,
-        "width": defaults.width,
+        "model": dataclasses.asdict(model),
+        "uncertainty": {"distribution": "laplace" if has_sigma else NO_DISTRIBUTION, "scale": 1.0},
+        "metrics": {
+            str(name): float(value)
+            for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+            if isinstance(value, int | float) and math.isfinite(value)
+        },
+        "height": height or defaults.height,
+        "width": width or defaults.width,
     }
+    size = f"; for want of their size they run at {header['width']}x{header['height']}"
+    remedy = "--disparity-scale corrects a depth that is too large or too small by a constant factor"
+    if not has_sigma:
+        warning = (
+            f"{path}: an older network with one output, the disparity: its standard deviation and confidence are "
+            f"unknown, and it may stem from before the scale of the disparity was mended; {remedy}"
+        )
+    elif not is_predecessor_run:
+        warning = (
+            f"{path}: weights without our header: the scale of their disparity is unknown, so absolute depth may be "
+            f"biased ({remedy}); the error's distribution is taken for a Laplacian"
+        )
+    else:
+        warning = None if height and width else f"{path}: a checkpoint without the size of its images"
+    if warning is not None and not (height and width):
+        warning += size
+    return TrainedNetwork(facts=NetworkFacts.from_header(header, path), weights=weights, warning=warning)
 
 
 _FIELDS = [item.name for item in dataclasses.fields(Checkpoint)]

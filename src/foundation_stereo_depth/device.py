@@ -1,7 +1,13 @@
 """Where and in which precision a network runs, and the processes of a data-parallel run."""
 
+import importlib.util
 import os
 import secrets
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
 import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from foundation_stereo_depth.errors import UserError
 
@@ -49,14 +56,15 @@ class Processes:
                 world_size=self.world_size,
             )
 
-    def _store_of_this_start(self) -> torch.distributed.Store:
+    def _store_of_this_start(self) -> Store:
         """Return the store by which the processes find one another, with keys of this start alone.
 
         torchrun keeps its store when it restarts the processes, so that the addresses of lost ones are still in it, and
         it counts restarts for each machine. So the first process proposes a start by a random word of each process, and
         it begins once all have confirmed that theirs is in it.
         """
-        store, *_ = next(iter(torch.distributed.rendezvous("env://", self.rank, self.world_size)))
+        rendezvous = torch.distributed.rendezvous  # pyright: ignore[reportPrivateImportUsage]
+        store, *_ = next(iter(rendezvous("env://", self.rank, self.world_size)))
         mine = secrets.token_hex(8)
         store.set(f"start/{self.rank}", mine)
         proposed = ""
@@ -71,7 +79,7 @@ class Processes:
                 if self.is_first and store.check(confirmed):
                     store.set(f"start/{proposed}/begun", "")
                 if store.check([f"start/{proposed}/begun"]):
-                    return torch.distributed.PrefixStore(proposed, store)
+                    return PrefixStore(proposed, store)
             time.sleep(_ASK_EVERY_S)
         raise UserError(
             f"{self.world_size} processes were to train together, and not all have joined in {_JOIN_S:.0f} s"
@@ -115,18 +123,21 @@ _SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 
 def pick_device(name: str, processes: Processes) -> torch.device:
-    """Return the device that `--device` names: auto, cpu, cuda or mps; auto takes the fastest there is.
+    """Return the device that `--device` names: auto, cpu, cuda, cuda:N or mps; auto takes the fastest there is.
 
     Raises:
         UserError: it is not there.
     """
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind, there in present.items() if there) if name == "auto" else name
+    asked, _, number = name.partition(":")
+    kind = next(kind for kind, there in present.items() if there) if asked == "auto" else asked
     if not present[kind]:
         there = ", ".join(kind for kind, found in present.items() if found)
-        raise UserError(f"--device {kind}: torch {torch.__version__} finds none on this machine, only {there}")
+        raise UserError(f"--device {name}: torch {torch.__version__} finds none on this machine, only {there}")
     if kind != "cuda":
         return torch.device(kind)
+    if number:
+        return _numbered_gpu(name, int(number), processes)
     if processes.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"torchrun started process {processes.local_rank} of this machine, which has {torch.cuda.device_count()} "
@@ -134,6 +145,15 @@ def pick_device(name: str, processes: Processes) -> torch.device:
         )
     torch.cuda.set_device(processes.local_rank)
     return torch.device("cuda", processes.local_rank)
+
+
+def _numbered_gpu(name: str, number: int, processes: Processes) -> torch.device:
+    if processes.world_size > 1:
+        raise UserError(f"--device {name}: torchrun gives each process a GPU of its own; use --device cuda")
+    if number >= (found := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: torch finds {found} GPUs, cuda:0 to cuda:{found - 1}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
@@ -148,6 +168,43 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     else:
         gains = False
     return torch.bfloat16 if gains else torch.float32
+
+
+def check_compiler(device: torch.device, backend: str = "inductor") -> None:
+    """Check that torch.compile can build code for a device here; else its first call ends in pages of traceback.
+
+    Raises:
+        UserError: there is no working compiler, or Python's headers or Triton are missing.
+    """
+    if backend != "inductor" or device.type == "mps" or os.name != "posix":
+        return
+    leave_out = "or leave --compile out"
+    if device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            raise UserError(
+                f"--compile: needs Triton for {device.type}, which is not installed; install it, {leave_out}"
+            )
+        command = os.environ.get("CC") or next(filter(shutil.which, ("gcc", "clang")), "gcc")
+    else:
+        command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    variable, language, package = ("CC", "c", "gcc") if device.type == "cuda" else ("CXX", "c++", "g++")
+    flags = ["-fsyntax-only", "-x", language, f"-I{sysconfig.get_path('include')}", "-"]
+    reason = "it is not there"
+    try:
+        tried = subprocess.run(
+            [*shlex.split(command), *flags], input="#include <Python.h>\n", capture_output=True, text=True, check=False
+        )
+        reason = next(iter(tried.stderr.strip().splitlines()), f"exit status {tried.returncode}")
+        if tried.returncode == 0:
+            return
+    except OSError as error:
+        reason = error.strerror or reason
+    if "Python.h" in reason:
+        raise UserError(f"--compile: the headers of Python are missing ({reason}); install them, {leave_out}")
+    raise UserError(
+        f"--compile: needs a working {language.upper()} compiler, and {command} fails ({reason:.100}); install "
+        f"{package}, set ${variable}, {leave_out}"
+    )
 
 
 def autocast(device: torch.device, precision: torch.dtype) -> AbstractContextManager[object]:

@@ -76,7 +76,8 @@ def confidence_panel(match: StereoMatch) -> Panel:
     unknown = np.full(match.disparity_px.shape, np.nan, np.float32)
     values = unknown if match.confidence is None else match.confidence
     scale = ColourScale(low=0.0, high=1.0, unit="", colour_map=cv2.COLORMAP_VIRIDIS)
-    return Panel(title=_CONFIDENCE, values=values, scale=scale)
+    title = _CONFIDENCE if match.confidence is not None else "confidence: not predicted"
+    return Panel(title=title, values=values, scale=scale)
 
 
 def sigma_panel(sigma_px: Float[np.ndarray, "H W"]) -> Panel:

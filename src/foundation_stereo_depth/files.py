@@ -140,6 +140,24 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, durable
             os.close(folder)
 
 
+def describe_replacement(beginning: bytes) -> str | None:
+    """Return what a file is that stands in place of the wanted one, and what to do; None for everything else.
+
+    Args:
+        beginning: the first bytes of the file, some hundred.
+    """
+    text = beginning.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"version https://git-lfs.github.com/spec"):
+        return "is a Git LFS pointer, not the file itself; `git lfs pull` fetches that"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+        return "is a web page, which a server sent in place of the file (a login, an error); download the file again"
+    if text.startswith((b'{"error', b'{"message', b'{"detail')):
+        return "is a server's error message; download the file again"
+    if beginning.startswith(b"\x1f\x8b"):
+        return "is compressed by gzip; unpack it first"
+    return None
+
+
 class LockedError(Exception):
     """Another process holds the lock."""
 
@@ -171,7 +189,7 @@ def exclusive_lock(path: Path, *, wait: bool) -> Generator[None]:
             raise LockedError(path) from None
         except OSError:  # a disk without locks
             pass
-        # Whoever held the lock before has removed the file; then another process may have created it again.
+        # A process that held the lock before has removed the file; then another process may have created it again.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break

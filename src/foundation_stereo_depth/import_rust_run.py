@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import OptionGroup, option
+from foundation_stereo_depth.options.training import EXPERIMENT_HELP
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.tracking import RunRecord
@@ -25,7 +26,7 @@ class ImportOptions(OptionGroup):
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
+    experiment_name: str | None = option(None, EXPERIMENT_HELP, aliases=("--mlflow-experiment",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,10 @@ def import_rust_command(argv: Sequence[str] | None = None, program: str = "found
     def run() -> int:
         options = command_line.build_options(ImportRustOptions, explicit)
         run_id = import_rust_run(Path(explicit["folder"]), options.tracking)
-        print(f"{explicit['folder']}: copied to run {run_id} of experiment {options.tracking.experiment_name}")
+        from foundation_stereo_depth.tracking import experiment_name
+
+        name = experiment_name(options.tracking.experiment_name)
+        print(f"{explicit['folder']}: copied to run {run_id} of experiment {name}")
         return 0
 
     return command_line.run_command(parser.prog, explicit, run)

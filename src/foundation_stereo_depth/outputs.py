@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from foundation_stereo_depth.calibration.files import read_calibration
-from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.calibration.rig import LARGEST_BASELINE_M, SMALLEST_BASELINE_M, RigCalibration
 from foundation_stereo_depth.colours import ColourScale
 from foundation_stereo_depth.data.codecs import (
     KITTI_STEPS_PER_PX,
@@ -36,6 +36,8 @@ _PNG_STEPS = {"disparity": KITTI_STEPS_PER_PX, "sigma": KITTI_STEPS_PER_PX, "dep
 _NOTHING_KNOWN = ColourScale(low=0.0, high=1.0, unit="")
 _FPS_OF_IMAGES = 10.0
 _PNG_LARGEST = {what: (2**16 - 1) / steps for what, steps in _PNG_STEPS.items()}
+
+_NARROWEST_VIEW_DEGREES, _WIDEST_VIEW_DEGREES = 5.0, 150.0
 
 logger = logging.getLogger(__name__)
 
@@ -108,8 +110,11 @@ class OutputWriter:
         fps: frames per second of the input, if it is a video: then the range of the colours is that of its first
             frame, so that one colour means one depth; else each image has its own.
 
+    Attributes:
+        calibration: of the rig; None where the options name no file.
+
     Raises:
-        UserError: the calibration cannot be read, or the video exists.
+        UserError: the calibration cannot be read, depth is asked for without one, or the video exists.
     """
 
     def __init__(
@@ -125,9 +130,13 @@ class OutputWriter:
         self._is_steady = fps is not None or VIDEO in options.outputs
         self._scale: ColourScale | None = None
         self._is_first = True
+        self._warned = False
+        needing = [word for word in ("depth", "cloud") if word in options.outputs]
+        if needing and options.calibration is None and options.focal_px is None:
+            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         self._first_figure: Path | None = None
-        self._calibration = None if options.calibration is None else _read_rig(options.calibration, options)
-        has_depth = self._calibration is not None or options.focal_px is not None
+        self.calibration = None if options.calibration is None else _read_rig(options.calibration, options)
+        has_depth = self.calibration is not None or options.focal_px is not None
         self._video: VideoFile | None = None
         if VIDEO in options.outputs:
             path = self._folder / ("depth.mp4" if has_depth else "disparity.mp4")
@@ -206,14 +215,36 @@ class OutputWriter:
     def _rig(self, height: int, width: int) -> StereoCalibration | None:
         """Return the calibration for images of this size, None where none is given."""
         options = self._options
-        if self._calibration is not None:
-            self._calibration.check_size(height, width)
-            return self._calibration.stereo_calibration.resized(height, width)
+        if self.calibration is not None:
+            self.calibration.check_size(height, width)
+            return self.calibration.stereo_calibration.resized(height, width)
         if options.focal_px is None or options.baseline_m is None:
             return None
+        if not self._warned:
+            self._warned = True
+            for line in odd_numbers(options.focal_px, options.baseline_m, width):
+                logger.warning(line)
         return StereoCalibration.centred(
             height=height, width=width, focal_px=options.focal_px, baseline_m=options.baseline_m
         )
+
+
+def odd_numbers(focal_px: float, baseline_m: float, width: int) -> list[str]:
+    """Return a sentence on each of the two that no usual rig has: a number in another unit, mostly."""
+    lines: list[str] = []
+    if not SMALLEST_BASELINE_M <= baseline_m <= LARGEST_BASELINE_M:
+        unit = f"; in millimetres, that would be --baseline-m {baseline_m / 1000:g}" if baseline_m > 1 else ""
+        lines.append(
+            f"--baseline-m {baseline_m:g}: the cameras would be {baseline_m:g} m apart, where {SMALLEST_BASELINE_M} to "
+            f"{LARGEST_BASELINE_M} m are usual{unit}"
+        )
+    view_degrees = math.degrees(2 * math.atan(width / (2 * focal_px)))
+    if not _NARROWEST_VIEW_DEGREES <= view_degrees <= _WIDEST_VIEW_DEGREES:
+        lines.append(
+            f"--focal-px {focal_px:g}: images {width} px wide would see {view_degrees:.3g} degrees, where "
+            f"{_NARROWEST_VIEW_DEGREES:g} to {_WIDEST_VIEW_DEGREES:g} are usual; it is in pixels of these images"
+        )
+    return lines
 
 
 class VideoFile:
@@ -261,13 +292,22 @@ class VideoFile:
 
 def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
     rig = read_calibration(path, unit=options.calibration_unit, image_size=options.calibration_image_size)
+    if options.rectify:
+        return rig.with_far_in_view()
     if rig.rectification is None:
         logger.warning(
             "%s: contains no rectification; depth is right for images rectified by OpenCV's stereoRectify with "
-            "alpha=0, as foundation-stereo-live-view does it",
+            "alpha=0, as this program does it",
             path,
         )
     return rig
+
+
+def _largest_shown(match: StereoMatch, rig: StereoCalibration | None) -> float:
+    """Return the top of a colour scale: a high percentile of the depth, or of the disparity without a calibration."""
+    shown = match.disparity_px if rig is None else depth_from_disparity(match.disparity_px, rig)
+    known = shown[np.isfinite(shown)]
+    return float(np.percentile(known, 99 if rig is None else 90)) if known.size else 1.0
 
 
 def _encode_map(what: str, suffix: str, values: Float[np.ndarray, "H W"]) -> bytes:

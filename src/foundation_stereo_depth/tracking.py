@@ -18,6 +18,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
+import sqlalchemy
+import sqlalchemy.exc
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
@@ -28,6 +30,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.run_database import DamagedDatabaseError, ensure_database, is_complete
 
 logger = logging.getLogger(__name__)
@@ -99,7 +102,7 @@ class Tracker:
 
     Args:
         uri: a database (sqlite:///...) or server (http://...); None leaves it to `tracking_uri`.
-        experiment: its name; created if it does not exist.
+        experiment: its name; created if it does not exist. None leaves it to `experiment_name`.
         run_id: the run to resume; None starts a new one, and so does a run that the store does not know.
         run_name: for a new run.
 
@@ -107,7 +110,7 @@ class Tracker:
         UserError: the store cannot be reached at the start.
     """
 
-    def __init__(self, *, uri: str | None, experiment: str, run_id: str | None, run_name: str | None) -> None:
+    def __init__(self, *, uri: str | None, experiment: str | None, run_id: str | None, run_name: str | None) -> None:
         self.uri = tracking_uri(uri)
         self._metrics = _RetryQueue(f"MLflow at {self.uri}")
         self._files = _RetryQueue(f"the artifact store of MLflow at {self.uri}")
@@ -123,6 +126,7 @@ class Tracker:
                         "MLflow at %s has no run %s: it continues as run %s", self.uri, run_id, run.info.run_id
                     )
             else:
+                _check_active(run, self.uri, "--resume")
                 self._client.update_run(run.info.run_id, status="RUNNING")
         self.run_id: str = run.info.run_id
         self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
@@ -278,7 +282,18 @@ def _link(path: Path, target: Path) -> bool:
 
 def tracking_uri(named: str | None) -> str:
     """Return the store of runs: the flag's, else that of MLflow's own variable, else a database in this folder."""
-    return named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    uri = named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if _database(uri) is None:
+        return expand_home(uri)
+    url = sqlalchemy.make_url(uri)
+    # Only where it changes something: another spelling of the same URI would be another name in messages and tags.
+    home = expand_home(str(url.database))
+    return uri if home == url.database else url.set(database=home).render_as_string()
+
+
+def experiment_name(named: str | None) -> str:
+    """Return the experiment of new runs: the flag's, else that of MLflow's own variable, else the program's."""
+    return named or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "foundation-stereo-depth"
 
 
 def folder_of_run(run_id: str) -> Path:
@@ -321,6 +336,18 @@ def checkpoint_of_run(
             return max(own, key=lambda path: found[path].progress.step)
         download_to.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
+
+
+def check_run(uri: str | None, run_id: str) -> None:
+    """Check that results can be added to a run.
+
+    Raises:
+        UserError: the store cannot be reached, has no such run, or the run is deleted.
+    """
+    uri = tracking_uri(uri)
+    with _one_line(f"--run-id {run_id}: cannot be added to at {uri} (", ")"):
+        run = _client(uri).get_run(run_id)
+    _check_active(run, uri, "--run-id")
 
 
 def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
@@ -381,14 +408,14 @@ class RunRecord:
     current_files: Mapping[str, Sequence[Path]] = field(default_factory=dict[str, Sequence[Path]])
 
 
-def copy_run(uri: str | None, experiment: str, record: RunRecord) -> str:
+def copy_run(uri: str | None, experiment: str | None, record: RunRecord) -> str:
     """Copy a run of another program into MLflow, and return the id of the copy.
 
     An existing copy gets what it lacks: parameters, metrics and new files; current files replace their older copies.
 
     Args:
         uri: a database or server; None leaves it to `tracking_uri`.
-        experiment: its name; created if it does not exist.
+        experiment: its name; created if it does not exist. None leaves it to `experiment_name`.
         record: the run.
 
     Raises:
@@ -439,8 +466,14 @@ def _log_files(client: MlflowClient, run_id: str, folder: str, paths: Sequence[P
 
 
 def _database(uri: str) -> Path | None:
-    """Return the file of an SQLite database; None for every other store."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    """Return the file of an SQLite database; None for every other store, and for a database in memory."""
+    try:
+        url = sqlalchemy.make_url(uri)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # a folder, say
+        return None
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return None
+    return Path(expand_home(str(url.database).removeprefix("file:") if "uri" in url.query else str(url.database)))
 
 
 def _client(uri: str) -> MlflowClient:
@@ -492,6 +525,22 @@ def _run(client: MlflowClient, run_id: str) -> Run | None:
         raise
 
 
+def _check_active(run: Run, uri: str, flag: str) -> None:
+    """Check that a run is not deleted.
+
+    Raises:
+        UserError: it is.
+    """
+    if run.info.lifecycle_stage != "deleted":
+        return
+    run_id = run.info.run_id
+    other = "; or start a new run from its weights by --initial-weights" if flag == "--resume" else ""
+    raise UserError(
+        f"{flag} {run_id}: this run was deleted in MLflow at {uri}; restore it there, or by `MLFLOW_TRACKING_URI={uri} "
+        f"mlflow runs restore --run-id {run_id}`{other}"
+    )
+
+
 def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
     """Return the run that a text names: by its id, as `latest`, by its name, or by the first characters of its id.
 
@@ -524,18 +573,29 @@ def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
     return found[0]
 
 
-def _experiment_id(client: MlflowClient, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
+def _experiment_id(client: MlflowClient, named: str | None) -> str:
+    name, given_id = experiment_name(named), os.environ.get("MLFLOW_EXPERIMENT_ID")
+    source = "--experiment-name" if named or "MLFLOW_EXPERIMENT_NAME" not in os.environ else "$MLFLOW_EXPERIMENT_NAME"
+    if source == "--experiment-name" and not named and given_id:
+        source, name = "$MLFLOW_EXPERIMENT_ID", given_id
         try:
-            return client.create_experiment(name)
+            found = client.get_experiment(given_id)
         except MlflowException as error:
-            if error.error_code != _EXISTS:
+            if error.error_code != _UNKNOWN:
                 raise
-            found = client.get_experiment_by_name(name)  # which another run created meanwhile
-            assert found is not None
+            raise UserError(f"{source} {name}: there is no such experiment") from error
+    else:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return client.create_experiment(name)
+            except MlflowException as error:
+                if error.error_code != _EXISTS:
+                    raise
+                found = client.get_experiment_by_name(name)  # which another run created meanwhile
+                assert found is not None
     if found.lifecycle_stage == "deleted":
-        raise UserError(f"--experiment-name {name}: was deleted in MLflow; restore it there, or name another")
+        raise UserError(f"{source} {name}: was deleted in MLflow; restore it there, or name another")
     return found.experiment_id
 
 
@@ -554,6 +614,27 @@ def _source_tags() -> dict[str, str]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of an error, without the pages that MLflow adds."""
+    """Return the first line of an error, without the pages that MLflow adds; in our own words where they help."""
+    if "database is locked" in str(error):
+        return (
+            "the database is locked by another program; try again when that has ended, or wait longer for it: "
+            "sqlite:///mlflow.db?timeout=60"
+        )
+    if found := re.search(r"found version (\w+), but expected", str(error)):
+        return _describe_version(found[1])
     text: Any = str(error).strip().splitlines()
     return text[0][:200] if text else type(error).__name__
+
+
+def _describe_version(schema: str) -> str:
+    """Return what to do about a database of another MLflow version, given the version of its schema."""
+    versions = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    if any(versions.glob(f"{schema}_*.py")):
+        return (
+            f"the database is of an older MLflow than {mlflow.__version__} (schema {schema}); make a copy of it, and "
+            "bring it up to date by `mlflow db upgrade` with its URI, or name another database"
+        )
+    return (
+        f"the database is of a newer MLflow than {mlflow.__version__} (schema {schema}), which `mlflow db upgrade` of "
+        "that version made; install it, or name another database"
+    )

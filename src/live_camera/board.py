@@ -1,4 +1,4 @@
-"""Calibration boards in images: chessboards and ChArUco boards, whose corners are known in metres."""
+"""Calibration boards in images: chessboards, ChArUco boards, asymmetric circle grids; corners are known in metres."""
 
 import logging
 from dataclasses import dataclass
@@ -30,6 +30,8 @@ corners move by pixels; smaller ones are noisier.
 """
 _MIN_WINDOW_PX = 2
 _FAST_WIDTH_PX = 640
+_MIN_CIRCLE_PX = 3
+"""Diameter and distance of circles; OpenCV's own limits miss boards in images of 320x240."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,6 +70,9 @@ class Board:
         self.columns, self.rows = options.inner_corners
         square_m = options.square_mm / 1000
         across, down = np.meshgrid(np.arange(self.columns), np.arange(self.rows))
+        self._circles = options.pattern == "circles"
+        if self._circles:  # every other row is shifted by half of the distance of two circles in a row
+            across = 2 * across + down % 2
         grid = np.stack([across.ravel(), down.ravel(), np.zeros(self.columns * self.rows)], axis=-1)
         self.points_m: Float32[np.ndarray, "K 3"] = (grid * square_m).astype(np.float32)
         self._charuco = _create_charuco_detectors(options, square_m) if options.pattern == "charuco" else []
@@ -80,6 +85,8 @@ class Board:
             fast: give up early where nothing looks like a board, as in most live frames.
         """
         grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+        if self._circles:
+            return self._detect_circles(grey)
         return self._detect_charuco(grey) if self._charuco else self._detect_chessboard(grey, fast)
 
     def _detect_charuco(self, grey: UInt8[np.ndarray, "H W"]) -> BoardView | None:
@@ -104,6 +111,19 @@ class Board:
         off_line = across[:, :, None] * down[:, None] != down[:, :, None] * across[:, None]
         distinct = ~np.eye(len(ids), dtype=bool)
         return bool(off_line.sum(axis=2)[distinct].min() >= _MIN_OFF_LINE)
+
+    def _detect_circles(self, grey: UInt8[np.ndarray, "H W"]) -> BoardView | None:
+        """Return the centres of dark circles on a bright board; all of them have to be visible."""
+        parameters = cv2.SimpleBlobDetector.Params()
+        parameters.minArea, parameters.maxArea = _MIN_CIRCLE_PX**2, grey.size / 40
+        parameters.minDistBetweenBlobs = _MIN_CIRCLE_PX
+        for flags in (cv2.CALIB_CB_ASYMMETRIC_GRID, cv2.CALIB_CB_ASYMMETRIC_GRID | cv2.CALIB_CB_CLUSTERING):
+            detector = cv2.SimpleBlobDetector.create(parameters)
+            found, centres = cv2.findCirclesGrid(grey, (self.columns, self.rows), flags=flags, blobDetector=detector)
+            if found:
+                corners_px = np.asarray(centres, np.float32).reshape(-1, 2)
+                return BoardView(ids=np.arange(len(corners_px)), corners_px=corners_px)
+        return None
 
     def _detect_chessboard(self, grey: UInt8[np.ndarray, "H W"], fast: bool) -> BoardView | None:
         size = (self.columns, self.rows)

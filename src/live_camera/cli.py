@@ -31,12 +31,11 @@ if TYPE_CHECKING:
     from foundation_stereo_depth.stereo.match import StereoMatcher
     from live_camera.board import Board
     from live_camera.matcher import Matcher, WatchedMatcher
-    from live_camera.rectify import Rectifier, Resizer
 
 logger = logging.getLogger(__name__)
 
-_FAR_M = 30.0
-"""Few rigs of webcams can measure anything farther."""
+_CHECK_PAIRS = 5
+"""Collected live for `--check`."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
 
 
@@ -157,6 +156,8 @@ def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundat
         from live_camera.solve import calibrate
         from live_camera.sources import arrange_views
 
+        if options.views.check is not None:
+            return _check_calibration(options, options.views.check)
         output, board = options.result.output, Board(options.board)
         images = _find_board_images(options)
         if images is None:
@@ -191,8 +192,36 @@ def _check_calibrate_options(options: CalibrateOptions) -> None:
         )
     if options.views.images is not None and (options.source.given or options.source != SourceOptions()):
         raise UserError("--images takes images as they are; leave out --left, --right and other options of the source")
-    if options.result.output.exists() and not options.result.overwrite:
+    if options.views.check is None and options.result.output.exists() and not options.result.overwrite:
         raise UserError(f"{options.result.output}: exists already; give --overwrite, or another --output")
+
+
+def _check_calibration(options: CalibrateOptions, path: Path) -> int:
+    """Print how well a calibration measures the board, in existing images or in pairs that are collected now."""
+    from foundation_stereo_depth.calibration.files import read_calibration
+    from live_camera.board import Board
+    from live_camera.check_board import check_board, format_checks
+    from live_camera.collect import detect_pairs
+    from live_camera.sources import arrange_views
+
+    rig, board = read_calibration(path), Board(options.board)
+    images = _find_board_images(options)
+    if images is not None:
+        found = detect_pairs(images, board, lambda left, right: arrange_views(left, right, options.source))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            live = dataclasses.replace(options.result, output=Path(folder, "check.npz"))
+            views = dataclasses.replace(options.views, views=min(options.views.views, _CHECK_PAIRS))
+            found = detect_pairs(_collect_live(dataclasses.replace(options, result=live, views=views), board), board)
+    if found.size is None or not found.pairs:
+        raise CalibrationError(f"the board was not found in both views of any of {len(found.rejected)} pairs")
+    if found.size != (rig.height, rig.width):
+        raise CalibrationError(
+            f"the images are {found.size[1]}x{found.size[0]}, {path} was made at {rig.width}x{rig.height}; "
+            "--check needs images of that size"
+        )
+    print(format_checks([check_board(rig, pair, board) for pair in found.pairs]))
+    return 0
 
 
 def _find_board_images(options: CalibrateOptions) -> "Pairs | None":
@@ -250,7 +279,8 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
     def run() -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
         options.source.check_given()
-        from live_camera.recording import check_recordable
+        from foundation_stereo_depth.data.rectify import create_rectifier, warn_of_near_limit
+        from live_camera.recording import check_recordable, unused_path
         from live_camera.rig import open_rig
         from live_camera.session import live_view
         from live_camera.view import RerunView, check_display
@@ -265,8 +295,12 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
             camera = dataclasses.replace(camera, camera_width=calibration.width, camera_height=calibration.height)
         with tempfile.TemporaryDirectory() as downloads:
             matcher = _create_matcher(options, calibration, Path(downloads))
-            rectify = _create_rectifier(options, calibration, matcher.height, matcher.width)
-            extra_view = RerunView(options.show) if options.show.rerun else None
+            size = {"height": matcher.height, "width": matcher.width}
+            rectify = create_rectifier(calibration, **size, rectify=options.rig.rectify)
+            warn_of_near_limit(rectify.stereo_calibration)
+            extra_view = (
+                RerunView(options.show, unused_path(options.show.save_dir, ".rrd")) if options.show.rerun else None
+            )
             rig = open_rig(options.source, camera, realtime=not options.show.headless)
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
             logger.info("%s; %s", matcher.description, depth)
@@ -284,32 +318,14 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
 
 
 def _read_calibration(options: LiveViewOptions) -> "RigCalibration | None":
-    from foundation_stereo_depth.calibration.files import read_calibration
+    from foundation_stereo_depth.calibration.files import find_calibration_beside, read_calibration_of
 
     path = options.rig.calibration
+    if path is None and (path := find_calibration_beside(options.source.side_by_side or options.source.left or "")):
+        logger.info("%s: the calibration that was kept with the recording", path)
     if path is None:
         path = DEFAULT_CALIBRATION if DEFAULT_CALIBRATION.is_file() else None
-    if path is None:
-        return None
-    return read_calibration(path, unit=options.rig.calibration_unit, image_size=options.rig.calibration_image_size)
-
-
-def _create_rectifier(
-    options: LiveViewOptions, calibration: "RigCalibration | None", height: int, width: int
-) -> "Rectifier | Resizer":
-    from live_camera.rectify import Rectifier, Resizer
-
-    if calibration is not None and options.rig.rectify:
-        rectify = Rectifier(calibration, height=height, width=width)
-    else:
-        rectify = Resizer(calibration, height=height, width=width)
-    stereo = rectify.stereo_calibration
-    if stereo is not None and stereo.farthest_m < _FAR_M:
-        logger.warning(
-            "depths beyond %.3g m cannot be measured: the calibration gives them a negative disparity",
-            stereo.farthest_m,
-        )
-    return rectify
+    return read_calibration_of(dataclasses.replace(options.rig, calibration=path))
 
 
 def _create_matcher(
@@ -344,7 +360,10 @@ def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
     from live_camera.matcher import Matcher
 
     height, width = options.matcher.network_height, options.matcher.network_width
-    predictor = open_network(path, options.inference, height=height, width=width)
+    scale = options.matcher.disparity_scale
+    predictor = open_network(path, options.inference, height=height, width=width, disparity_scale=scale)
     step = predictor.facts.header.get("progress", {}).get("step")
     description = predictor.description + (f", step {step}" if step is not None else "")
+    if not predictor.facts.predicts_uncertainty:
+        description += ", no uncertainty"
     return Matcher(match=predictor, description=description, height=predictor.height, width=predictor.width)

@@ -1,12 +1,13 @@
 """What is wrong with a running view: frames that are black, frozen, upside down or swapped; the rig; the network."""
 
 import logging
-from collections.abc import Callable
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.data.rectify import Rectifier, Resizer
+from foundation_stereo_depth.data.row_check import Rectify, check_first_pair
 from foundation_stereo_depth.stereo import sgbm
 from live_camera.matcher import Matcher, WatchedMatcher
 from live_camera.options import SourceOptions
@@ -15,8 +16,6 @@ from live_camera.rig import Rig, StereoFrame
 logger = logging.getLogger(__name__)
 
 Rgb = UInt8[np.ndarray, "_ _ 3"]
-Rectify = Callable[[Rgb, Rgb], tuple[Rgb, Rgb]]
-"""Raw left and right frame, RGB -> the rectified pair."""
 
 _BLACK_BELOW = 6.0
 """Mean brightness, of 255, of a covered lens; a dim room is brighter, since exposure adapts."""
@@ -42,13 +41,14 @@ class Diagnostics:
         matcher: the network, which may be a watched one.
     """
 
-    def __init__(self, rig: Rig, rectify: Rectify, matcher: Matcher | WatchedMatcher) -> None:
+    def __init__(self, rig: Rig, rectify: Rectifier | Resizer, matcher: Matcher | WatchedMatcher) -> None:
         self._rig = rig
         self._rectify = rectify
         self._matcher = matcher
         self._frames = FrameCheck()
         self._frame_warnings: list[str] = []
         self._arrangement: str | None = None
+        self._rows: str | None = None
         self._checked = 0
         self._last: set[str] = set()
 
@@ -57,7 +57,7 @@ class Diagnostics:
         if frame is not None:
             self._check_frame(frame)
         problem = self._matcher.problem if isinstance(self._matcher, WatchedMatcher) else None
-        found = [*self._frame_warnings, self._rig.warning, self._arrangement, problem]
+        found = [*self._frame_warnings, self._rig.warning, self._arrangement, self._rows, problem]
         warnings = [line for line in found if line is not None]
         for line in warnings:
             if line not in self._last:
@@ -68,6 +68,8 @@ class Diagnostics:
     def _check_frame(self, frame: StereoFrame) -> None:
         if self._checked % _ARRANGEMENT_EVERY == 0:
             self._arrangement = check_arrangement(frame, self._rectify, self._rig.source)
+            if self._checked == 0 and self._arrangement is None:
+                self._rows = check_first_pair(frame.left_rgb, frame.right_rgb, self._rectify)
         self._checked += 1
         if self._rig.live:
             self._frame_warnings = self._frames.check(frame)

@@ -107,15 +107,16 @@ class RigOptions(CalibrationFileOptions):
         "the rig's calibration file; of one in two files the folder that holds them, or either of them; else "
         f"{DEFAULT_CALIBRATION}, if it exists",
     )
-    rectify: bool = option(True, "rectify by the calibration; off for views that are rectified by it already")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions(NetworkSourceOptions):
     """network: a file, a run, or the classical matcher"""
 
-    weights: Literal["auto", "best", "last"] = option(
-        "auto", "which checkpoint of the run; auto takes the last with --watch-checkpoint, else the best"
+    weights: Literal["auto", "best", "last", "best.pt", "last.pt"] = option(
+        "auto",
+        "which checkpoint of the run; auto takes the last with --watch-checkpoint, else the best",
+        aliases=("--checkpoint-name",),
     )
     method: MethodName = option("network", METHOD_HELP)
     watch_checkpoint: bool = option(False, "load the file again whenever training replaces it")
@@ -139,6 +140,10 @@ class ShowOptions(OptionGroup):
     """view"""
 
     headless: bool = option(False, "no windows, for machines without a display")
+    save_depth: Path | None = option(
+        None, "folder to write the depth of each pair to, as NPY in metres, with times and the calibration"
+    )
+    json: bool = option(False, "print one JSON line a second: rates, and depth in the middle of the image")
     frames: int | None = option(None, "stop after this many pairs", minimum=1)
     record: Path | None = option(
         None, "record the raw pairs from the start, side by side: .avi (MJPG), .mp4, or .mkv (without loss)"
@@ -146,6 +151,15 @@ class ShowOptions(OptionGroup):
     save_dir: Path = option(Path("captures"), "folder for the snapshots (key s) and recordings (key r)")
     min_confidence: float = option(
         0.5, "the key c hides pixels whose confidence, P(|error| < 1 px), is lower", minimum=0.0, maximum=1.0
+    )
+    temporal_fusion: bool = option(
+        False, "average disparity over time where nothing moves, by its predicted variance: less flicker"
+    )
+    forgetting: float = option(
+        0.9,
+        "with --temporal-fusion: share of what is known that is kept per frame; 0.9 averages ten",
+        minimum=0.0,
+        maximum=0.99,
     )
     depth_range: tuple[float, float] | None = option(
         None, "nearest and farthest depth of the colours, metres; else those of the first image; the keys change it"
@@ -212,9 +226,17 @@ class ListCamerasOptions:
 class BoardOptions(OptionGroup):
     """board: flat and stiff, with a white border"""
 
-    pattern: Literal["chessboard", "charuco"] = option("chessboard", "charuco may be partly visible, chessboard not")
-    corners: str = option("9x6", "inner corners across and down; 9x6 has 10x7 squares")
-    square_mm: float | None = option(None, "side of one square, mm, as measured on the board", minimum=0.1)
+    pattern: Literal["chessboard", "charuco", "circles"] = option(
+        "chessboard", "charuco may be partly visible, the others not; circles: OpenCV's asymmetric grid"
+    )
+    corners: str = option(
+        "9x6", "inner corners across and down; 9x6 has 10x7 squares; circles: per row, and rows: 4x11"
+    )
+    square_mm: float | None = option(
+        None,
+        "side of one square, mm, as measured on the board; circles: half the distance of two neighbours in a row",
+        minimum=0.1,
+    )
     marker_mm: float | None = option(None, "charuco: side of one marker, mm", minimum=0.1)
     dictionary: str = option("4X4_50", "charuco: OpenCV's name of the marker dictionary")
 
@@ -240,8 +262,13 @@ class ViewOptions(OptionGroup):
         "existing images: a glob in quotes for each camera, 'left*.jpg' 'right*.jpg', or two folders; one alone for "
         "images of both views side by side",
     )
-    views: int = option(20, "live: number of pairs to collect", minimum=6, maximum=200)
+    views: int = option(20, "live: number of pairs to collect", minimum=3, maximum=200)
     headless: bool = option(False, "live: no window; instructions appear beside the progress bar")
+    check: Path | None = option(
+        None,
+        "measure the board by this calibration instead of making one: the error of its size and its flatness in mm; "
+        "by new --images, or live by a few pairs",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,9 +16,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.data.codecs import encode_npy, write_rgb
+from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.outputs import write_outputs
+from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame
@@ -125,7 +130,7 @@ class Recorder:
         if first is None:
             return
         height, width = first.left_rgb.shape[:2]
-        writer = self._open_writer(height, width)
+        writer, times = self._open_writer(height, width), FrameTimes(times_beside(self.path))
         with tempfile.TemporaryFile(dir=self.path.parent) as reserved:
             try:
                 reserved.write(bytes(_RESERVED_BYTES))
@@ -137,10 +142,12 @@ class Recorder:
                     self._check_disk(frame)
                     writer.write(cv2.cvtColor(np.hstack([frame.left_rgb, frame.right_rgb]), cv2.COLOR_RGB2BGR))
                     self.written += 1
+                    times.add(frame)
             finally:
                 with contextlib.suppress(OSError):  # of a disk that is full, or was removed
                     reserved.close()
                 writer.release()
+                times.close()
         if self.path.stat().st_size > _COUNTED_BYTES:
             incomplete = _estimate_frames(self.path) < _MIN_WRITTEN * self.written - 1
         else:
@@ -210,8 +217,9 @@ def check_recordable(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
-    if path.exists():
-        raise UserError(f"--record {path}: exists already; name another file")
+    for kept in (path, calibration_beside(path), times_beside(path)):
+        if kept.exists():
+            raise UserError(f"--record {path}: {'' if kept == path else f'{kept} '}exists already; name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
@@ -219,19 +227,101 @@ def check_recordable(path: Path) -> None:
         raise UserError(f"--record {path}: cannot be written there ({error.strerror})") from error
 
 
+def times_beside(path: Path) -> Path:
+    """Return where the times of a recording's pairs are kept: `raw.mkv` -> `raw.times.csv`."""
+    return path.with_suffix(".times.csv")
+
+
+class FrameTimes:
+    """A table of when each pair was taken: its number, s since the first pair, and the skew of its views, ms.
+
+    Args:
+        path: the file to write; each line is there at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8", buffering=1)
+        self._file.write("frame,time_s,skew_ms\n")
+        self._frames = 0
+        self._first_s = 0.0
+
+    def add(self, frame: StereoFrame) -> None:
+        """Add a line for the next pair."""
+        if self._frames == 0:
+            self._first_s = frame.captured_at_s
+        self._file.write(f"{self._frames},{frame.captured_at_s - self._first_s:.6f},{frame.skew_ms:.3f}\n")
+        self._frames += 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class DepthWriter:
+    """Writes the depth of each pair to a folder, with the time of each and the calibration; to be used in a `with`.
+
+    The folder gets `depth_000000.npy` and so on (float32 [H, W], metres, NaN unknown), `depth.times.csv`, and
+    `depth.calibration.npz`, of rectified images of this size.
+
+    Args:
+        folder: made where it does not exist; has to be empty.
+        calibration: of the depth maps.
+
+    Raises:
+        UserError: the folder is not empty, or cannot be written to.
+    """
+
+    def __init__(self, folder: Path, calibration: StereoCalibration) -> None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--save-depth {folder}: exists already; name a new or an empty folder")
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._times = FrameTimes(folder / "depth.times.csv")
+        except OSError as error:
+            raise UserError(f"--save-depth {folder}: cannot be written ({error.strerror})") from error
+        save_calibration(folder / "depth.calibration.npz", rectified_rig(calibration))
+        self._written = 0
+
+    def __enter__(self) -> "DepthWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._times.close()
+        logger.info("%s: %d depth maps written", self._folder, self._written)
+
+    def __call__(self, matched: MatchedFrame) -> None:
+        """Write the depth of one pair.
+
+        Raises:
+            UserError: the disk is full or removed.
+        """
+        assert matched.depth_m is not None, "no calibration"
+        encoded = encode_npy(matched.depth_m)
+        path = self._folder / f"depth_{self._written:06d}.npy"
+        try:
+            write_atomically(path, lambda file: file.write(encoded), durable=False)
+            self._times.add(matched.frame)
+        except OSError as error:
+            raise UserError(f"--save-depth {path}: cannot be written ({error.strerror or error})") from error
+        self._written += 1
+
+
 class Recordings:
     """Starts and stops the recordings of a rig; to be used in a `with`, whose end closes the file properly.
 
     Args:
         rig: gives the pairs.
+        calibration: of the recorded pairs, kept beside each recording; None where it is unknown.
 
     Attributes:
         written: complete files.
         incomplete: number of recordings that stopped by themselves.
     """
 
-    def __init__(self, rig: Rig) -> None:
+    def __init__(self, rig: Rig, calibration: RigCalibration | None = None) -> None:
         self._rig = rig
+        self._calibration = calibration
         self._recorder: Recorder | None = None
         self.written: list[Path] = []
         self.incomplete = 0
@@ -254,6 +344,8 @@ class Recordings:
             UserError: it cannot be written.
         """
         self._recorder = Recorder(path, fps=self._rig.fps, live=self._rig.live, codec=codec)
+        if self._calibration is not None:  # at once, so that a recording that is killed has it too
+            save_calibration(calibration_beside(path), self._calibration)
         self._rig.on_frame = self._recorder.add
 
     def stop(self) -> None:
@@ -268,6 +360,8 @@ class Recordings:
             logger.warning(str(error))
             return
         if recorder.written == 0:
+            for kept in (calibration_beside(recorder.path), times_beside(recorder.path)):
+                kept.unlink(missing_ok=True)
             logger.warning("%s: not written, since no pair arrived", recorder.path)
             return
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
@@ -305,14 +399,16 @@ class Snapshots:
 
     Args:
         folder: destination; each snapshot is a folder in it, named by date and time.
+        calibration: of the raw pairs, kept beside them; None where it is unknown.
 
     Attributes:
         folder: as given.
         written: complete snapshots.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, calibration: RigCalibration | None = None) -> None:
         self.folder = folder
+        self._calibration = calibration
         self._pool = ThreadPoolExecutor(1, "snapshots")
         self._pending: list[tuple[Path, Future[None]]] = []
         self.written: list[Path] = []
@@ -328,7 +424,7 @@ class Snapshots:
         """Start saving a pair, its maps, and the images of the windows."""
         folder = unused_path(self.folder)
         folder.mkdir(parents=True)
-        self._pending.append((folder, self._pool.submit(_save, folder, matched, images)))
+        self._pending.append((folder, self._pool.submit(_save, folder, matched, images, self._calibration)))
 
     def log_finished(self) -> None:
         """Log the result of each snapshot that was finished since the last call; the view continues in any case."""
@@ -344,7 +440,7 @@ class Snapshots:
                 self.written.append(folder)
 
 
-def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
+def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas], calibration: RigCalibration | None) -> None:
     for name, rgb in (
         ("raw_left", matched.frame.left_rgb),
         ("raw_right", matched.frame.right_rgb),
@@ -353,5 +449,9 @@ def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas]) -> Non
         *((f"window_{title.lower().replace(' ', '_')}", image[..., ::-1]) for title, image in images.items()),
     ):
         write_rgb(folder / f"{name}.png", np.ascontiguousarray(rgb))
+    if calibration is not None:
+        save_calibration(calibration_beside(folder / "raw_left.png"), calibration)
+    if matched.calibration is not None:
+        save_calibration(calibration_beside(folder / "left.png"), rectified_rig(matched.calibration))
     paths = {output: folder / name for output, name in _SNAPSHOT_FILES.items()}
     write_outputs(paths, matched.left, matched.match, matched.calibration)

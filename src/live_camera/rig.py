@@ -68,6 +68,7 @@ class Rig:
         cameras: the source of the pairs.
         source: which camera is which, and how much skew is allowed.
         fps: the rate at which recordings are played, pairs per second; None plays as fast as pairs are taken.
+        nominal_fps: the rate of the source, where it is known otherwise than by its files.
 
     Attributes:
         source: as given.
@@ -79,8 +80,16 @@ class Rig:
         on_frame: called with every pair, in the rig's own thread, whether it is taken or not; None calls nothing.
     """
 
-    def __init__(self, cameras: StereoSource, source: SourceOptions, *, fps: float | None = None) -> None:
+    def __init__(
+        self,
+        cameras: StereoSource,
+        source: SourceOptions,
+        *,
+        fps: float | None = None,
+        nominal_fps: float | None = None,
+    ) -> None:
         self._cameras = cameras
+        self._nominal_fps = nominal_fps
         self.source = source
         self._interval_s = 1 / fps if fps and not cameras.live else 0.0
         self._changed = threading.Condition()
@@ -110,7 +119,7 @@ class Rig:
     @property
     def fps(self) -> float | None:
         """Pairs per second of the cameras or the recording; None where that is unknown."""
-        return self._cameras.fps
+        return self._nominal_fps or self._cameras.fps
 
     @property
     def warning(self) -> str | None:
@@ -313,7 +322,12 @@ def open_rig(source: SourceOptions, camera: CameraOptions, *, realtime: bool = T
     cameras = _open_source(source, camera)
     if cameras.cameras and all(camera.is_device for camera in cameras.cameras):
         _lock_colours(cameras)
-    return Rig(cameras, source, fps=camera.fps or ((cameras.fps or 1.0) if realtime else None))
+    return Rig(
+        cameras,
+        source,
+        fps=camera.fps or ((cameras.fps or 1.0) if realtime else None),
+        nominal_fps=None if cameras.live else camera.fps,
+    )
 
 
 def find_images(source: SourceOptions) -> Pairs | None:

@@ -3,27 +3,32 @@
 The next pair is matched in a thread while the windows show this one.
 """
 
+import json
 import logging
+import math
 import statistics
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from foundation_stereo_depth.colours import colour_map_of
+from foundation_stereo_depth.data.rectify import Rectifier, Resizer
 from foundation_stereo_depth.errors import UserError
 from live_camera.diagnostics import Diagnostics
 from live_camera.draw import Canvas
+from live_camera.fusion import TemporalFusion
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher
 from live_camera.options import ShowOptions
-from live_camera.recording import Recordings, Snapshots
-from live_camera.rectify import Rectifier, Resizer
+from live_camera.recording import DepthWriter, Recordings, Snapshots
 from live_camera.rig import Rig, StereoFrame
-from live_camera.view import Status, Windows, draw_windows
+from live_camera.view import Status, Windows, centre_of, draw_windows, measure_box
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,7 @@ _AVERAGED_PAIRS = 30
 _UPDATE_TEXT_EVERY_S = 0.25
 _WAIT_S = 0.05
 _KEPT_LATENCIES = 1000
+_JSON_EVERY_S = 1.0
 
 
 class Prefetcher:
@@ -44,15 +50,23 @@ class Prefetcher:
         rectify: makes a raw pair one that can be matched.
         matcher: computes its disparity.
         limit: number of results; None for all that the rig gives.
+        fuse: averages the disparity over time; None leaves each result as it is.
 
     Attributes:
         ended: no more results will come.
     """
 
     def __init__(
-        self, rig: Rig, rectify: Rectifier | Resizer, matcher: Matcher | WatchedMatcher, *, limit: int | None
+        self,
+        rig: Rig,
+        rectify: Rectifier | Resizer,
+        matcher: Matcher | WatchedMatcher,
+        *,
+        limit: int | None,
+        fuse: TemporalFusion | None = None,
     ) -> None:
         self._rig = rig
+        self._fuse = fuse
         self._rectify = rectify
         self._matcher = matcher
         self._limit = limit
@@ -89,6 +103,7 @@ class Prefetcher:
             return None
         left, right = self._rectify(frame.left_rgb, frame.right_rgb)
         match, calibration = self._matcher.match(left, right), self._rectify.stereo_calibration
+        match = match if self._fuse is None else self._fuse(left, match)
         depth_m = None if calibration is None else match.depth_m(calibration)
         return MatchedFrame(frame=frame, left=left, right=right, match=match, depth_m=depth_m, calibration=calibration)
 
@@ -173,17 +188,20 @@ def live_view(
         if windows is not None:
             windows.state.depth_range = options.depth_range
             windows.state.colour_map = colour_map_of(options.colormap)
-        snapshots = stack.enter_context(Snapshots(options.save_dir))
+        snapshots = stack.enter_context(Snapshots(options.save_dir, rectify.calibration))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
         )
         if isinstance(matcher, WatchedMatcher):
             stack.enter_context(matcher)
-        recordings = stack.enter_context(Recordings(rig))
+        recordings = stack.enter_context(Recordings(rig, rectify.calibration))
         if options.record is not None:
             recordings.start(options.record)
+        views = _open_views(stack, options, rectify, JsonReport(stats, rig))
+        views += [] if extra_view is None else [extra_view]
         stack.enter_context(rig)
-        prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames))
+        fuse = TemporalFusion(options.forgetting) if options.temporal_fusion else None
+        prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse))
         while not prefetcher.ended:
             # -------- the newest pair and its disparity
             paused = windows is not None and windows.state.paused and matched is not None
@@ -211,14 +229,59 @@ def live_view(
             if fresh is not None:
                 stats.count(fresh.frame)
                 bar.update()
-                if extra_view is not None:
-                    extra_view(fresh)
+                for view in views:
+                    view(fresh)
                 if after_pair is not None:
                     after_pair(fresh)
         bar.set_postfix_str(f"{stats.summary(rig)}  ·  {matcher.description}")
     stats.written = [*recordings.written, *snapshots.written]
     stats.incomplete_recordings = recordings.incomplete
     return stats
+
+
+class JsonReport:
+    """Prints one JSON line a second to standard output: rates, and what lies in the middle of the image."""
+
+    def __init__(self, stats: Statistics, rig: Rig) -> None:
+        self._stats = stats
+        self._rig = rig
+        self._printed_at_s = -math.inf
+
+    def __call__(self, matched: MatchedFrame) -> None:
+        """Print a line for this pair, if the last one is a second old."""
+        now_s, stats, rig = time.monotonic(), self._stats, self._rig
+        if now_s - self._printed_at_s < _JSON_EVERY_S:
+            return
+        self._printed_at_s = now_s
+        centre = measure_box(matched, *centre_of(matched))
+        line: dict[str, float | int | str | None] = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "pairs": stats.pairs,
+            "fps": round(stats.fps, 2),
+            "latency_ms": round(stats.latency_ms, 1),
+            "skew_ms": round(rig.skew_ms, 1),
+            "known_percent": round(100 * float(np.isfinite(matched.match.disparity_px).mean()), 1),
+        }
+        for name, value in centre._asdict().items():
+            line[f"centre_{name}"] = round(value, 4) if math.isfinite(value) else None
+        print(json.dumps(line), flush=True)
+
+
+def _open_views(
+    stack: ExitStack,
+    options: ShowOptions,
+    rectify: Rectifier | Resizer,
+    report: JsonReport,
+) -> list[Callable[[MatchedFrame], None]]:
+    """Return what takes each result beside the windows: files of depth, lines of JSON."""
+    views: list[Callable[[MatchedFrame], None]] = []
+    if options.save_depth is not None:
+        if rectify.stereo_calibration is None:
+            raise UserError("--save-depth: needs the rig's --calibration; without one there is no depth")
+        views.append(stack.enter_context(DepthWriter(options.save_depth, rectify.stereo_calibration)))
+    if options.json:
+        views.append(report)
+    return views
 
 
 def _save_by_key(

@@ -8,15 +8,32 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.data.rectify import rectify_points
 from foundation_stereo_depth.errors import CalibrationError
 from live_camera.board import Board, BoardView, ViewParameters
+from live_camera.precision import (
+    DEPTHS_M,
+    MIN_VIEWS,
+    NotDeterminedError,
+    Observation,
+    Precision,
+    ProposedView,
+    Shared,
+    estimate_covariance,
+    estimate_precision,
+    observe,
+    pack_shared,
+    propose_views,
+)
 
-MIN_PAIRS = 6
-"""Fewer would determine the nine unknowns of a camera, but could not separate a bad pair from a good one."""
+FEW_PAIRS = 6
+"""Fewer determine the nine unknowns of a camera, but hardly separate a bad pair from a good one: a warning."""
 MIN_PARAMETER_DIFFERENCE = 0.1
 """Two views are different if `Board.view_parameters` differ by this much in any number."""
 MIN_ANGLE_DEG = 15.0
-"""The board has to be seen under angles that differ by this much, to separate focal length from distance."""
+"""Boards seen under angles that differ by less hardly separate focal length from distance: a warning."""
+_MAX_RELATIVE_STD = 0.2
+"""Of focal length, baseline, and depth at one metre: beyond it a calibration is of no use."""
 
 _OUTLIER_RATIO = 2.5
 _OUTLIER_PX = 0.3
@@ -77,6 +94,9 @@ class CalibrationResult:
         left_rms_px, right_rms_px, stereo_rms_px: reprojection errors of each camera alone, and of both together.
         row_errors_px: difference of rows after rectification, of each corner that both views have.
         coverage: the fraction of the left and of the right image in which corners were detected.
+        precision: standard deviations of the result.
+        proposed: further views of the board that would help most.
+        warnings: what is wrong with the choice of views, one line each.
     """
 
     calibration: RigCalibration
@@ -87,6 +107,9 @@ class CalibrationResult:
     stereo_rms_px: float
     row_errors_px: Float[np.ndarray, " N"]
     coverage: tuple[float, float]
+    precision: Precision
+    proposed: tuple[ProposedView, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def pair_views(board: Board, name: str, left: BoardView | None, right: BoardView | None) -> BoardPair | None:
@@ -107,9 +130,17 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
         width: of the images, px.
 
     Raises:
-        CalibrationError: the pairs are too few, too similar, inconsistent, or not of a horizontal rig.
+        CalibrationError: the pairs determine no calibration, are inconsistent, or not of a horizontal rig.
     """
-    _check_variety(pairs, board, height, width)
+    if len(pairs) < MIN_VIEWS:
+        raise CalibrationError(
+            f"the board was found in both views of {len(pairs)} pairs; at least {MIN_VIEWS} are needed, better 15 to 20"
+        )
+    if (distinct := _count_distinct(pairs, board, height, width)) < MIN_VIEWS:
+        raise CalibrationError(
+            f"only {distinct} of {len(pairs)} pairs show the board in a different pose; at least {MIN_VIEWS} are "
+            "needed: move it over the whole image, near and far, and tilt it"
+        )
     kept, rejected = list(pairs), dict[str, str]()
     while True:
         fit = _fit_rig(kept, board, (width, height))
@@ -117,7 +148,7 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
         rms_px, median_px = float(fit.stereo_rms_px[worst]), float(np.median(fit.stereo_rms_px))
         if rms_px <= max(_OUTLIER_PX, _OUTLIER_RATIO * median_px):
             break
-        if len(rejected) + 1 > _MAX_REJECTED * len(pairs) or len(kept) <= MIN_PAIRS:
+        if len(rejected) + 1 > _MAX_REJECTED * len(pairs) or len(kept) <= MIN_VIEWS:
             raise _inconsistent(
                 f"{rms_px:.2f} px in pair {kept[worst].name}, {median_px:.2f} px in the others (median)"
             )
@@ -125,7 +156,8 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
         del kept[worst]
     if fit.all_rms_px > _MAX_RMS_PX:
         raise _inconsistent(f"{fit.all_rms_px:.1f} px in all pairs (RMS)")
-    _check_angles(fit)
+    distinct = _count_distinct(kept, board, height, width)
+    precision, proposed = _judge_precision(fit, distinct, board, height, width)
     calibration = fit.calibration(height, width)
     rows = [_row_errors_px(calibration, pair) for pair in kept]
     used = tuple(
@@ -150,6 +182,9 @@ def calibrate(pairs: list[BoardPair], board: Board, height: int, width: int) -> 
             float(covered_cells([pair.left for pair in kept], height, width).mean()),
             float(covered_cells([pair.right for pair in kept], height, width).mean()),
         ),
+        precision=precision,
+        proposed=proposed,
+        warnings=tuple(_list_weaknesses(fit, distinct, len(kept))),
     )
 
 
@@ -182,6 +217,7 @@ class _RigFit:
         view_rms_px: per pair, of each camera alone.
         stereo_rms_px: per pair, of both cameras together.
         board_rotations: per pair, from the board to the left camera.
+        observations: per pair, what its corners say about the parameters.
     """
 
     cameras: tuple[tuple[Any, Any], tuple[Any, Any]]
@@ -193,6 +229,12 @@ class _RigFit:
     view_rms_px: Float[np.ndarray, "N 2"]
     stereo_rms_px: Float[np.ndarray, " N"]
     board_rotations: Float[np.ndarray, "N 3 3"]
+    observations: tuple[Observation, ...]
+
+    @property
+    def shared(self) -> Shared:
+        """The parameters of both cameras and of their pose as one vector."""
+        return pack_shared(self.cameras, self.rotation, self.translation_m)
 
     def calibration(self, height: int, width: int) -> RigCalibration:
         """Return the rig; raises a CalibrationError where it is not plausible."""
@@ -210,12 +252,19 @@ class _RigFit:
 
 
 def _fit_rig(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _RigFit:
+    try:
+        return _fit_by_opencv(pairs, board, size)
+    except cv2.error as error:
+        raise _not_determined("OpenCV finds no solution") from error
+
+
+def _fit_by_opencv(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _RigFit:
     left = _fit_camera(board, [pair.left for pair in pairs], size)
     right = _fit_camera(board, [pair.right for pair in pairs], size)
     common = [pair.common for pair in pairs]
     # Both cameras are refined together with the pose: measured, that leaves 4 % less held-out row error than keeping
     # the values of each camera alone. A model of eight coefficients fits no better and doubles the row error.
-    rms_px, k1, d1, k2, d2, rotation, translation, _, _, board_rotations, _, per_view = cv2.stereoCalibrateExtended(
+    rms_px, k1, d1, k2, d2, rotation, translation, _, _, turns, shifts, per_view = cv2.stereoCalibrateExtended(
         [board.points_m[ids] for ids, _, _ in common],
         [corners for _, corners, _ in common],
         [corners for _, _, corners in common],
@@ -229,16 +278,23 @@ def _fit_rig(pairs: list[BoardPair], board: Board, size: tuple[int, int]) -> _Ri
         flags=cv2.CALIB_USE_INTRINSIC_GUESS,
         criteria=(cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 200, 1e-8),
     )
+    cameras, translation_m = ((k1, d1), (k2, d2)), np.asarray(translation).ravel()
+    shared = pack_shared(cameras, np.asarray(rotation), translation_m)
+    poses = [np.concatenate([np.ravel(turn), np.ravel(at)]) for turn, at in zip(turns, shifts, strict=True)]
     return _RigFit(
-        cameras=((k1, d1), (k2, d2)),
+        cameras=cameras,
         rotation=np.asarray(rotation),
-        translation_m=np.asarray(translation).ravel(),
+        translation_m=translation_m,
         left_rms_px=left.rms_px,
         right_rms_px=right.rms_px,
         all_rms_px=float(rms_px),
         view_rms_px=np.column_stack([left.view_rms_px, right.view_rms_px]),
         stereo_rms_px=np.sqrt((np.asarray(per_view) ** 2).mean(axis=1)),
-        board_rotations=np.array([cv2.Rodrigues(rotation)[0] for rotation in board_rotations]),
+        board_rotations=np.array([cv2.Rodrigues(turn)[0] for turn in turns]),
+        observations=tuple(
+            observe(board.points_m[ids], left_px, right_px, pose, shared)
+            for (ids, left_px, right_px), pose in zip(common, poses, strict=True)
+        ),
     )
 
 
@@ -264,33 +320,67 @@ def _fit_camera(board: Board, views: list[BoardView], size: tuple[int, int]) -> 
 
 def _row_errors_px(rig: RigCalibration, pair: BoardPair) -> Float[np.ndarray, " N"]:
     """Return the absolute difference of rows of each common corner after rectification."""
-    _, left, right = pair.common
-    rectified = rig.rectified
-    rows = [
-        cv2.undistortPoints(corners[:, None].astype(np.float64), matrix, distortion, R=rotation, P=projection)[:, 0, 1]
-        for corners, matrix, distortion, rotation, projection in (
-            (left, rig.left_matrix, rig.left_distortion, rectified.left_rotation, rectified.left_projection),
-            (right, rig.right_matrix, rig.right_distortion, rectified.right_rotation, rectified.right_projection),
-        )
-    ]
-    return np.abs(rows[0] - rows[1])
+    _, left_px, right_px = pair.common
+    left, right = rectify_points(rig, left_px, right_px)
+    return np.abs(left[:, 1] - right[:, 1])
 
 
-def _check_variety(pairs: list[BoardPair], board: Board, height: int, width: int) -> None:
+def _judge_precision(
+    fit: _RigFit, distinct: int, board: Board, height: int, width: int
+) -> tuple[Precision, tuple[ProposedView, ...]]:
+    """Return the standard deviations of a fit, and which further views would help most.
+
+    Raises:
+        CalibrationError: the pairs do not determine the calibration.
+    """
+    try:
+        covariance = estimate_covariance(fit.shared, fit.observations, distinct)
+        precision = estimate_precision(fit.shared, covariance, height, width)
+        proposed = propose_views(fit.shared, fit.observations, board, height, width)
+    except NotDeterminedError:
+        raise _not_determined("some of its numbers are not determined at all") from None
+    relative = {
+        "the focal length": precision.focal_px / fit.shared[0],
+        "the baseline": precision.baseline_m / float(np.linalg.norm(fit.translation_m)),
+        f"depth at {DEPTHS_M[0]:g} m": precision.depth_m[0] / DEPTHS_M[0],
+    }
+    worst = max(relative, key=lambda name: relative[name])
+    if not relative[worst] <= _MAX_RELATIVE_STD:
+        raise _not_determined(f"{worst} would be known to {relative[worst]:.0%} (standard deviation)")
+    return precision, tuple(proposed)
+
+
+def _count_distinct(pairs: list[BoardPair], board: Board, height: int, width: int) -> int:
+    """Return how many pairs show the board in a pose of its own."""
     distinct: list[ViewParameters] = []
     for pair in pairs:
         parameters = board.view_parameters(pair.left, height, width)
         if is_new_view(parameters, distinct):
             distinct.append(parameters)
-    if len(pairs) < MIN_PAIRS:
-        raise CalibrationError(
-            f"the board was found in both views of {len(pairs)} pairs; at least {MIN_PAIRS} are needed, better 15 to 20"
+    return len(distinct)
+
+
+def _list_weaknesses(fit: _RigFit, distinct: int, pairs: int) -> list[str]:
+    """Return what is wrong with the choice of the views, one line each."""
+    weaknesses: list[str] = []
+    if distinct < FEW_PAIRS:
+        weaknesses.append(
+            f"only {distinct} of {pairs} pairs show the board in a different pose, better 15 to 20; a bad "
+            "pair among few is hard to find: move the board over the whole image, near and far, and tilt it"
         )
-    if len(distinct) < MIN_PAIRS:
-        raise CalibrationError(
-            f"only {len(distinct)} of {len(pairs)} pairs show the board in a different pose; at least {MIN_PAIRS} are "
-            "needed: move it over the whole image, near and far, and tilt it"
+    if (widest_deg := _widest_angle_deg(fit)) < MIN_ANGLE_DEG:
+        weaknesses.append(
+            f"the angle of the board differs by at most {widest_deg:.0f} degrees between any two pairs, better "
+            f"{MIN_ANGLE_DEG:.0f} and more: tilt it to the left and right, up and down"
         )
+    return weaknesses
+
+
+def _not_determined(reason: str) -> CalibrationError:
+    return CalibrationError(
+        f"the pairs determine no calibration: {reason}; add pairs in which the board is tilted to the left and right, "
+        "up and down, near and far, and in every corner of the image"
+    )
 
 
 def _inconsistent(errors: str) -> CalibrationError:
@@ -300,11 +390,6 @@ def _inconsistent(errors: str) -> CalibrationError:
     )
 
 
-def _check_angles(fit: _RigFit) -> None:
+def _widest_angle_deg(fit: _RigFit) -> float:
     normals = fit.board_rotations[:, :, 2]
-    widest_deg = float(np.degrees(np.arccos(np.clip(normals @ normals.T, -1, 1))).max())
-    if widest_deg < MIN_ANGLE_DEG:
-        raise CalibrationError(
-            f"the angle of the board differs by at most {widest_deg:.0f} degrees between any two pairs; at least "
-            f"{MIN_ANGLE_DEG:.0f} are needed: tilt it to the left and right, up and down"
-        )
+    return float(np.degrees(np.arccos(np.clip(normals @ normals.T, -1, 1))).max())

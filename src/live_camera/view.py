@@ -1,11 +1,13 @@
 """The windows, their keys and the mouse, by OpenCV; and the 3-D view by rerun."""
 
 import importlib
+import logging
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,7 +20,9 @@ from live_camera import draw
 from live_camera.matcher import MatchedFrame
 from live_camera.options import ShowOptions
 
-PAIR_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, CONFIDENCE_WINDOW = "Rectified pair", "Depth", "Disparity", "DL Confidence"
+logger = logging.getLogger(__name__)
+
+PAIR_WINDOW, DEPTH_WINDOW, DISPARITY_WINDOW, CONFIDENCE_WINDOW = "Stereo pair", "Depth", "Disparity", "DL Confidence"
 
 KEYS = {
     "l": "draw epipolar lines: the same point lies on the same line in both views",
@@ -34,6 +38,9 @@ KEYS = {
 
 _ESCAPE = 27
 _MIN_VIEW_WIDTH_PX = 480
+_SMALLEST_VIEW_PX = 160
+_SCREEN_MARGIN_PX, _GAP_PX, _FRAME_PX = 20, 10, 40
+"""Around all windows; between two; and what a window manager puts above each window."""
 _RANGE_STEP = 1.2
 _SMOOTHING = 0.15
 """Fraction by which the colour range approaches the scene's per image where it adapts."""
@@ -50,6 +57,7 @@ class ViewState:
     Attributes:
         cursor: column and row of the map under the mouse; None while it is elsewhere.
         low, high: the ends of the depth (or disparity) range; None before the first image.
+        screen: width and height of the screen that the windows have to fit, px; None where it is unknown.
         depth_range: the ends to begin with where there is a depth, m; None takes the first image's.
         colour_map: OpenCV's, of depth and disparity.
     """
@@ -62,6 +70,7 @@ class ViewState:
     cursor: tuple[int, int] | None = None
     low: float | None = None
     high: float | None = None
+    screen: tuple[int, int] | None = None
     depth_range: tuple[float, float] | None = None
     colour_map: int = cv2.COLORMAP_TURBO
 
@@ -125,7 +134,7 @@ class Status:
 def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_confidence: float) -> dict[str, Canvas]:
     """Return the image of each window, BGR, by its title."""
     raw_height, raw_width = matched.frame.left_rgb.shape[:2]
-    width = max(_MIN_VIEW_WIDTH_PX, matched.left.shape[1])
+    width = fit_view_width(max(_MIN_VIEW_WIDTH_PX, matched.left.shape[1]), raw_height / raw_width, state.screen)
     height = round(width * raw_height / raw_width)
     is_depth = matched.depth_m is not None
     values = matched.match.disparity_px if matched.depth_m is None else matched.depth_m
@@ -148,16 +157,33 @@ def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_co
         scales[CONFIDENCE_WINDOW] = ColourScale(low=0, high=100, unit="%", colour_map=cv2.COLORMAP_VIRIDIS)
         percent = matched.match.confidence * np.float32(100)
         bodies[CONFIDENCE_WINDOW] = apply_colours(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
-    values_text = ""
-    if state.cursor is not None:
-        _draw_cursors(bodies, state.cursor, height / matched.left.shape[0], width / matched.left.shape[1])
-        values_text = describe_pixel(matched, *state.cursor)
+    cursor = state.cursor or centre_of(matched)
+    _draw_cursors(bodies, cursor, height / matched.left.shape[0], width / matched.left.shape[1])
+    values_text = describe_pixel(matched, *cursor)
     if state.show_help:
         bodies[PAIR_WINDOW] = draw.draw_help(KEYS, height, 2 * width)
     return {
-        name: draw.compose_window(body, _title(name, state), scales.get(name), _rows(name, status, values_text))
+        name: draw.compose_window(
+            body, _title(name, state, rectified=is_depth), scales.get(name), _rows(name, status, values_text)
+        )
         for name, body in bodies.items()
     }
+
+
+def fit_view_width(wanted_px: int, aspect: float, screen: tuple[int, int] | None) -> int:
+    """Return the width of one view, px, with which all windows fit the screen: the pair above, two maps below.
+
+    Args:
+        wanted_px: where the screen allows it.
+        aspect: height of a view over its width.
+        screen: width and height, px; None where it is unknown.
+    """
+    if screen is None:
+        return wanted_px
+    across = (screen[0] - 2 * _SCREEN_MARGIN_PX - _GAP_PX - 2 * draw.BAR_PX) / 2
+    text = 2 * 3 * draw.ROW_PX + 2 * _FRAME_PX + _GAP_PX
+    down = (screen[1] - 2 * _SCREEN_MARGIN_PX - text) / 2 / aspect
+    return max(_SMALLEST_VIEW_PX, min(wanted_px, int(across), int(down)))
 
 
 def _draw_cursors(bodies: dict[str, Canvas], cursor: tuple[int, int], scale_y: float, scale_x: float) -> None:
@@ -169,38 +195,70 @@ def _draw_cursors(bodies: dict[str, Canvas], cursor: tuple[int, int], scale_y: f
             draw.draw_cursor(body, column + body.shape[1] // 2, row, round(_BOX_HALF_PX * scale_x))
 
 
-def describe_pixel(matched: MatchedFrame, column: int, row: int) -> str:
-    """Return disparity, depth and confidence at a pixel of the map, and their medians in the box around it."""
-    box = (
+class BoxMeasure(NamedTuple):
+    """Medians of a small box: px and metres, with their predicted standard deviations; NaN where unknown."""
+
+    disparity_px: float
+    sigma_px: float
+    depth_m: float
+    sigma_m: float
+
+
+def centre_of(matched: MatchedFrame) -> tuple[int, int]:
+    """Return column and row of the middle of a result."""
+    height, width = matched.match.disparity_px.shape
+    return width // 2, height // 2
+
+
+def measure_box(matched: MatchedFrame, column: int, row: int) -> BoxMeasure:
+    """Return the medians of the box around a pixel."""
+    rows, columns = _box(column, row)
+    return _measure(matched, rows, columns)
+
+
+def _box(column: int, row: int) -> tuple[slice, slice]:
+    return (
         slice(max(0, row - _BOX_HALF_PX), row + _BOX_HALF_PX + 1),
         slice(max(0, column - _BOX_HALF_PX), column + _BOX_HALF_PX + 1),
     )
+
+
+def _measure(matched: MatchedFrame, rows: slice, columns: slice) -> BoxMeasure:
+    match, at, unknown = matched.match, (rows, columns), float("nan")
+    disparity_px = _median(match.disparity_px[at])
+    sigma_px = unknown if match.sigma_px is None else _median(match.sigma_px[at])
+    depth_m = unknown if matched.depth_m is None else _median(matched.depth_m[at])
+    sigma_m = unknown
+    if matched.calibration is not None:
+        sigma_m = float(depth_std_from_disparity(disparity_px, sigma_px, matched.calibration))
+    return BoxMeasure(disparity_px, sigma_px, depth_m, sigma_m)
+
+
+def describe_pixel(matched: MatchedFrame, column: int, row: int) -> str:
+    """Return disparity, depth and confidence at a pixel of the map, and their medians in the box around it."""
+    box = _box(column, row)
     side = 2 * _BOX_HALF_PX + 1
     pixel = _describe_medians(matched, slice(row, row + 1), slice(column, column + 1))
     return f"({column}, {row})  {pixel}    {side}x{side}:  {_describe_medians(matched, *box)}"
 
 
 def _describe_medians(matched: MatchedFrame, rows: slice, columns: slice) -> str:
-    match, at = matched.match, (rows, columns)
-    disparity_px = _median(match.disparity_px[at])
-    parts = [f"{disparity_px:.2f} px" if np.isfinite(disparity_px) else "no disparity"]
-    if match.sigma_px is not None:
-        parts[0] += f" ± {_median(match.sigma_px[at]):.2f}"
-    if matched.depth_m is not None and matched.calibration is not None:
-        depth_m = _median(matched.depth_m[at])
-        text = f"{depth_m:.3f} m" if np.isfinite(depth_m) else "no depth"
-        if match.sigma_px is not None and np.isfinite(depth_m):
-            sigma_m = depth_std_from_disparity(disparity_px, _median(match.sigma_px[at]), matched.calibration)
-            text += f" ± {sigma_m:.3f}"
-        parts.append(text)
-    if match.confidence is not None:
-        parts.append(f"P {100 * _median(match.confidence[at]):.0f} %")
+    found = _measure(matched, rows, columns)
+    parts = [f"{found.disparity_px:.2f} px" if np.isfinite(found.disparity_px) else "no disparity"]
+    if matched.match.sigma_px is not None:
+        parts[0] += f" ± {found.sigma_px:.2f}"
+    if matched.depth_m is not None:
+        text = f"{found.depth_m:.3f} m" if np.isfinite(found.depth_m) else "no depth"
+        parts.append(text + (f" ± {found.sigma_m:.3f}" if np.isfinite(found.sigma_m) else ""))
+    if matched.match.confidence is not None:
+        parts.append(f"P {100 * _median(matched.match.confidence[rows, columns]):.0f} %")
     return "  ".join(parts)
 
 
-def _title(name: str, state: ViewState) -> str:
+def _title(name: str, state: ViewState, *, rectified: bool) -> str:
     if name == PAIR_WINDOW:
-        return "left and right view, rectified" + ("  ·  paused" if state.paused else "") + "  ·  h: help"
+        rows = "rectified" if rectified else "not rectified: no calibration"
+        return f"left and right view, {rows}" + ("  ·  paused" if state.paused else "") + "  ·  h: help"
     if name == CONFIDENCE_WINDOW:
         return "confidence, P(|error| < 1 px)"
     quantity = "depth" if name == DEPTH_WINDOW else "disparity (no calibration, so no depth)"
@@ -237,8 +295,7 @@ class Windows:
     """
 
     def __init__(self) -> None:
-        check_display()
-        self.state = ViewState()
+        self.state = ViewState(screen=check_display())
         self.closed = False
         self._open: dict[str, tuple[int, int]] = {}
         self._map_size = (1, 1)
@@ -285,10 +342,13 @@ class Windows:
         return others
 
     def _create(self, name: str, image: Canvas) -> None:
-        cv2.namedWindow(name, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
-        below = self._body_size[0] + 3 * draw.ROW_PX + 60
-        positions = {PAIR_WINDOW: (20, 20), CONFIDENCE_WINDOW: (20 + self._body_size[1] + draw.BAR_PX + 20, below)}
-        cv2.moveWindow(name, *positions.get(name, (20, below)))
+        cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        cv2.resizeWindow(name, image.shape[1], image.shape[0])
+        left = _SCREEN_MARGIN_PX
+        below = left + self._body_size[0] + 3 * draw.ROW_PX + _FRAME_PX + _GAP_PX
+        beside = left + self._body_size[1] + draw.BAR_PX + _GAP_PX
+        positions = {PAIR_WINDOW: (left, left), CONFIDENCE_WINDOW: (beside, below)}
+        cv2.moveWindow(name, *positions.get(name, (left, below)))
         cv2.setMouseCallback(name, self._track_mouse, name)
         self._open[name] = image.shape[:2]
 
@@ -329,31 +389,46 @@ class ImageWindow:
         return key not in (_ESCAPE, ord("q")) and cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
 
 
-def check_display() -> None:
-    """Check that a window can be opened.
+def check_display() -> tuple[int, int] | None:
+    """Check that a window can be opened; return width and height of the screen, px, None where they are unknown.
 
     Raises:
         UserError: it cannot. Qt ends the whole process in that case, so a process of its own tries it.
     """
-    code = "import cv2; cv2.namedWindow('display?'); cv2.destroyAllWindows()"
-    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    tried = subprocess.run([sys.executable, "-c", _TRY_DISPLAY], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
         display = os.environ.get("DISPLAY")
         found = f"DISPLAY is {display}, but no window opens there" if display else "no display was found"
         raise UserError(f"{found}; use --headless to run without one")
+    size = [int(word) for word in tried.stdout.split() if word.isdigit()]
+    return (size[0], size[1]) if len(size) == 2 else None
+
+
+_TRY_DISPLAY = """
+import cv2
+cv2.namedWindow("display?")
+cv2.destroyAllWindows()
+try:
+    import tkinter
+    root = tkinter.Tk()
+except Exception:  # not installed, as in some distributions: the size stays unknown
+    raise SystemExit
+print(root.winfo_screenwidth(), root.winfo_screenheight())
+"""
 
 
 class RerunView:
-    """Shows each result in rerun's viewer; without a display in `live.rrd`, in the folder for snapshots.
+    """Shows each result in rerun's viewer; without a display in a file that it opens.
 
     Args:
         options: where to save, and the lowest confidence of a point.
+        save_to: file to write where there is no display.
 
     Raises:
         UserError: rerun is not installed.
     """
 
-    def __init__(self, options: ShowOptions) -> None:
+    def __init__(self, options: ShowOptions, save_to: Path) -> None:
         try:
             self._rerun: Any = importlib.import_module("rerun")
         except ModuleNotFoundError as error:
@@ -361,8 +436,9 @@ class RerunView:
         self._min_confidence = options.min_confidence
         self._rerun.init("foundation-stereo-live-view", spawn=not options.headless)
         if options.headless:
-            options.save_dir.mkdir(parents=True, exist_ok=True)
-            self._rerun.save(str(options.save_dir / "live.rrd"))
+            save_to.parent.mkdir(parents=True, exist_ok=True)
+            self._rerun.save(str(save_to))
+            logger.info("%s: the 3-D view is written there", save_to)
         self._rerun.log("/", self._rerun.ViewCoordinates.RIGHT_HAND_Y_DOWN, static=True)
 
     def __call__(self, matched: MatchedFrame) -> None:

@@ -21,10 +21,10 @@ NOTHING = AugmentOptions(
 
 def batch_of(B: int = 2, H: int = 37, W: int = 61, colour: float | None = None) -> StereoBatch:
     generator = torch.Generator().manual_seed(0)
-    views = torch.randint(0, 256, (2, B, 3, H, W), generator=generator, dtype=torch.uint8)
+    eyes = torch.randint(0, 256, (2, B, 3, H, W), generator=generator, dtype=torch.uint8)
     if colour is not None:
-        views = torch.full_like(views, int(colour))
-    return StereoBatch(left=views[0], right=views[1], disparity_px=torch.ones(B, 1, H, W), indices=torch.arange(B))
+        eyes = torch.full_like(eyes, int(colour))
+    return StereoBatch(left=eyes[0], right=eyes[1], disparity_px=torch.ones(B, 1, H, W), indices=torch.arange(B))
 
 
 def keys_of(B: int, epoch: int = 0) -> torch.Tensor:
@@ -58,7 +58,7 @@ def test_a_sample_is_changed_the_same_way_in_any_batch() -> None:
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=0)
 
 
-def test_other_devices_augment_a_batch_at_once_with_equal_results(monkeypatch) -> None:
+def test_other_devices_do_a_whole_batch_at_once_and_get_the_same(monkeypatch) -> None:
     """The steps as another device has them, forced upon this one; JPEG is compared elsewhere."""
     batch, options = batch_of(B=5), AugmentOptions(blur_prob=0.5, erase_prob=0.7, jpeg_prob=0)
     expected = augmented_pair(batch, keys_of(5), options)
@@ -71,7 +71,7 @@ def test_other_devices_augment_a_batch_at_once_with_equal_results(monkeypatch) -
     torch.testing.assert_close(pair, expected, atol=1e-5, rtol=0)
 
 
-def test_epochs_and_views_have_independent_random_numbers() -> None:
+def test_epochs_and_eyes_draw_for_themselves() -> None:
     batch = batch_of(colour=128)
     options = dataclasses.replace(NOTHING, brightness_jitter=0.25)
     first, second = (augmented_pair(batch, keys_of(2, epoch), options) for epoch in (0, 1))
@@ -126,11 +126,11 @@ def test_noise_has_the_drawn_strength_and_no_mean() -> None:
     assert std.max() > 0.025
     assert std.min() < 0.005
     assert abs(float(noise.mean())) < 1e-3
-    # Both views are of one scene, and few scenes are dark.
-    left, right = std.view(40, 2).T
-    assert ((left / right > 0.45) & (left / right < 2.2)).all()
-    assert (left / right - 1).abs().max() > 0.2
-    assert std.median() < 0.2 * 0.03
+    assert std.median() < 0.2 * 0.03  # few rooms are dark
+    left, right = std.view(40, 2).T  # each view by itself
+    assert (left > 3 * right).sum() >= 5
+    assert (right > 3 * left).sum() >= 5
+    assert abs(float(torch.corrcoef(torch.stack([left, right]))[0, 1])) < 0.5
 
 
 def test_blur_smooths_and_keeps_the_mean() -> None:
@@ -142,8 +142,8 @@ def test_blur_smooths_and_keeps_the_mean() -> None:
     unblurred = augmented_pair(batch, keys_of(20), dataclasses.replace(NOTHING, blur_prob=0.3))
     changed = (unblurred - before).abs().view(20, 2, -1).amax(-1) > 1e-3
     assert 0.1 < changed.float().mean() < 0.5
-    # Both views or none, each by a sigma of its own, of which the least change nothing.
-    assert (changed[:, 0] == changed[:, 1]).float().mean() >= 0.9
+    assert (changed[:, 0] & ~changed[:, 1]).any()  # each view by itself
+    assert (changed[:, 1] & ~changed[:, 0]).any()
 
 
 def test_half_of_the_pairs_come_as_jpeg_files_of_one_quality() -> None:
@@ -156,7 +156,7 @@ def test_half_of_the_pairs_come_as_jpeg_files_of_one_quality() -> None:
 
 
 @pytest.mark.parametrize("quality", [30, 60, 95])
-def test_jpeg_changes_an_image_as_libjpeg_does(quality: int) -> None:
+def test_jpeg_changes_a_picture_as_libjpeg_does(quality: int) -> None:
     rows, columns = np.indices((50, 70))
     rgb = np.stack([rows * 5, columns * 3, 128 + 100 * np.sin(rows * columns / 90)], axis=-1).astype(np.uint8)
     file = io.BytesIO()

@@ -15,6 +15,7 @@ from foundation_stereo_depth import log
 from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import (
     encode_fsd_disparity,
+    encode_npy,
     read_disparity,
     read_fsd_code,
     read_rgb,
@@ -194,15 +195,12 @@ def test_one_view_alone_is_not_split(name: str) -> None:
         find_pairs(name, name, side_by_side=True)
 
 
-NPY_HEADER = b"\x93NUMPY\x01\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (50,), }".ljust(127) + b"\n"
-
-
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
         ("x.heic", b"\0\0\0\x18ftypheic", "a HEIC photograph"),
         ("x.jpg", b"\0\0\0\x18ftypmif1", "a HEIC photograph"),
-        ("x.npy", NPY_HEADER, "a NumPy file"),
+        ("x.npy", encode_npy(np.zeros((4, 6), np.float32)), "a NumPy file"),
         ("x.svo2", b"\x89MCAP0\r\n", "a ZED recording"),
         ("x.SVO", b"?", "a ZED recording"),
         ("x.png", b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
@@ -307,3 +305,14 @@ def test_packed_tiff_of_12_bits_is_read_at_its_brightness() -> None:
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in entries)
     Path("x.tif").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4))
     np.testing.assert_allclose(read_rgb(Path("x.tif"))[0, :, 0], [0, 128, 255, 64], atol=1)
+
+
+@pytest.mark.parametrize("order", [(0, 2, 1), (1, 0, 2), (2, 1, 0), (1, 2, 0)])
+def test_exchanged_channels_of_a_disparity_map_are_refused(order: tuple[int, int, int]) -> None:
+    rows, columns = np.mgrid[:40, :1280].astype(np.float32)
+    disparity_px = 30 + 0.02 * columns + 0.05 * rows + 3 * (columns // 200 % 2)
+    write_rgb(Path("right.png"), code := encode_fsd_disparity(disparity_px))
+    np.testing.assert_array_equal(read_fsd_code(Path("right.png")), code)
+    write_rgb(Path("wrong.png"), np.ascontiguousarray(code[..., order]))
+    with pytest.raises(DataError, match=r"wrong\.png: (its channels seem to be exchanged|holds a disparity of)"):
+        read_disparity(Path("wrong.png"))

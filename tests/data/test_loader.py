@@ -107,7 +107,7 @@ def test_damaged_entry_is_rebuilt(tmp_path: Path, fsd_tree: Path) -> None:
 
 def test_required_cache_fails_on_a_miss_and_on_damage(tmp_path: Path, fsd_tree: Path) -> None:
     cache_root = tmp_path / "cache"
-    with pytest.raises(DataError, match="no such entry, and --require-cache allows no other source"):
+    with pytest.raises(DataError, match=r"--require-cache: 6 of 6 samples have no entry in .*cache \(scene_0/0000, "):
         all_batches(
             open_files(
                 options_for(tmp_path, cache_root=cache_root, require_cache=True), fsd_tree, pin_memory=False

@@ -9,6 +9,7 @@ from conftest import write_fsd_sample
 from foundation_stereo_depth.data import scan as scanning
 from foundation_stereo_depth.data.fsd import FsdDataset, open_fsd
 from foundation_stereo_depth.data.loader import open_files
+from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options.training import DataOptions
 
 
@@ -185,7 +186,8 @@ def test_training_keeps_the_scan_beside_the_cache(settled: Path, scanned: list[s
 
 def test_a_required_cache_that_is_not_there_is_not_made(settled: Path) -> None:
     options = DataOptions(cache_root=Path("cache"), require_cache=True, height=48, width=64, num_workers=0)
-    open_files(options, settled, pin_memory=False)
+    with pytest.raises(DataError, match="6 of 6 samples have no entry in cache"):
+        open_files(options, settled, pin_memory=False)
     assert not Path("cache").exists()
 
 

@@ -11,11 +11,15 @@ import pytest
 import torch
 from benchmark_trees import eth3d
 from conftest import write_fsd_sample
+from rendered_rig import RenderedRig, converging_rig, noise_texture, plane_at
 
+from foundation_stereo_depth.calibration.files import save_calibration
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
 from foundation_stereo_depth.cli import evaluate_command, predict_command
+from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.data.fsd import FsdDataset
 from foundation_stereo_depth.data.loader import open_files
+from foundation_stereo_depth.data.rectify import Rectifier, rectified_rig
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import evaluate as evaluate_module
@@ -26,6 +30,7 @@ from foundation_stereo_depth.model.unet import FRESH_SHARE
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.stereo.geometry import disparity_from_depth
 from foundation_stereo_depth.training.train import train
 from foundation_stereo_depth.uncertainty import UncertaintyCounts
 
@@ -147,6 +152,41 @@ def test_baseline_is_scored_alone_or_beside_a_network(fsd_tree: Path, tmp_path: 
     both = evaluated(baseline="sgbm", dataset_root=fsd_tree, checkpoint=write_checkpoint(tmp_path / "x.pt"))
     assert set(both["overall"]) == {"network", "sgbm"}
     assert both["overall"]["sgbm"]["epe_px"] == figures["epe_px"]
+
+
+def test_raw_pairs_are_rectified_before_they_are_scored(caplog: pytest.LogCaptureFixture) -> None:
+    rig = converging_rig(height=120, width=160)
+    save_calibration(Path("rig.npz"), rig)
+    wall = plane_at(noise_texture(600, 800), 1.6 / 800, (0, 0, 0.8))
+    raw = RenderedRig(rig).pair(wall)
+    stereo = rig.stereo_calibration
+    # The wall stands at 0.8 m along the raw left axis; rectified axes are turned against it.
+    rows, columns = np.mgrid[:120, :160]
+    rays = np.stack([(columns - stereo.cx_left_px), (rows - stereo.cy_px), np.full((120, 160), stereo.focal_px)], -1)
+    depth_m = stereo.focal_px * 0.8 / (rays @ rig.rectified.left_rotation)[..., 2]
+    truth_px = disparity_from_depth(depth_m, stereo).astype(np.float32)
+    for folder, pair in (("raw", raw), ("rectified", Rectifier(rig, height=120, width=160)(*raw))):
+        for side, view in zip(("left", "right"), pair, strict=True):
+            Path(folder, side).mkdir(parents=True)
+            write_rgb(Path(folder, side, "0.png"), view)
+        Path(folder, "disparity").mkdir()
+        np.save(f"{folder}/disparity/0.npy", truth_px)
+    flags = {"dataset": "folders", "baseline": "sgbm", "at_native_size": True, "calibration": Path("rig.npz")}
+
+    def epe_px(root: str, **more: object) -> float:
+        caplog.clear()
+        return evaluated(dataset_root=Path(root), **flags | more)["overall"]["sgbm"]["epe_px"]
+
+    assert epe_px("raw") < 0.5
+    assert not caplog.messages
+    assert epe_px("rectified", rectify=False) < 0.5
+    assert not caplog.messages
+    assert epe_px("raw", rectify=False) > 2
+    assert "the first pair: the rows of both views differ by" in caplog.text
+    assert epe_px("rectified") > 2
+    assert "seem to be rectified already" in caplog.text
+    save_calibration(Path("already.npz"), rectified_rig(stereo))
+    assert epe_px("rectified", calibration=Path("already.npz")) == epe_px("rectified", rectify=False)
 
 
 def test_overall_figures_are_means_over_pixels_not_over_scenes(fsd_tree: Path) -> None:

@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -18,12 +19,13 @@ from foundation_stereo_depth.checkpoint import (
 )
 from foundation_stereo_depth.cli import export_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.inference import export
+from foundation_stereo_depth.inference import backends, export
 from foundation_stereo_depth.inference.backends import NetworkOutput, OnnxRuntimeBackend, TorchBackend
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
+from foundation_stereo_depth.options.training import ModelOptions
 
 
 def exported(checkpoint: Path, name: str = "net.onnx", **flags: object) -> Path:
@@ -152,7 +154,8 @@ def test_int8_is_smaller_and_about_as_accurate(tiny_checkpoint: Path, dynamic: P
     path = exported(tiny_checkpoint, "8.onnx", int8=True)
     assert path.stat().st_size < dynamic.stat().st_size  # of a network of the same shape
     assert re.search(
-        r"64x48: EPE .* px on 4 synthetic scenes, PyTorch's .* px, and .* apart; 87x61: EPE ", capsys.readouterr().out
+        r"64x48: EPE .* px on 4 synthetic scenes, PyTorch's .* px, and .* apart; .*, 87x61: EPE ",
+        capsys.readouterr().out,
     )
     kinds = [node.op_type for node in onnx.load(path).graph.node]
     convolutions = kinds.count("Conv")
@@ -305,3 +308,23 @@ def test_command_overwrites_only_with_the_flag(tiny_checkpoint: Path, capfd: pyt
     assert export_command(flags) == 2
     assert "net.safetensors: exists; --overwrite" in capfd.readouterr().err
     assert export_command([*flags, "--overwrite"]) == 0
+
+
+def test_inputs_of_openvino_are_found_beside_the_names_that_it_adds() -> None:
+    for names, expected in (({"pad", "pair"}, "pair"), ({"pad_1", "prior"}, "prior"), ({"b", "a"}, "a"), (set(), "")):
+        assert backends._onnx_name(SimpleNamespace(get_names=lambda names=names: names)) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["guided", "fused"])
+def test_a_network_with_a_prior_runs_at_a_fixed_size_in_every_backend(tmp_path: Path, model: str) -> None:
+    torch.manual_seed(0)
+    weights = create_network(ModelOptions(model=model, base_channels=4)).state_dict()
+    torch.save(weights, tmp_path / "bare.pt")
+    path = exported(tmp_path / "bare.pt", dynamic_size=False, height=48, width=64)
+    pair = shifted_pair(48, 64, 3)
+    expected = Predictor.open(tmp_path / "bare.pt", device="cpu", height=48, width=64, precision="fp32")(*pair)
+    for backend, precision in (("onnxruntime", "auto"), ("openvino", "fp32")):
+        predictor = Predictor.open(path, device="cpu", backend=backend, precision=precision)
+        for found in [*predictor.batch([pair, pair]), predictor(*pair)]:
+            np.testing.assert_allclose(found.disparity_px, expected.disparity_px, atol=2e-3)

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import shifted_pair
+from rendered_rig import RenderedRig, converging_rig, noise_texture, plane_at
 
+from foundation_stereo_depth.calibration.files import save_calibration
+from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.checkpoint import load_checkpoint
 from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import decode_whole_steps, read_png16, read_rgb, write_rgb
+from foundation_stereo_depth.data.rectify import Rectifier
 from foundation_stereo_depth.inference.predict import photometric_residual, seem_swapped
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.stereo.match import StereoMatch
@@ -97,8 +101,8 @@ def test_disparity_beyond_16_bits_does_not_stop_the_batch(
     predictor = matching_predictor(44, 88)
     plain = predictor.batch
 
-    def with_one_too_large(pairs: list) -> list[StereoMatch]:
-        matches = plain(pairs)
+    def with_one_too_large(pairs: list, **more: list) -> list[StereoMatch]:
+        matches = plain(pairs, **more)
         matches[0].disparity_px[1, 2] = 305.902
         return matches
 
@@ -268,6 +272,64 @@ def test_swapped_real_pairs_are_detected(shared_data: Path, matching_predictor: 
         left, right = (read_rgb(scene / f"dataset/data/{view}/rgb/0000.jpg") for view in ("left", "right"))
         assert not seem_swapped(predictor, left, right), scene.name
         assert seem_swapped(predictor, right, left), scene.name
+
+
+@pytest.fixture
+def raw_pair() -> RigCalibration:
+    """Write a raw pair of a wall, left.png and right.png of 160x120, and the rig's calibration; return the rig."""
+    rig = converging_rig(height=120, width=160)
+    wall = plane_at(noise_texture(600, 800), 1.6 / 800, (0, 0, 0.8), (0.1, 0.2, 0.0))
+    for name, view in zip(("left.png", "right.png"), RenderedRig(rig).pair(wall), strict=True):
+        write_rgb(Path(name), view)
+    save_calibration(Path("rig.npz"), rig)
+    return rig
+
+
+def predict_with(predictor: Predictor, monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr("foundation_stereo_depth.inference.predictor.open_network", lambda *_, **__: predictor)
+    assert predict_command([*flags, "--checkpoint", "any.pt", "--map-format", "npy", "--overwrite"]) == 0
+
+
+def test_raw_pair_is_rectified_as_in_the_live_view(
+    raw_pair: RigCalibration,
+    matching_predictor: Callable[..., Predictor],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    predictor, raw = matching_predictor(60, 80), ("left.png", "right.png")
+    flags = ("-o", "out", "--write", "depth,disparity,cloud", "--calibration", "rig.npz")
+    predict_with(predictor, monkeypatch, *raw, *flags)
+    assert "warning" not in capfd.readouterr().err
+    live = Rectifier(raw_pair, height=60, width=80)
+    depth_m = predictor(*live(*map(read_rgb, map(Path, raw)))).depth_m(live.stereo_calibration)
+    written_m = np.load("out/left_depth.npy")
+    assert written_m.shape == (120, 160)
+    np.testing.assert_allclose(written_m[::2, ::2], depth_m, rtol=1e-5)
+    assert np.nanmedian(written_m) == pytest.approx(0.8, rel=0.1)
+    rectified = Rectifier(raw_pair, height=120, width=160)(*map(read_rgb, map(Path, raw)))
+    for name, view in zip(("left_r.png", "right_r.png"), rectified, strict=True):
+        write_rgb(Path(name), view)
+    predict_with(predictor, monkeypatch, "left_r.png", "right_r.png", *flags, "--no-rectify")
+    assert "seem" not in capfd.readouterr().err
+    near = np.abs(np.load("out/left_r_depth.npy") - written_m) < 0.05
+    assert near.mean() > 0.9
+    predict_with(predictor, monkeypatch, "left_r.png", "right_r.png", *flags)
+    assert "seem to be rectified already: use --no-rectify" in capfd.readouterr().err
+    predict_with(predictor, monkeypatch, *raw, *flags, "--no-rectify")
+    assert "the images seem to be raw" in capfd.readouterr().err
+    predict_with(predictor, monkeypatch, *raw, "-o", "out", "--write", "disparity")
+    assert "give the rig's --calibration" in capfd.readouterr().err
+
+
+def test_image_with_its_calibration_beside_needs_no_flag(
+    raw_pair: RigCalibration, matching_predictor: Callable[..., Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("left.png", "right.png", "-o", "out", "--write", "depth")
+    predict_with(matching_predictor(60, 80), monkeypatch, *flags, "--calibration", "rig.npz")
+    expected_m = np.load("out/left_depth.npy")
+    Path("rig.npz").rename("left.calibration.npz")
+    predict_with(matching_predictor(60, 80), monkeypatch, *flags)
+    np.testing.assert_array_equal(np.load("out/left_depth.npy"), expected_m)
 
 
 @pytest.mark.usefixtures("folders")

@@ -37,13 +37,13 @@ def matched_frame(depth_m: np.ndarray | None) -> MatchedFrame:
 def test_missing_rerun_is_an_error_with_the_command_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", MagicMock(side_effect=ModuleNotFoundError))
     with pytest.raises(UserError, match="--rerun: rerun is not installed; install it by `uv sync --extra rerun`"):
-        RerunView(ShowOptions())
+        RerunView(ShowOptions(), Path("live.rrd"))
 
 
 def test_rerun_shows_near_confident_points_or_disparity(monkeypatch: pytest.MonkeyPatch) -> None:
     rerun = MagicMock()
     monkeypatch.setattr(importlib, "import_module", lambda _: rerun)
-    view = RerunView(ShowOptions(headless=True, save_dir=Path("captures")))
+    view = RerunView(ShowOptions(headless=True), Path("captures/live.rrd"))
     assert rerun.save.call_args.args == ("captures/live.rrd",)
     depth_m = np.full((3, 4), 2.0, np.float32)
     depth_m[0] = 20.0  # too far

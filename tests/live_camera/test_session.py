@@ -1,6 +1,7 @@
 """The commands of the live view without windows, and the files that they write."""
 
 import itertools
+import json
 import logging
 import re
 import subprocess
@@ -17,12 +18,16 @@ import numpy as np
 import pytest
 from conftest import shifted_pair
 from fake_cameras import FakeCamera, machine
+from rendered_rig import RenderedRig, converging_rig, noise_texture, plane_at
 
 from foundation_stereo_depth.calibration.files import read_calibration, save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.checkpoint import load_checkpoint, save_checkpoint
+from foundation_stereo_depth.cli import predict_command
 from foundation_stereo_depth.data.codecs import read_rgb, write_rgb
+from foundation_stereo_depth.data.rectify import Resizer, create_rectifier
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch
 from live_camera import camera as capture
@@ -34,8 +39,7 @@ from live_camera.cli import calibrate_command, list_cameras_command, live_view_c
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher, sgbm_matcher
 from live_camera.options import CameraOptions, ShowOptions, SourceOptions
-from live_camera.recording import Recorder, Recordings, Snapshots
-from live_camera.rectify import Resizer
+from live_camera.recording import Recorder, Recordings, Snapshots, check_recordable
 from live_camera.rig import Rig, StereoFrame, open_rig
 from live_camera.session import live_view
 
@@ -461,14 +465,15 @@ def test_snapshot_contains_frames_maps_cloud_and_windows(images: None) -> None:
     options = ShowOptions(headless=True, frames=1)
     live_view(rig, resizer, sgbm_matcher(height=H, width=W), options, after_pair=results.append)
     windows = view.draw_windows(results[0], view.ViewState(), view.Status(), 0.5)
-    with Snapshots(Path("captures")) as snapshots:
+    with Snapshots(Path("captures"), resizer.calibration) as snapshots:
         snapshots.save(results[0], windows)
         snapshots.save(results[0], windows)
     first, second = snapshots.written
     assert first != second
     assert {path.name for path in first.iterdir()} == {
         *("raw_left.png", "raw_right.png", "left.png", "right.png"),
-        *("window_rectified_pair.png", "window_depth.png"),
+        *("raw_left.calibration.npz", "left.calibration.npz"),
+        *("window_stereo_pair.png", "window_depth.png"),
         *("disparity_px.npy", "depth_m.npy", "cloud.ply"),
     }
     assert np.array_equal(read_rgb(first / "raw_left.png"), LEFT)
@@ -645,3 +650,76 @@ def test_live_calibration_without_a_board_is_an_error(images: None, capsys: pyte
     assert "no pair was collected" in capsys.readouterr().err
     assert calibrate_command([*GLOBS, "--square-mm", "25", "--headless", "--fps", "200"]) == 2
     assert "no pair was collected" in capsys.readouterr().err  # the empty folder is used again
+
+
+def test_predicted_recording_has_the_depth_that_the_live_view_showed(
+    matching_predictor: Callable[..., Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = converging_rig(height=H, width=W)
+    save_calibration(Path("rig.npz"), rig)
+    for number in range(3):
+        wall = plane_at(noise_texture(600, 800), 1.6 / 800, (0.02 * number, 0, 0.7 + 0.1 * number), (0.1, 0.2, 0.0))
+        for side, image in zip(("left", "right"), RenderedRig(rig).pair(wall), strict=True):
+            write_rgb(Path(f"{side}{number}.png"), image)
+    calibrated = ["--calibration", "rig.npz", "--method", "sgbm", "--headless"]
+    assert live_view_command([*GLOBS, *calibrated, "--record", "raw.mkv"]) == 0
+    Path("rig.npz").unlink()  # the recording carries it
+
+    predictor = matching_predictor(H // 2, W // 2)
+    monkeypatch.setattr("foundation_stereo_depth.inference.predictor.open_network", lambda *_, **__: predictor)
+    shown = record_results(monkeypatch)
+    assert live_view_command(["--side-by-side", "raw.mkv", "--headless"]) == 0
+    assert predict_command(["raw.mkv", "-o", "out", "--write", "depth", "--map-format", "npy"]) == 0
+    assert len(shown) == len(list(Path("out").iterdir())) == 3
+    for number, result in enumerate(shown):
+        assert result.depth_m is not None
+        assert np.isfinite(result.depth_m).mean() > 0.9
+        written_m = np.load(f"out/raw_{number:06d}_depth.npy")
+        np.testing.assert_allclose(written_m[::2, ::2], result.depth_m, rtol=1e-5)
+
+
+def test_recording_of_rectified_pairs_is_not_rectified_again(images: None) -> None:
+    flags = [*GLOBS, "--method", "sgbm", "--headless", "--calibration", "rig.npz", "--no-rectify"]
+    assert live_view_command([*flags, "--record", "pairs.mkv"]) == 0
+    kept = read_calibration(Path("pairs.calibration.npz"))
+    assert isinstance(create_rectifier(kept, height=H, width=W), Resizer)
+    assert kept.stereo_calibration.focal_px * kept.stereo_calibration.baseline_m == pytest.approx(8.0)
+    Path("pairs.mkv").unlink()
+    with pytest.raises(UserError, match=r"--record pairs.mkv: pairs.calibration.npz exists already"):
+        check_recordable(Path("pairs.mkv"))
+
+
+def test_recording_keeps_the_rate_and_the_times_of_its_source(images: None) -> None:
+    flags = [*GLOBS, "--method", "sgbm", "--headless", "--fps", "20", "--record", "all.mkv"]
+    assert live_view_command(flags) == 0
+    video = cv2.VideoCapture("all.mkv")
+    assert video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    video.release()
+    header, *lines = Path("all.times.csv").read_text().splitlines()
+    assert header == "frame,time_s,skew_ms"
+    times_s = [float(line.split(",")[1]) for line in lines]
+    assert times_s[0] == 0
+    assert len(times_s) == 5
+    assert times_s == sorted(times_s)
+    assert times_s[-1] > 0.15  # four intervals of 50 ms, and a busy machine may take longer
+
+
+def test_depth_of_each_pair_is_saved_with_times_and_calibration(
+    images: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = record_results(monkeypatch)
+    flags = [*GLOBS, "--method", "sgbm", "--headless", "--save-depth", "depth"]
+    assert live_view_command(flags) == 2
+    assert "--save-depth: needs the rig's --calibration" in capsys.readouterr().err
+    flags += ["--calibration", "rig.npz"]
+    assert live_view_command([*flags, "--json"]) == 0
+    for number, result in enumerate(results):
+        np.testing.assert_array_equal(np.load(f"depth/depth_{number:06d}.npy"), result.depth_m)
+    assert len(Path("depth/depth.times.csv").read_text().splitlines()) == 6
+    assert read_calibration(Path("depth/depth.calibration.npz")).stereo_calibration.width == W
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert line["pairs"] == 1
+    assert line["centre_depth_m"] == pytest.approx(80 * 0.1 / SHIFT_PX, rel=0.05)
+    assert line["centre_sigma_px"] is None
+    assert live_view_command(flags) == 2
+    assert "--save-depth depth: exists already" in capsys.readouterr().err

@@ -57,6 +57,29 @@ def test_network_with_calibration_has_three_windows_of_the_cameras_aspect() -> N
     assert shown(images, PAIR_WINDOW)[100, 100].tolist() == [0, 0, 255]  # red, in the order of the screen
 
 
+@pytest.mark.parametrize("screen", [(1366, 768), (1400, 900), (1920, 1080)])
+@pytest.mark.parametrize("size", [(497, 741), (480, 640), (720, 1280)])
+def test_windows_fit_the_screen(screen: tuple[int, int], size: tuple[int, int]) -> None:
+    width = view.fit_view_width(max(480, size[1]), size[0] / size[1], screen)
+    height = round(width * size[0] / size[1])
+    assert width > 200
+    assert 2 * (width + draw.BAR_PX) + 10 + 40 <= screen[0]
+    assert 2 * (height + 3 * draw.ROW_PX + 40) + 10 + 40 <= screen[1] + 1
+    assert view.fit_view_width(640, 0.75, None) == 640
+
+
+def test_middle_is_read_out_without_a_mouse_and_missing_calibration_is_named() -> None:
+    images = view.draw_windows(matched_frame(), ViewState(), Status(), 0.5)
+    text = view.describe_pixel(matched_frame(), 32, 24)
+    row = draw.draw_text_row(text, images[PAIR_WINDOW].shape[1], draw.TEXT)
+    assert np.array_equal(images[PAIR_WINDOW][-draw.ROW_PX :], row)
+    raw = view.draw_windows(matched_frame(depth=False), ViewState(), Status(), 0.5)[PAIR_WINDOW]
+    title = draw.draw_text_row(
+        "left and right view, not rectified: no calibration  ·  h: help", raw.shape[1], draw.TEXT
+    )
+    assert np.array_equal(raw[: draw.ROW_PX], title)
+
+
 def test_windows_of_missing_depth_or_confidence_are_not_drawn() -> None:
     assert set(view.draw_windows(matched_frame(depth=False), ViewState(), Status(), 0.5)) == {
         PAIR_WINDOW,

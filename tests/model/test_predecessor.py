@@ -1,11 +1,19 @@
 """The network of older checkpoints gives what its plain formula gives, from weights under the names it had."""
 
+import argparse
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.model.predecessor import PredecessorUNet, create_predecessor, is_predecessor
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.model.predecessor import (
+    PredecessorUNet,
+    predecessor_options,
+    size_in_args,
+    with_uncertainty_head,
+)
+from foundation_stereo_depth.options.training import ModelOptions
 
 
 def random_network(*, predicts_uncertainty: bool = True) -> PredecessorUNet:
@@ -55,26 +63,38 @@ def test_any_size_is_padded_and_cropped() -> None:
     assert found.disparity_px.shape == found.log_variance.shape == (1, 1, 37, 61)
 
 
-def test_weights_are_recognised_and_loaded() -> None:
-    for predicts_uncertainty in (True, False):
-        network = random_network(predicts_uncertainty=predicts_uncertainty)
-        weights = network.state_dict()
-        assert is_predecessor(weights)
-        again, pair = create_predecessor(weights), torch.rand(1, 6, 32, 32)
-        assert again.predicts_uncertainty is predicts_uncertainty
-        with torch.inference_mode():
-            torch.testing.assert_close(again(pair), network(pair), equal_nan=True)
-    assert not is_predecessor({"stem.convolution.weight": torch.zeros(1)})
+def test_weights_are_recognised_by_names_and_shapes() -> None:
+    weights = random_network().state_dict()
+    assert predecessor_options(weights) == ModelOptions(model="predecessor", base_channels=4)
+    assert predecessor_options({"stem.convolution.weight": torch.zeros(1)}) is None
+    weights["enc1.block.0.weight"] = torch.zeros(4, 3, 3, 3)  # takes one image
+    assert predecessor_options(weights) is None
+    with pytest.raises(UserError, match="--base-channels is 600"):
+        predecessor_options(weights | {"enc1.block.0.weight": torch.zeros(600, 6, 3, 3)})
 
 
-@pytest.mark.parametrize("change", ["shape", "missing", "channels"])
-def test_weights_that_do_not_fit_are_refused(change: str) -> None:
-    weights = dict(random_network().state_dict())
-    if change == "shape":
-        weights["up2.weight"] = torch.zeros(3, 3, 2, 2)
-    elif change == "missing":
-        del weights["dec4.block.3.weight"]
-    else:
-        weights["enc1.block.0.weight"] = torch.zeros(4, 3, 3, 3)
-    with pytest.raises(CheckpointError):
-        create_predecessor(weights)
+@torch.inference_mode()
+def test_an_added_uncertainty_head_predicts_a_laplace_scale_of_1_px() -> None:
+    older, pair = random_network(predicts_uncertainty=False), torch.rand(1, 6, 32, 32)
+    assert older(pair).log_variance.isnan().all()
+    network = PredecessorUNet(base_channels=4, predicts_uncertainty=True)
+    network.load_state_dict(with_uncertainty_head(older.state_dict()))
+    found = network.eval()(pair)
+    torch.testing.assert_close(found.disparity_px, older(pair).disparity_px)
+    torch.testing.assert_close(found.log_variance.exp(), torch.full((1, 1, 32, 32), 2.0))  # 2 b^2
+    both = random_network().state_dict()
+    assert with_uncertainty_head(both).keys() == both.keys()
+
+
+@pytest.mark.parametrize(
+    ("args", "size"),
+    [
+        ({"height": 240, "width": 320, "lr": 1e-3}, (240, 320)),
+        (argparse.Namespace(img_height=96, img_width=128), (96, 128)),
+        ({"image_size": [48, 64]}, (48, 64)),
+        ({"height": 10**9, "width": True}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_the_size_stands_in_the_args(args: object, size: tuple) -> None:
+    assert size_in_args(args) == size

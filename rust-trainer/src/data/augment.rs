@@ -105,7 +105,7 @@ impl Augmentation {
         if options.lighting_jitter > 0.0 {
             kernels::light(planes, &Field { rows: 3, columns: 4, values: &of_view.lights, reaches_corners: false });
         }
-        if changes.blurred && options.blur_prob > 0.0 && options.blur_sigma_max > 0.0 {
+        if of_view.blurred && options.blur_prob > 0.0 && options.blur_sigma_max > 0.0 {
             kernels::blur(planes, &blur_weights(of_view.blur_sigma, options.blur_kernel_size as usize));
         }
         if options.noise_std_max > 0.0 {
@@ -129,7 +129,6 @@ fn reverse_rows<T: Copy>(rows: &mut [T], width: usize) {
 /// What is to happen to one sample.
 struct Changes {
     views: [ViewChanges; 2],
-    blurred: bool,
     /// A few vertical offsets over the right view, px.
     offset_px: [f32; 9],
     erased: bool,
@@ -154,6 +153,7 @@ struct ViewChanges {
     pivot: f32,
     /// A few factors over the image.
     lights: [f32; 12],
+    blurred: bool,
     blur_sigma: f32,
     /// Which stretch of the noise bank is added, times what.
     noise_start: usize,
@@ -173,17 +173,19 @@ impl Changes {
         // A sigma of 0 would divide by zero; at 0.1 px the neighbours' weight is already below 1e-20.
         let sigma: [f32; 2] = key.uniform("blur sigma", Range { low: 0.1, high: options.blur_sigma_max.max(0.1) });
         let start: [f32; 2] = key.uniform("noise", UNIT);
-        // Few rooms are dark: most pairs have little noise, some have much, and both views are of the same room.
-        let [of_both] = key.uniform("noise of both", UNIT);
+        let blur: [f32; 2] = key.uniform("blur", UNIT);
+        // Few rooms are dark: most views have little noise, some have much.
+        let level: [f32; 2] = key.uniform("noise level", UNIT);
         let of_each: [f32; 2] = key.uniform("noise of each", Range { low: 0.5, high: 1.0 });
         let views = [0, 1].map(|view| ViewChanges {
             exponent: gammas[view].exp(),
             colours: colour_matrix(contrast[view] * brightness[view], saturation[view], angle[view]),
             pivot: (1.0 - contrast[view]) * brightness[view],
             lights: std::array::from_fn(|i| lights[12 * view + i]),
+            blurred: f64::from(blur[view]) < options.blur_prob,
             blur_sigma: sigma[view],
             noise_start: (start[view] * (NOISE_BANK + 1) as f32) as usize,
-            noise_std: options.noise_std_max as f32 * of_both.powi(3) * of_each[view],
+            noise_std: options.noise_std_max as f32 * level[view].powi(3) * of_each[view],
         });
         let [reach] = key.uniform("vertical reach", Range { low: 0.0, high: options.vertical_offset_max_px });
         let field: [f32; 9] = key.uniform("vertical field", about(0.0, 1.0));
@@ -194,7 +196,6 @@ impl Changes {
             key.uniform("erase size", Range { low: 0.05 * largest, high: 0.5 * largest });
         Self {
             views,
-            blurred: is_below("blur", options.blur_prob),
             offset_px: field.map(|value| value * reach),
             erased: is_below("erase", options.erase_prob),
             foreign: is_below("erase foreign", 0.5),

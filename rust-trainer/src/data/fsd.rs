@@ -301,13 +301,13 @@ fn split_suffix(name: &OsStr, suffixes: &[&str]) -> Option<(OsString, u8)> {
     let position = suffixes.iter().position(|suffix| suffix.as_bytes().eq_ignore_ascii_case(&bytes[dot..]))?;
     // The first letter is the highest bit, so that small letters are preferred as in the Python program.
     let capitals = bytes[dot + 1..].iter().fold(0, |bits, letter| 2 * bits + u8::from(letter.is_ascii_uppercase()));
-    Some((OsStr::from_bytes(&bytes[..dot]).to_os_string(), (position as u8) << LETTER_BITS | capitals))
+    Some((OsStr::from_bytes(&bytes[..dot]).to_os_string(), ((position as u8) << LETTER_BITS) | capitals))
 }
 
 /// Return the suffix that `split_suffix` kept.
 fn spell_suffix(kept: u8, suffixes: &[&str]) -> String {
     let letters = &suffixes[usize::from(kept >> LETTER_BITS)][1..];
-    let spell = |(i, letter): (usize, char)| match kept >> (letters.len() - 1 - i) & 1 {
+    let spell = |(i, letter): (usize, char)| match (kept >> (letters.len() - 1 - i)) & 1 {
         1 => letter.to_ascii_uppercase(),
         _ => letter,
     };

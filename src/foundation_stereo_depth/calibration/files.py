@@ -42,6 +42,7 @@ from foundation_stereo_depth.calibration.text import (
 )
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.files import open_zip, read_regular_file, write_atomically
+from foundation_stereo_depth.options.inference import CalibrationFileOptions
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,41 @@ def read_calibration(path: Path, *, unit: Unit = "auto", image_size: tuple[int, 
     except Exception as error:  # of odd numbers, at any step: what a file holds is somebody else's
         raise CalibrationError(f"{path}: is damaged: {error}") from error
     return rig
+
+
+def read_calibration_of(options: CalibrationFileOptions) -> RigCalibration | None:
+    """Return the rig whose file the options name; None where they name none.
+
+    Raises:
+        CalibrationError: as `read_calibration`.
+    """
+    if options.calibration is None:
+        return None
+    return read_calibration(
+        options.calibration, unit=options.calibration_unit, image_size=options.calibration_image_size
+    )
+
+
+def calibration_beside(source: str | Path) -> Path:
+    """Return where the calibration of a recording or of a snapshot's image is kept, whether it is there or not.
+
+    >>> str(calibration_beside("captures/raw.mkv"))
+    'captures/raw.calibration.npz'
+    """
+    return Path(source).with_suffix(".calibration.npz")
+
+
+def find_calibration_beside(source: str | Path) -> Path | None:
+    """Return the calibration that a recording or a snapshot's image carries; None where there is none.
+
+    Args:
+        source: as the user names it: a file; of anything else nothing is carried.
+    """
+    path = Path(source)
+    if not path.is_file():
+        return None
+    beside = calibration_beside(path)
+    return beside if beside.is_file() else None
 
 
 def save_calibration(

@@ -104,7 +104,10 @@ def _ros_matrix(info: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> F
     found = entry(info, name)
     values = numbers({name: entry(found, "data") if isinstance(found, Mapping) else found}, name, (-1,))
     if values.size and not values.any() and -1 not in shape:
-        raise CalibrationError(f"{name} is all zeros: this camera was not calibrated")
+        what = "this camera was not calibrated"
+        if name in ("rectification_matrix", "projection_matrix"):
+            what = "the cameras were not calibrated as a pair"
+        raise CalibrationError(f"{name} is all zeros: {what}")
     return numbers({name: values}, name, shape)
 
 

@@ -241,7 +241,7 @@ def _make_filler(
             if not options.skip_bad:
                 raise
             return Outcome("bad", fault=str(error))
-        cache.write(scene, stem, sample, stamp)
+        cache.write(scene, stem, sample, stamp, compress=options.compress)
         return outcome._replace(size=cache.path(scene, stem).stat().st_size)
 
     return fill

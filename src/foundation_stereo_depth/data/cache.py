@@ -18,10 +18,13 @@ import tokenize
 import unicodedata
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+from jaxtyping import Int64
 
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
@@ -149,6 +152,7 @@ class SampleCache:
         source: SourceStamp | None = None,
         *,
         leave_free: float = 0.0,
+        compress: bool = False,
     ) -> StereoSample:
         """Create or replace an entry; return the sample as a later `read` will.
 
@@ -160,6 +164,7 @@ class SampleCache:
             sample: at the cache's size.
             source: stamp of its files, kept with it, so that `foundation-stereo-cache` notices when they change.
             leave_free: the disk counts as full when no more than this fraction of it is free.
+            compress: deflate it: smaller, and slower to read.
 
         Raises:
             RefusedEntryError: it would have to be written outside the cache.
@@ -178,7 +183,7 @@ class SampleCache:
         if source is not None:
             arrays[_SOURCE_KEY] = source.astype("<i8")
         # Not forced to the disk: an entry truncated by a power cut fails its checksum and is rebuilt.
-        write_atomically(path, lambda file: np.savez(file, **arrays), durable=False)  # pyright: ignore[reportArgumentType]
+        write_atomically(path, lambda file: _write_npz(file, arrays, compress=compress), durable=False)
         return rounded
 
     def remove_abandoned(self) -> int:
@@ -209,6 +214,25 @@ class SampleCache:
         if not frames:
             raise DataError(f"{self.root}: holds no <scene>/<stem>{ENTRY_SUFFIX}; fill it with foundation-stereo-cache")
         return SampleNames.from_pairs(scenes, frames)
+
+    def find_missing(self, names: SampleNames, positions: Int64[np.ndarray, " n"]) -> list[int]:
+        """Return those of the positions whose sample has no entry; one look at each scene's folder."""
+        entries: dict[str, set[str]] = {}
+        missing: list[int] = []
+        for i in positions.tolist():
+            scene = names.scene(i)
+            if scene not in entries:
+                entries[scene] = self._entries_of(scene)
+            if names.stem(i) + ENTRY_SUFFIX not in entries[scene]:
+                missing.append(i)
+        return missing
+
+    def _entries_of(self, scene: str) -> set[str]:
+        try:
+            with os.scandir(self.root / scene) as inside:
+                return {entry.name for entry in inside}
+        except FileNotFoundError:
+            return set()
 
     def check_case_collisions(self, names: SampleNames) -> None:
         """Check that no two samples share an entry, as `Room` and `room` do on a disk that ignores case.
@@ -257,6 +281,19 @@ class SampleCache:
             remove_abandoned(folder)
 
 
+def _write_npz(file: BinaryIO, arrays: Mapping[str, np.ndarray], *, compress: bool) -> None:
+    """Write arrays as np.savez does; deflated, except the stamp, which `SampleCache.source` reads by itself."""
+    if not compress:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        return
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            encoded = io.BytesIO()
+            np.lib.format.write_array(encoded, array, allow_pickle=False)
+            how = zipfile.ZIP_STORED if name == _SOURCE_KEY else zipfile.ZIP_DEFLATED
+            archive.writestr(f"{name}.npy", encoded.getvalue(), compress_type=how)
+
+
 def as_cached(sample: StereoSample) -> StereoSample:
     """Return the sample as a cache returns it: hits and misses must give the same losses."""
     return StereoSample(left=sample.left, right=sample.right, disparity_px=sample.disparity_px.astype(np.float16))
@@ -266,8 +303,11 @@ def open_cache(root: Path, height: int, width: int) -> SampleCache:
     """Return the cache at `root`, where there may be nothing yet: its first entry creates the folder and manifest.
 
     Raises:
-        DataError: the cache was made with another size or format version.
+        DataError: the cache was made with another size or format version, or a file is where its folder should be.
     """
+    existing = next(path for path in (root.absolute(), *root.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise DataError(f"--cache-root {root}: {existing} is a file, not a folder; name the folder of the entries")
     cache = SampleCache(root=root, height=height, width=width)
     _check_manifest(cache)
     return cache

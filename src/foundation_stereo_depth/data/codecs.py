@@ -1,6 +1,7 @@
 """File encodings: bytes <-> RGB images, bytes <-> disparity in px. The order of channels is handled here alone."""
 
 import io
+import itertools
 import logging
 import re
 from pathlib import Path
@@ -27,6 +28,12 @@ FSD_STEP_PX = 0.001
 """One step of the FSD code."""
 FSD_LARGEST_PX = (FSD_BASE**3 - 1) * FSD_STEP_PX
 """The largest disparity that three digits hold: 16581.374 px."""
+
+_FSD_WEIGHTS = np.array([FSD_BASE**2, FSD_BASE, 1], np.float32)
+_ORDER_ROWS, _ORDER_PIXELS = 8, 64
+"""Rows that are compared in all orders of the channels, and how many pixels have to differ from the next in them."""
+_ORDER_RATIO = 16
+"""Roughness of a map in its own order over that in the smoothest one. Exchanged digits make it 255 times as rough."""
 
 KITTI_STEPS_PER_PX = 256
 """KITTI keeps disparity as 16-bit whole numbers of 1/256 px; 0 is unknown."""
@@ -132,7 +139,7 @@ def read_fsd_code(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     code = decode_plain_png(encoded)
     if code is None:
         return _check_fsd_code(path, _decode(path, encoded, cv2.IMREAD_UNCHANGED))
-    return _check_not_grey(path, code)
+    return _check_channels(path, code)
 
 
 def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
@@ -142,17 +149,42 @@ def _check_fsd_code(path: Path, encoded: np.ndarray) -> UInt8[np.ndarray, "H W 3
             f"{path}: a FoundationStereo disparity map is an 8-bit RGB PNG, but this one has shape {encoded.shape} "
             f"and type {encoded.dtype}; was it converted to grey or to depth?"
         )
-    return _check_not_grey(path, np.asarray(encoded[..., ::-1], dtype=np.uint8))
+    return _check_channels(path, np.asarray(encoded[..., ::-1], dtype=np.uint8))
 
 
-def _check_not_grey(path: Path, code: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Return the code unchanged; raises DataError where it is grey: a map of 8 bits, or a drawing, saved as RGB."""
-    for part in (code[::16, ::16], code):  # nearly always the first few pixels tell
-        if not ((part[..., 0] == part[..., 1]) & (part[..., 1] == part[..., 2])).all():
-            return code
-    if not code.any():  # nothing is known
+def _check_channels(path: Path, code: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Return the code unchanged.
+
+    Raises:
+        DataError: it is grey (a map of 8 bits, or a drawing, saved as RGB), or its channels are in another order.
+    """
+    if _has_equal_channels(code[::16, ::16]) and _has_equal_channels(code) and code.any():
+        raise _grey(path)
+    rows = code[:: max(1, len(code) // _ORDER_ROWS)].astype(np.float32)
+    known = rows.any(axis=2)
+    changes = np.diff(rows, axis=1)[known[:, 1:] & known[:, :-1]]
+    changes = changes[changes.any(axis=1)]
+    if len(changes) < _ORDER_PIXELS:
         return code
-    raise DataError(
+    # Surfaces are smooth, and the last digit changes fastest. Only in the right order does it have the least weight.
+    roughness = {
+        order: float(np.median(np.abs(changes[:, order] @ _FSD_WEIGHTS))) for order in itertools.permutations(range(3))
+    }
+    smoothest = min(roughness, key=lambda order: roughness[order])
+    if roughness[0, 1, 2] > _ORDER_RATIO * max(roughness[smoothest], 1):
+        raise DataError(
+            f"{path}: its channels seem to be exchanged: as {''.join('RGB'[i] for i in smoothest)} it would be smooth; "
+            "write it again as RGB"
+        )
+    return code
+
+
+def _has_equal_channels(code: UInt8[np.ndarray, "H W 3"]) -> bool:
+    return bool(((code[..., 0] == code[..., 1]) & (code[..., 1] == code[..., 2])).all())
+
+
+def _grey(path: Path) -> DataError:
+    return DataError(
         f"{path}: its three channels are equal, so it is a grey image, not FoundationStereo's code of disparity (nor "
         "KITTI's, which has one channel of 16 bits); get the original file"
     )

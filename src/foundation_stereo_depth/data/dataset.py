@@ -4,6 +4,7 @@ To add a data set: a module with a class that has these members, a line in `DATA
 `options.datasets.DatasetName`.
 """
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from foundation_stereo_depth.data.folders import open_folders
-from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.fsd import holds_scene, open_fsd
 from foundation_stereo_depth.data.sample import (
     Incomplete,
     SampleNames,
@@ -26,9 +27,14 @@ from foundation_stereo_depth.data.split import DATASET_SEPARATOR
 from foundation_stereo_depth.data.synthetic.dataset import open_synthetic
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.options.datasets import DatasetSource
+from foundation_stereo_depth.options.fields import expand_home
+
+logger = logging.getLogger(__name__)
 
 DATASET_ROOT_VARIABLE = "FOUNDATION_STEREO_ROOT"
 """The environment variable that names the FSD folder where no flag does."""
+DEFAULT_ROOT = "~/Reference/OffTopic/Datasets/FoundationStereo"
+"""The FSD folder where neither a flag nor the variable names one."""
 
 
 @runtime_checkable
@@ -87,8 +93,19 @@ def open_dataset(name: str, root: Path, *, keep_in: Path | None = None, download
 
 
 def find_dataset_root(named: Path | None) -> Path | None:
-    """Return the FSD folder: the one that the flag names, else the environment's, else None."""
-    return named or (Path(variable) if (variable := os.environ.get(DATASET_ROOT_VARIABLE)) else None)
+    """Return the FSD folder: the one that the flag names, else the environment's, else the default if it has a scene.
+
+    An empty variable stands for no data set at all.
+    """
+    if named is not None:
+        return named
+    if (variable := os.environ.get(DATASET_ROOT_VARIABLE)) is not None:
+        return Path(expand_home(variable)) if variable else None
+    default = Path(expand_home(DEFAULT_ROOT))
+    if not holds_scene(default):
+        return None
+    logger.info("data set: %s (the default; --dataset-root or $%s names another)", default, DATASET_ROOT_VARIABLE)
+    return default
 
 
 @dataclass(frozen=True, kw_only=True)

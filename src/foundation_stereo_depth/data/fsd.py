@@ -160,6 +160,14 @@ def open_fsd(root: Path, keep_in: Path | None = None) -> FsdDataset:
     )
 
 
+def holds_scene(root: Path) -> bool:
+    """Return True for a folder with a scene in it; the first one found suffices."""
+    if not root.is_dir():
+        return False
+    with os.scandir(root) as inside:
+        return any(_is_scene(entry.path) for entry in inside) or bool(_find_scenes(root))
+
+
 def _find_scenes(root: Path) -> tuple[str, ...]:
     """Return the folders of the scenes, relative to `root`, sorted.
 

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _PROBED_STAMPS = 32
 """Cache entries whose files are checked when training starts: a second at worst, on a disk that has to seek."""
+_NAMED_MISSING = 3
 _LEFT_FREE = 0.01
 """Fraction of the cache's disk that training leaves free: checkpoints may have to go to the same one."""
 
@@ -277,6 +278,8 @@ def open_files(options: DataOptions, dataset_root: DatasetRoots, *, pin_memory: 
         compile_loops=len(taken) >= COMPILE_FROM_SAMPLES,
     )
     if cache is not None and dataset is not None:
+        if options.require_cache:
+            _check_complete(cache, names, taken)
         _warn_outdated(reader, taken)
     workers = default_workers() if options.num_workers == "auto" else options.num_workers
     train, rotations = _weight_positions(split.train, dataset)
@@ -319,6 +322,21 @@ def _open_sources(
                 cache.make_root()
         cache.check_case_collisions(dataset.names)
     return dataset
+
+
+def _check_complete(cache: SampleCache, names: SampleNames, taken: Positions) -> None:
+    """Check that each sample has an entry, before training has begun.
+
+    Raises:
+        MissingEntryError: some have none.
+    """
+    if missing := cache.find_missing(names, taken):
+        first = ", ".join(names.name(i) for i in missing[:_NAMED_MISSING])
+        more = ", ..." if len(missing) > _NAMED_MISSING else ""
+        raise MissingEntryError(
+            f"--require-cache: {len(missing):,} of {len(taken):,} samples have no entry in {cache.root} "
+            f"({first}{more}); fill it with foundation-stereo-cache, or leave --require-cache out"
+        )
 
 
 def _warn_outdated(reader: FileReader, taken: Positions) -> None:

@@ -17,9 +17,9 @@ from jaxtyping import Float32, UInt8
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
-from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.files import read_regular_file
+from foundation_stereo_depth.files import describe_replacement, read_regular_file
 from foundation_stereo_depth.inference.onnx_file import (
     LARGEST_ONNX_BYTES,
     ONNX_INPUT,
@@ -98,6 +98,8 @@ class TorchBackend:
 
     def __init__(self, network: nn.Module, *, device: DeviceName, precision: PrecisionName, compile: bool) -> None:
         self.device = pick_device(device, Processes.single())
+        if precision == "auto" and getattr(network, "wants_float32", False):
+            precision = "fp32"
         self._precision = pick_precision(precision, self.device)
         self._network = fuse_batch_norms(network).to(self.device)
         for part in self._network.modules():
@@ -106,6 +108,7 @@ class TorchBackend:
         self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._prior_planes = prior_planes_of(network)
         if compile:
+            check_compiler(self.device)
             self._network.compile()
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
 
@@ -136,7 +139,8 @@ class OnnxRuntimeBackend:
                 "--precision bf16: onnxruntime computes in the exported precision; export with --half instead"
             )
         has_cuda = "CUDAExecutionProvider" in runtime.get_available_providers()
-        if device == "mps" or (device == "cuda" and not has_cuda):
+        kind, _, number = device.partition(":")
+        if kind == "mps" or (kind == "cuda" and not has_cuda):
             raise UserError(f"--device {device}: this onnxruntime only has {runtime.get_available_providers()}")
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
@@ -149,7 +153,10 @@ class OnnxRuntimeBackend:
             self._session: Any = runtime.InferenceSession(
                 encoded,
                 settings,
-                providers=[*(["CUDAExecutionProvider"] if on_cuda else []), "CPUExecutionProvider"],
+                providers=[
+                    *([("CUDAExecutionProvider", {"device_id": int(number or 0)})] if on_cuda else []),
+                    "CPUExecutionProvider",
+                ],
             )
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # its exceptions have no common base
@@ -184,7 +191,7 @@ class OpenVinoBackend:
             compiled: Any = self._compile(self._model)
         except Exception as error:  # of a foreign file
             raise CheckpointError(f"{path}: is not a complete ONNX file that OpenVINO runs ({error})") from error
-        partial_shapes = {value.get_any_name(): value.get_partial_shape() for value in compiled.inputs}
+        partial_shapes = {_onnx_name(value): value.get_partial_shape() for value in compiled.inputs}
         shapes = {
             name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
             for name, shape in partial_shapes.items()
@@ -223,6 +230,12 @@ def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tu
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: its header is not JSON ({error})") from error
+
+
+def _onnx_name(value: Any) -> str:
+    """Return the name that an input has in the ONNX file; OpenVINO adds those of operations that change nothing."""
+    names: set[str] = value.get_names()
+    return next((name for name in (ONNX_INPUT, ONNX_PRIOR) if name in names), min(names, default=""))
 
 
 def _metadata(model: Any) -> dict[str, str]:
@@ -313,5 +326,7 @@ def _run(path: Path, pairs: np.ndarray, run: Callable[[], Sequence[np.ndarray]])
 
 def _read(path: Path) -> bytes:
     encoded = read_regular_file(path, at_most_bytes=LARGEST_ONNX_BYTES, error_type=CheckpointError)
+    if foreign := describe_replacement(encoded[:512]):
+        raise CheckpointError(f"{path}: {foreign}")
     check_onnx(path, encoded)
     return encoded

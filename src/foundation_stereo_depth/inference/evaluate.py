@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from foundation_stereo_depth import __version__
+from foundation_stereo_depth.calibration.files import read_calibration_of
 from foundation_stereo_depth.checkpoint import NetworkFacts
 from foundation_stereo_depth.data.dataset import (
     DATASET_ROOT_VARIABLE,
@@ -25,6 +26,8 @@ from foundation_stereo_depth.data.dataset import (
     open_dataset,
 )
 from foundation_stereo_depth.data.prefetch import prefetch
+from foundation_stereo_depth.data.rectify import Rectifier, Resizer, create_rectifier
+from foundation_stereo_depth.data.row_check import check_first_pair
 from foundation_stereo_depth.data.sample import StereoSample, resize_sample
 from foundation_stereo_depth.data.split import Split, fingerprint, split_samples, take_spread
 from foundation_stereo_depth.device import Processes, pick_device
@@ -35,11 +38,16 @@ from foundation_stereo_depth.inference.report import Plain, Score
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.options.command_line import group_from_dict
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
-from foundation_stereo_depth.options.inference import BenchmarkOptions, EvaluatedNetworkOptions, EvaluateOptions
+from foundation_stereo_depth.options.inference import (
+    BenchmarkOptions,
+    EvaluatedNetworkOptions,
+    EvaluatedRigOptions,
+    EvaluateOptions,
+)
 from foundation_stereo_depth.options.training import DataOptions
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
-from foundation_stereo_depth.tracking import add_to_run
+from foundation_stereo_depth.tracking import add_to_run, check_run
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
 
 logger = logging.getLogger(__name__)
@@ -65,13 +73,17 @@ def evaluate(options: EvaluateOptions) -> str:
     predictor = None
     if network.checkpoint != "none":
         predictor = open_network(network, options.inference, height=network.height, width=network.width)
-    distribution = "laplace" if predictor is None else predictor.facts.distribution
+    has_sigma = predictor is not None and predictor.facts.predicts_uncertainty
+    distribution = predictor.facts.distribution if predictor is not None and has_sigma else "laplace"
     # Without a network the baseline is scored at the size that networks are trained at.
     size = DataOptions() if predictor is None else predictor
     height, width = network.height or size.height, network.width or size.width
+    if network.run_id is not None:  # before the work, not after it
+        check_run(network.mlflow_tracking_uri, network.run_id)
     device = pick_device(options.inference.device, Processes.single())
     dataset = open_dataset(asked.dataset, root, download=asked.download)
 
+    preparation = _Preparation(options.rig)
     methods: dict[str, StereoMatcher] = {}
     if predictor is not None:
         methods["network"] = predictor
@@ -87,7 +99,7 @@ def evaluate(options: EvaluateOptions) -> str:
     warm = False
     samples = prefetch(positions, dataset.read, workers)
     for i, native in zip(positions, tqdm(samples, total=len(positions), unit="scene", leave=False), strict=True):
-        sample = native if asked.at_native_size else resize_sample(native, height, width)
+        sample = preparation.prepare(native, None if asked.at_native_size else (height, width))
         if not warm:  # the first call of each method includes set-up work
             for method in methods.values():
                 method(sample.left, sample.right)
@@ -100,12 +112,15 @@ def evaluate(options: EvaluateOptions) -> str:
         "settings": {
             **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items() if k != "json"},
             "dataset_root": str(root),
+            "calibration": None if options.rig.calibration is None else str(options.rig.calibration),
+            "rectify": options.rig.rectify,
             "checkpoint": None if predictor is None else _name_of(network),
             "run_id": network.run_id,
             "height": height,
             "width": width,
-            "distribution": None if predictor is None else distribution,
-            "uncertainty_scale": None if predictor is None else predictor.facts.sigma_scale,
+            "distribution": distribution if has_sigma else None,
+            "uncertainty_scale": predictor.facts.sigma_scale if predictor is not None and has_sigma else None,
+            "disparity_scale": None if predictor is None else predictor.facts.disparity_scale,
         },
         "versions": _versions(),
         "device": {
@@ -121,9 +136,43 @@ def evaluate(options: EvaluateOptions) -> str:
     return json.dumps(result, indent=2) if asked.json else report.table(result)
 
 
+class _Preparation:
+    """Makes samples ready to be scored: rectified where they are raw, and resized.
+
+    Args:
+        options: the calibration of raw images, and whether they are raw.
+    """
+
+    def __init__(self, options: EvaluatedRigOptions) -> None:
+        self._calibration = read_calibration_of(options)
+        self._rectify = options.rectify
+        self._rectifier: Rectifier | Resizer | None = None
+
+    def prepare(self, sample: StereoSample, size: tuple[int, int] | None) -> StereoSample:
+        """Return a sample at a size, height and width; None keeps its own. The disparity is the rectified left view's.
+
+        Raises:
+            CalibrationError: the images do not have the calibration's aspect.
+        """
+        height, width = size or sample.left.shape[:2]
+        resized = sample if size is None else resize_sample(sample, height, width)
+        if self._calibration is None:
+            return resized
+        is_first, rectifier = self._rectifier is None, self._rectifier
+        if rectifier is None or (rectifier.height, rectifier.width) != (height, width):
+            rectifier = create_rectifier(self._calibration, height=height, width=width, rectify=self._rectify)
+            self._rectifier = rectifier
+        if is_first and (problem := check_first_pair(sample.left, sample.right, rectifier)) is not None:
+            logger.warning("the first pair: %s", problem)
+        if isinstance(rectifier, Resizer):
+            return resized
+        left, right = rectifier(sample.left, sample.right)
+        return dataclasses.replace(resized, left=left, right=right)
+
+
 def _name_of(network: EvaluatedNetworkOptions) -> str:
     if network.run_id is not None:
-        return "last.pt" if network.weights == "last" else "best.pt"
+        return network.run_file
     return str(network.checkpoint or "default")
 
 

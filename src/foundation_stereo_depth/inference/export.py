@@ -4,12 +4,14 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from foundation_stereo_depth.inference.backends import (
     Backend,
     NetworkOutput,
     OnnxRuntimeBackend,
+    OpenVinoBackend,
     TorchBackend,
     inputs_of,
 )
@@ -42,6 +45,9 @@ HALF_TOLERANCE_FACTOR = 30
 EPE_FACTOR_INT8, LOG_VARIANCE_INT8 = 1.03, 0.3
 """Under `--int8` single pixels may differ by much, but not their mean: the largest ratio of the EPE on synthetic scenes
 to PyTorch's, and the largest mean difference of log-variance."""
+
+Predict = Callable[[UInt8[np.ndarray, "B 2 H W 3"]], NetworkOutput]
+Values = TypeVar("Values", np.ndarray, Tensor)
 
 _CHECKED_PAIRS = 2
 _SCORED_PAIRS = 16
@@ -65,13 +71,16 @@ def export_network(options: ExportOptions) -> Path:
     _check_output(output, options.file)
     height = options.network.height or trained.facts.height
     width = options.network.width or trained.facts.width
-    header = trained.facts.header | {"height": height, "width": width}
+    scale = options.network.disparity_scale * trained.facts.disparity_scale
+    header = {key: value for key, value in trained.facts.header.items() if key != "disparity_scale"}
+    header |= {"height": height, "width": width}
+    trained = replace(trained, facts=replace(trained.facts, disparity_scale=scale))
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".safetensors":
         if options.file.int8:
             raise UserError("--int8: is for .onnx files")
         network = trained.network().half() if options.file.half else trained.network()
-        save_safetensors(output, network.state_dict(), header)
+        save_safetensors(output, network.state_dict(), header | ({} if scale == 1 else {"disparity_scale": scale}))
         print(f"{output}: {_size(output)}, weights and header")
         return output
     for module in ("onnx", "onnxscript", "onnxruntime"):
@@ -99,29 +108,36 @@ def write_checked(
 ) -> str:
     """Write the bytes of an ONNX file if they predict what PyTorch does at (height, width); return the differences.
 
-    The pairs are synthetic scenes, run by onnxruntime and by PyTorch in float32.
+    The pairs are synthetic scenes, run by PyTorch in float32 and by every backend for ONNX files that is installed.
 
     Raises:
         UserError: the predictions differ by more than the tolerance; nothing is written then.
     """
-    reference = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
+    network = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
+
+    def reference(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        return scaled(*network(pairs), trained.facts.disparity_scale)
+
     trial = output.with_name(f".checking-{output.name}")
     try:
         write_atomically(trial, lambda file: file.write(encoded), durable=False)
-        exported = OnnxRuntimeBackend(trial, device="cpu")
+        backends: list[Backend] = [OnnxRuntimeBackend(trial, device="cpu")]
+        if importlib.util.find_spec("openvino") is not None:
+            backends.append(OpenVinoBackend(trial, device="cpu", precision="fp32"))
     finally:
         trial.unlink(missing_ok=True)
     check = _check_scores if options.int8 else _check_differences
     lines = [
-        check(output, reference, exported, (rows, columns), options)
+        f"{exported.description}, {check(output, reference, exported, (rows, columns), options)}"
         for rows, columns in [size, *([_ODD_SIZE] if options.dynamic_size else [])]
+        for exported in backends
     ]
     write_atomically(output, lambda file: file.write(encoded), durable=True)
     return "; ".join(lines)
 
 
 def _check_differences(
-    output: Path, reference: Backend, exported: Backend, size: tuple[int, int], options: ExportFileOptions
+    output: Path, reference: Predict, exported: Predict, size: tuple[int, int], options: ExportFileOptions
 ) -> str:
     """Compare all pixels of a few pairs; return the largest differences as text.
 
@@ -145,7 +161,7 @@ def _check_differences(
 
 
 def _check_scores(
-    output: Path, reference: Backend, exported: Backend, size: tuple[int, int], _: ExportFileOptions
+    output: Path, reference: Predict, exported: Predict, size: tuple[int, int], _: ExportFileOptions
 ) -> str:
     """Compare both networks with the ground truth; return their errors as text.
 
@@ -159,7 +175,7 @@ def _check_scores(
         truth_px = scene.disparity_px[:, 0].numpy()
         (ours_px, ours_log), (theirs_px, theirs_log) = (backend(pairs_of(scene)) for backend in (reference, exported))
         epes_px.append([np.abs(each_px - truth_px).mean() for each_px in (ours_px, theirs_px)])
-        apart_log.append(np.abs(ours_log - theirs_log).mean())
+        apart_log.append(_apart(ours_log, theirs_log).mean())
     our_epe_px, their_epe_px = np.mean(epes_px, axis=0)
     found = (
         f"{width}x{height}: EPE {their_epe_px:.3g} px on {_SCORED_PAIRS} synthetic scenes, PyTorch's {our_epe_px:.3g} "
@@ -197,28 +213,42 @@ def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Ite
 
 
 def largest_differences(first: NetworkOutput, second: NetworkOutput) -> tuple[float, float]:
-    """Return the largest absolute difference of disparity, px, and of log-variance."""
-    apart_px, apart_log = (np.abs(a - b).max() for a, b in zip(first, second, strict=True))
-    return float(apart_px), float(apart_log)
+    """Return the largest absolute difference of disparity, px, and of log-variance; 0 of one that neither predicts."""
+    return float(np.abs(first[0] - second[0]).max()), float(_apart(first[1], second[1]).max())
+
+
+def _apart(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the absolute difference of log-variance; 0 where both networks predict none at all."""
+    none = bool(np.isnan(first).all() and np.isnan(second).all())
+    return np.zeros_like(first) if none else np.abs(first - second)
 
 
 class _ExportedNetwork(nn.Module):
     """A network with the inputs and outputs of the ONNX file: 32 bits each, and no auxiliary outputs."""
 
-    def __init__(self, network: nn.Module, *, half: bool) -> None:
+    def __init__(self, network: nn.Module, *, half: bool, disparity_scale: float) -> None:
         super().__init__()
         self.network = network.half() if half else network
+        self.disparity_scale = disparity_scale
         self.input_type = torch.float16 if half else torch.float32
         self.prior_planes = prior_planes_of(network)
 
     def forward(self, pair: Tensor, prior: Tensor | None = None) -> tuple[Tensor, Tensor]:
         inputs = (pair,) if prior is None else (pair, prior)
         prediction = self.network(*(each.to(self.input_type) for each in inputs))
-        return prediction.disparity_px.float(), prediction.log_variance.float()
+        return scaled(prediction.disparity_px.float(), prediction.log_variance.float(), self.disparity_scale)
+
+
+def scaled(disparity_px: Values, log_variance: Values, factor: float) -> tuple[Values, Values]:
+    """Return a prediction whose disparity is multiplied by a factor, and its standard deviation with it."""
+    if factor == 1:
+        return disparity_px, log_variance
+    return disparity_px * factor, log_variance + 2 * math.log(factor)
 
 
 def _exported(trained: TrainedNetwork, options: ExportFileOptions) -> nn.Module:
-    return _ExportedNetwork(fuse_batch_norms(trained.network()), half=options.half).eval()
+    network = fuse_batch_norms(trained.network())
+    return _ExportedNetwork(network, half=options.half, disparity_scale=trained.facts.disparity_scale).eval()
 
 
 def _onnx(network: nn.Module, header: dict[str, Any], height: int, width: int, options: ExportFileOptions) -> bytes:

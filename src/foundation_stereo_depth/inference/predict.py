@@ -1,5 +1,6 @@
 """`foundation-stereo-predict`: read pairs, predict them in batches, and write the outputs that are asked for."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from foundation_stereo_depth.calibration.files import find_calibration_beside
+from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.pairs import (
     NamedPair,
     Pairs,
@@ -19,10 +22,13 @@ from foundation_stereo_depth.data.pairs import (
     describe_emptiness,
     find_pairs,
 )
+from foundation_stereo_depth.data.rectify import Rectifier, create_rectifier, warn_of_near_limit
+from foundation_stereo_depth.data.row_check import Image, Rectify, check_first_pair
+from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.data.videos import read_fps
-from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.log import count_of, warn_once
-from foundation_stereo_depth.options.inference import PredictOptions
+from foundation_stereo_depth.options.inference import OutputOptions, PredictOptions
 from foundation_stereo_depth.outputs import OutputWriter
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch
@@ -52,6 +58,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         UserError: the pairs, the network or the output cannot be used as asked.
     """
     pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
+    options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
     fps = None if pairs.files else read_fps(Path(pairs.left))
     with OutputWriter(options.output, options.figures, fps=fps) as writer:
         return _predict_pairs(pairs, writer, options)
@@ -67,21 +74,26 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
     for name in pairs.files:  # before a long run, not in the middle of it
         writer.check_free(name)
     predictor = _open_matcher(options)
+    _check_uncertainty(predictor, options)
     many = "frames" if pairs.count is None else count_of(pairs.count, "pair")
     logger.info("%s; %s of %s", predictor.description, many, pairs.left)
+    rectification = Rectification(writer.calibration, predictor, rectify=options.output.rectify)
     checked = _check_views(pairs)
     missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
-            for batch in _batches(_check_order(missing, predictor, options), options):
+            for batch in _batches(_check_first(missing, predictor, rectification, options), options):
                 for pair in batch:
                     writer.check_free(pair.name)
                 began_s = time.perf_counter()
-                matches = predictor.batch([(pair.left, pair.right) for pair in batch])
+                matches = predictor.batch(
+                    [rectification.for_network(pair.left, pair.right) for pair in batch],
+                    sizes=[pair.left.shape[:2] for pair in batch],
+                )
                 predicting_s += time.perf_counter() - began_s
                 for pair, match in zip(batch, matches, strict=True):
-                    writer.write(pair.name, pair.left, match)
+                    writer.write(pair.name, rectification.at_full_size(pair.left, pair.right)[0], match)
                     written += 1
                     bar.update()
     except BaseException:
@@ -103,9 +115,13 @@ class ClassicalMatcher:
     """Of the pair by which swapped views are noticed."""
 
     def batch(
-        self, pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]]
+        self,
+        pairs: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _ 3"]]],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[StereoMatch]:
         """Return the match of each pair; filled-in pixels are not valid."""
+        assert sizes is None or list(sizes) == [left.shape[:2] for left, _ in pairs]
         return [sgbm.match(left, right) for left, right in pairs]
 
 
@@ -116,6 +132,70 @@ def _open_matcher(options: PredictOptions) -> "Predictor | ClassicalMatcher":
     from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415 (it imports torch)
 
     return open_network(network, options.inference, height=network.height, width=network.width)
+
+
+def _check_uncertainty(predictor: "Predictor | ClassicalMatcher", options: PredictOptions) -> None:
+    """Check that the network predicts what is to be written.
+
+    Raises:
+        UserError: it predicts no uncertainty, and an output needs it.
+    """
+    if isinstance(predictor, ClassicalMatcher) or predictor.facts.predicts_uncertainty:
+        return
+    missing = [word for word in options.output.outputs if word in ("sigma", "confidence")]
+    if missing:
+        raise UserError(f"--write {','.join(missing)}: this network predicts disparity alone; leave that out")
+    if "cloud" in options.output.outputs and options.output.min_confidence > 0:
+        raise UserError(
+            f"--min-confidence {options.output.min_confidence}: this network predicts disparity alone, without "
+            "confidence; leave that out"
+        )
+
+
+def _with_calibration_beside(left: str, options: OutputOptions) -> OutputOptions:
+    """Return the options with the calibration that a recording carries, where the user names none."""
+    if options.calibration is not None or options.focal_px is not None:
+        return options
+    beside = find_calibration_beside(left)
+    if beside is None:
+        return options
+    logger.info("%s: the calibration that was kept with %s", beside, left)
+    return dataclasses.replace(options, calibration=beside)
+
+
+class Rectification:
+    """Rectifies pairs for a network exactly as the live view does, and at their own size for the outputs.
+
+    Where there is nothing to rectify, pairs are returned as they are.
+
+    Args:
+        calibration: of the rig; None where it is unknown.
+        predictor: the network; pairs are rectified at its size.
+        rectify: pairs are raw.
+    """
+
+    def __init__(
+        self, calibration: RigCalibration | None, predictor: "Predictor | ClassicalMatcher", *, rectify: bool
+    ) -> None:
+        self.rectifier = create_rectifier(calibration, height=predictor.height, width=predictor.width, rectify=rectify)
+        self._runs_at_image_size = isinstance(predictor, ClassicalMatcher)
+        warn_of_near_limit(self.rectifier.stereo_calibration)
+        self._at_full_size: Rectifier | None = None
+
+    def for_network(self, left: Image, right: Image) -> tuple[Image, Image]:
+        """Return a pair, RGB, rectified at the network's size; unchanged where nothing is to be rectified."""
+        if self._runs_at_image_size or not isinstance(self.rectifier, Rectifier):
+            return self.at_full_size(left, right)
+        return self.rectifier(left, right)
+
+    def at_full_size(self, left: Image, right: Image) -> tuple[Image, Image]:
+        """Return a pair, RGB, rectified at its own size; unchanged where nothing is to be rectified."""
+        if not isinstance(self.rectifier, Rectifier) or self.rectifier.given is None:
+            return left, right
+        (height, width), full = left.shape[:2], self._at_full_size
+        if full is None or (full.height, full.width) != (height, width):
+            full = self._at_full_size = Rectifier(self.rectifier.given, height=height, width=width)
+        return full(left, right)
 
 
 def _check_views(pairs: Pairs) -> Iterator[NamedPair]:
@@ -153,18 +233,27 @@ def _batches(pairs: Iterator[NamedPair], options: PredictOptions) -> Iterator[li
         yield batch
 
 
-def _check_order(
-    pairs: Iterator[NamedPair], predictor: "Predictor | ClassicalMatcher", options: PredictOptions
+def _check_first(
+    pairs: Iterator[NamedPair],
+    predictor: "Predictor | ClassicalMatcher",
+    rectification: Rectification,
+    options: PredictOptions,
 ) -> Iterator[NamedPair]:
     """Yield the pairs; stop if the views of the first one seem to be swapped, unless that is allowed.
 
+    Logs a warning if it should be rectified though it is not, or the other way round.
+
     Raises:
-        DataError: they do.
+        DataError: its views seem to be swapped.
     """
     first = next(pairs, None)
     if first is None:
         return
-    if seem_swapped(predictor, first.left, first.right):
+    if not seem_swapped(predictor, first.left, first.right, rectification.for_network):
+        problem = check_first_pair(first.left, first.right, rectification.rectifier)
+        if problem is not None:
+            logger.warning("%s: %s", first.name, problem)
+    else:
         remedy = "leave --swap out" if options.output.swap else "--swap swaps them back"
         problem = (
             f"{first.name}: the left and right views seem to be swapped, the images match better the other way round; "
@@ -177,21 +266,26 @@ def _check_order(
 
 
 def seem_swapped(
-    predictor: "Predictor | ClassicalMatcher", left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+    predictor: "Predictor | ClassicalMatcher",
+    left: UInt8[np.ndarray, "H W 3"],
+    right: UInt8[np.ndarray, "H W 3"],
+    rectify: Rectify = lambda left, right: (left, right),
 ) -> bool:
     """Return True where the swapped pair has a clearly lower photometric residual than the pair as given.
 
-    In either order the disparity is predicted, the second view is warped by it onto the first, and the residuals are
-    compared. A disparity predicted for swapped views has the wrong direction, so its residual is large.
+    In either order the pair is rectified, its disparity is predicted, the second view is warped by it onto the first,
+    and the residuals are compared. A disparity predicted for swapped views has the wrong direction, so its residual is
+    large.
     """
-    size = (predictor.width, predictor.height)
-    left, right = (
-        np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA), dtype=np.uint8) for view in (left, right)
+    size = (predictor.height, predictor.width)
+    pairs: list[tuple[Image, Image]] = []
+    for first, second in (rectify(left, right), rectify(right, left)):
+        pairs.append((resize_image(first, *size), resize_image(second, *size)))
+    given, swapped = (
+        photometric_residual(first, second, match.disparity_px)
+        for (first, second), match in zip(pairs, predictor.batch(pairs), strict=True)
     )
-    given, swapped = predictor.batch([(left, right), (right, left)])
-    return photometric_residual(right, left, swapped.disparity_px) < SUSPICIOUS_RATIO * photometric_residual(
-        left, right, given.disparity_px
-    )
+    return swapped < SUSPICIOUS_RATIO * given
 
 
 def photometric_residual(

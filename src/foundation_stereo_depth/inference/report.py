@@ -129,6 +129,8 @@ def _notes(report: Plain) -> list[str]:
                 f"{figures['calibration_error_percent']:.1f} % (ECE); AUSE of bad-1 "
                 f"{figures['ause_bad_1_percent']:.2f} % (random {figures['ause_bad_1_random_percent']:.2f} %)"
             )
+    if report["device"]["network"] and settings["distribution"] is None:
+        lines.append("network: predicts no uncertainty")
     size = "native size" if settings["at_native_size"] else f"{settings['width']}x{settings['height']}"
     where = report["device"]["network"] or "on the CPU"
     dataset = settings["dataset"] + (" validation" if settings["split"] == "validation" else "")

@@ -5,6 +5,7 @@ from torch import nn
 from foundation_stereo_depth.model.batch_norm import fuse_batch_norms
 from foundation_stereo_depth.model.fused import FusedNetwork, fused_from_guided
 from foundation_stereo_depth.model.guided import GuidedNetwork
+from foundation_stereo_depth.model.predecessor import PredecessorUNet
 from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction
 from foundation_stereo_depth.model.prior import PRIORS, network_inputs, prior_planes_of, priors_of, wants_prior
 from foundation_stereo_depth.model.unet import UNet
@@ -14,6 +15,7 @@ __all__ = [
     "PRIORS",
     "FusedNetwork",
     "GuidedNetwork",
+    "PredecessorUNet",
     "StereoNetwork",
     "StereoPrediction",
     "UNet",
@@ -28,11 +30,18 @@ __all__ = [
 ]
 
 
-def create_network(options: ModelOptions) -> nn.Module:
-    """Return a network with initial weights, drawn from torch's global generator; it follows `StereoNetwork`."""
+def create_network(options: ModelOptions, *, predicts_uncertainty: bool = True) -> nn.Module:
+    """Return a network with initial weights, drawn from torch's global generator; it follows `StereoNetwork`.
+
+    Args:
+        options: which one.
+        predicts_uncertainty: False for the older networks of the predecessor, whose log-variance is NaN.
+    """
     for refinement in (GuidedNetwork, FusedNetwork):
         if options.model == refinement.name:
             return refinement(base_channels=options.base_channels)
+    if options.model == "predecessor":
+        return PredecessorUNet(base_channels=options.base_channels, predicts_uncertainty=predicts_uncertainty)
     return UNet(base_channels=options.base_channels, depth=options.depth)
 
 

@@ -1,23 +1,27 @@
 """The 6-channel U-Net of the program that this one continues, so that its checkpoints stay of use.
 
 Full resolution, batch normalisation, max pooling, transposed convolutions; disparity and the logarithm of a Laplace
-scale from two 1x1 convolutions. Older checkpoints have one head, for disparity alone.
+scale from two 1x1 convolutions. Older checkpoints have one head, for disparity alone. Its checkpoints are a dict of
+`epoch`, `model_state_dict`, `optimizer_state_dict`, `args` and `metrics`.
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foundation_stereo_depth.errors import CheckpointError
 from foundation_stereo_depth.model.prediction import StereoPrediction
+from foundation_stereo_depth.options.training import ModelOptions
 
 LOG_SCALE_RANGE = (-6.0, 3.0)
 """Bounds of log b, the logarithm of the Laplace scale, px."""
 _MULTIPLE = 16  # of the padded size, px
+_SMALLEST_PX, _LARGEST_PX = 32, 4096  # of a plausible side
+_FIRST = "enc1.block.0.weight"
 _LEVELS = (1, 2, 4, 8, 16)  # channels at 1/1 to 1/16 of the size, in units of the base
 
 
@@ -28,6 +32,9 @@ class PredecessorUNet(nn.Module):
         base_channels: channels at full resolution.
         predicts_uncertainty: False for the older networks, whose log-variance here is NaN.
     """
+
+    wants_float32 = True
+    """Its output is px: the 8 bits of bf16 would round 100 px to the next half."""
 
     def __init__(self, *, base_channels: int, predicts_uncertainty: bool) -> None:
         super().__init__()
@@ -84,23 +91,36 @@ class _Block(nn.Module):
         return self.block(x)
 
 
-def is_predecessor(weights: Mapping[str, object]) -> bool:
-    """True for the state_dict of a `PredecessorUNet`, by its names."""
-    return "enc1.block.0.weight" in weights and "dec1.block.0.weight" in weights
+def predecessor_options(weights: Mapping[str, Tensor]) -> ModelOptions | None:
+    """Return the options of the `PredecessorUNet` that has these weights; None for weights of another network."""
+    first = weights.get(_FIRST)
+    if first is None or first.ndim != 4 or first.shape[1] != 6 or "dec1.block.0.weight" not in weights:
+        return None
+    return ModelOptions(model="predecessor", base_channels=first.shape[0])
 
 
-def create_predecessor(weights: Mapping[str, Tensor]) -> PredecessorUNet:
-    """Return the network that these weights belong to, with the weights, in evaluation mode.
+def predicts_uncertainty(weights: Mapping[str, Tensor]) -> bool:
+    """Return False for the older networks, which have one head."""
+    return "output_head.weight" not in weights
 
-    Raises:
-        CheckpointError: the weights do not fit together.
-    """
-    first = weights["enc1.block.0.weight"]
-    if first.ndim != 4 or first.shape[1] != 6 or not 1 <= first.shape[0] <= 512:
-        raise CheckpointError(f"the first convolution has the shape {tuple(first.shape)}, but has to take 6 channels")
-    network = PredecessorUNet(base_channels=first.shape[0], predicts_uncertainty="disparity_head.weight" in weights)
-    try:
-        network.load_state_dict(dict(weights))
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the weights do not fit their network: {str(error).splitlines()[-1].strip()}") from error
-    return network.eval()
+
+def with_uncertainty_head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights to train further: where there is one head, a second one that predicts a Laplace scale of 1 px."""
+    renamed = {name.replace("output_head.", "disparity_head."): tensor for name, tensor in weights.items()}
+    for part in ("weight", "bias"):
+        renamed.setdefault(f"logvar_head.{part}", torch.zeros_like(renamed[f"disparity_head.{part}"]))
+    return renamed
+
+
+def size_in_args(args: Any) -> tuple[int | None, int | None]:
+    """Return the height and width, px, in the `args` of a checkpoint (a dict, or an argparse.Namespace); else None."""
+    values = args if isinstance(args, dict) else getattr(args, "__dict__", {})
+
+    def side(name: str, position: int) -> int | None:
+        found = next((values[key] for key in (name, f"image_{name}", f"img_{name}") if key in values), None)
+        if found is None:
+            size = next((values[key] for key in ("size", "image_size", "img_size") if key in values), ())
+            found = size[position] if isinstance(size, list | tuple) and len(size) == 2 else None
+        return found if type(found) is int and _SMALLEST_PX <= found <= _LARGEST_PX else None
+
+    return side("height", 0), side("width", 1)

@@ -9,6 +9,7 @@ Batch normalisation (Ioffe and Szegedy, ICML 2015) makes it learn in half the st
 into the convolutions.
 """
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.model.prediction import StereoPrediction
 from foundation_stereo_depth.model.unet import LOG_VARIANCE_RANGE
+from foundation_stereo_depth.options.training import ModelOptions
 
 STEP_PX = 8.0
 """Scales differences of disparity to about 1."""
@@ -72,6 +74,14 @@ class RefinementNetwork(nn.Module):
             zeros = torch.zeros(sum(self._head_planes[:3]))
             last.bias.copy_(torch.cat([zeros, logits]))  # pyright: ignore[reportOptionalMemberAccess]
         self.head = nn.Sequential(convolution(half, half), last)
+
+    @classmethod
+    def options_of(cls, weights: Mapping[str, Tensor]) -> ModelOptions | None:
+        """Return the options of the network that has these weights; None for weights of another network."""
+        stem = weights.get("stem.0.0.weight")
+        if stem is None or stem.ndim != 4 or stem.shape[1] != cls.input_planes:
+            return None
+        return ModelOptions(model=cls.name, base_channels=stem.shape[0])  # pyright: ignore[reportArgumentType]
 
     def unet_input(self, pair: Float[Tensor, "B 6 H W"], prior: Float[Tensor, "B p H W"]) -> Float[Tensor, "B n H W"]:
         """Return the input of the U-Net, each plane about 1."""

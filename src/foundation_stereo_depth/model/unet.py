@@ -1,6 +1,7 @@
 """A 6-channel U-Net: both views are one input of six channels, and the network learns how to compare them."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foundation_stereo_depth.model.prediction import StereoPrediction
+from foundation_stereo_depth.options.training import ModelOptions
 
 LOG_VARIANCE_RANGE = (2 * math.log(0.01), 2 * math.log(100.0))
 """A standard deviation below 0.01 px or above 100 px says nothing true about a stereo match."""
@@ -73,6 +75,15 @@ class UNet(nn.Module):
         disparity_px = log_share.exp() * (W + right)
         log_variance = (raw[:, 1:] * 8 + 2 * math.log(FRESH_SIGMA_PX)).clamp(*LOG_VARIANCE_RANGE)
         return StereoPrediction(disparity_px, log_variance)
+
+
+def unet_options(weights: Mapping[str, Tensor]) -> ModelOptions | None:
+    """Return the options of the U-Net that has these weights; None for weights of another network."""
+    stem = weights.get("stem.convolution.weight")
+    levels = {name.split(".")[1] for name in weights if name.startswith("down.")}
+    if stem is None or stem.ndim != 4 or not levels:
+        return None
+    return ModelOptions(model="unet", base_channels=stem.shape[0], depth=len(levels))
 
 
 class _Convolution(nn.Module):

@@ -15,12 +15,14 @@ import signal
 import sys
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.options import settings as settings_module
+from foundation_stereo_depth.options.fields import expand_home, flag_of
 from foundation_stereo_depth.signals import one_interrupt, stop_signals
 from foundation_stereo_depth.threads import limit_spinning
 
@@ -30,6 +32,10 @@ Explicit = dict[str, Any]
 
 _VERBOSITY = "verbosity"
 _EXAMPLES = "examples:"
+_SETTINGS = "settings of files"
+"""Under this name, which no flag has, what settings files say travels with what was typed."""
+
+logger = logging.getLogger(__name__)
 
 RENAMED_OPTIONS: dict[str, dict[str, str]] = {
     "CameraOptions": {"width": "camera_width", "height": "camera_height"},
@@ -64,10 +70,25 @@ class _PrintVersion(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it."""
+    """Prints one line for a mistake, without the usage of fifty flags that argparse prints above it.
+
+    Attributes:
+        options: the dataclass of groups that it parses.
+        source: begins the line where what is parsed comes from a file.
+    """
+
+    options: type[Any]
+    source: str = ""
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: {message}{' ' if message.endswith('?') else '; '}--help lists every flag\n")
+        end = " " if message.endswith("?") else "; "
+        self.exit(2, f"{self.prog}: {self.source}{message}{end}--help lists every flag\n")
+
+    @property
+    def flags(self) -> dict[str, bool]:
+        """Return all flags, aliases and negations among them; True for those that take several values at once."""
+        actions = self._option_string_actions.items()
+        return {flag: bool(action.nargs) for flag, action in actions if flag not in ("--help", "-h", "--version")}
 
 
 def create_parser(
@@ -76,7 +97,7 @@ def create_parser(
     description: str,
     inputs: dict[str, str] | None = None,
     examples: Sequence[str] = (),
-) -> argparse.ArgumentParser:
+) -> _Parser:
     """Return the parser of a command whose options are the groups of `options`.
 
     Args:
@@ -95,8 +116,11 @@ def create_parser(
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+    parser.options = options
     for position, (name, help_text) in enumerate((inputs or {}).items()):
-        parser.add_argument(name, metavar=name.upper(), nargs="?" if position else None, help=help_text)
+        parser.add_argument(
+            name, metavar=name.upper(), nargs="?" if position else None, help=help_text, type=expand_home
+        )
     for group_type in _groups(options).values():
         group = parser.add_argument_group(_first_line(group_type))
         hints = get_type_hints(group_type)
@@ -110,6 +134,58 @@ def create_parser(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
+    explicit = _values(parser, arguments)
+    try:
+        settings = _read_settings(parser, explicit)
+    except UserError as error:
+        parser.error(str(error))
+    return explicit | ({_SETTINGS: settings} if settings.values else {})
+
+
+def default_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Return the defaults, or `base`, changed by what settings files say.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    return _replaced(options() if base is None else base, _settings_of(explicit).values)
+
+
+def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
+    """Return options made of what was typed, over `base`, or over the defaults with those of settings files.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    if base is None:
+        return _replaced(options(), _settings_of(explicit).values | explicit)
+    return _replaced(base, explicit)
+
+
+def _replaced(base: Options, values: Explicit) -> Options:
+    """Return options with other values; names that no group has are left out."""
+    groups = {
+        name: dataclasses.replace(
+            getattr(base, name), **{key: value for key, value in values.items() if key in _names(group)}
+        )
+        for name, group in _groups(type(base)).items()
+    }
+    return type(base)(**groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """Defaults that settings files set for a command, by the names of options, and the files' own words."""
+
+    values: Explicit = dataclasses.field(default_factory=dict[str, Any])
+    lines: tuple[str, ...] = ()
+
+
+def _settings_of(explicit: Explicit) -> _Settings:
+    return explicit.get(_SETTINGS, _Settings())
+
+
+def _values(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown and any(Path(each).exists() for each in unknown):
         parser.error(
@@ -133,20 +209,28 @@ def _suggest_flag(parser: argparse.ArgumentParser, argument: str) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def build_options(options: type[Options], explicit: Explicit, base: Options | None = None) -> Options:
-    """Return options made of what was typed, over `base` (or the defaults).
+def _read_settings(parser: argparse.ArgumentParser, explicit: Explicit) -> _Settings:
+    """Return what settings files set and the user did not type.
 
     Raises:
-        UserError: a value is out of its range.
+        UserError: a file cannot be read, or sets what is no flag.
     """
-    base = options() if base is None else base
-    groups = {
-        name: dataclasses.replace(
-            getattr(base, name), **{key: value for key, value in explicit.items() if key in _names(group)}
-        )
-        for name, group in _groups(options).items()
-    }
-    return options(**groups)
+    assert isinstance(parser, _Parser)
+    settings: dict[str, tuple[settings_module.Setting, Explicit]] = {}
+    for path in settings_module.settings_files():
+        reader = create_parser(parser.prog, parser.options, "")  # without required inputs
+        reader.source = f"{path}: "
+        for setting in settings_module.read_settings(path, parser.prog, reader.flags):
+            values = _values(reader, setting.words)
+            settings |= {name: (setting, {name: value}) for name, value in values.items()}
+    values = {name: value for _, each in settings.values() for name, value in each.items()}
+    values = settings_module.without_replaced(values, explicit)
+    by_file: dict[Path, list[str]] = {}
+    for name, (setting, _) in settings.items():
+        if name in values:
+            by_file.setdefault(setting.source, []).append(" ".join(setting.words).replace("=", " ", 1))
+    lines = tuple(f"defaults from {path}: {', '.join(words)}" for path, words in by_file.items())
+    return _Settings(values=values, lines=lines)
 
 
 _LONGEST_LINE = 4000
@@ -165,7 +249,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
         finishes_files: it has files that are of use only when they are closed, so that termination and a closed
             terminal interrupt it as Ctrl-C does.
     """
-    log.configure(explicit.get(_VERBOSITY, logging.INFO))
+    settings = _settings_of(explicit)
+    log.configure((settings.values | explicit).get(_VERBOSITY, logging.INFO))
+    for line in settings.lines:
+        logger.info(line)
     limit_spinning()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files may contain bytes that cannot be encoded
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -331,7 +418,7 @@ def _add_flag(group: Any, field: "dataclasses.Field[Any]", hint: Any, former: Se
             settings["nargs"] = len(parts) if len(several) == 1 else "+"
     else:
         settings["type"] = _converter(hint)
-        settings["metavar"] = _metavar(hint)
+        settings["metavar"] = field.metadata["metavar"] or _metavar(hint)
     short: str | None = field.metadata["short"]
     flags = [*([] if short is None else [short]), flag_of(field.name), *field.metadata["aliases"]]
     group.add_argument(*flags, **settings)
@@ -350,7 +437,7 @@ def _converter(hint: Any) -> Any:
     def convert(text: str) -> Any:
         if plain is Path and not text.strip():  # an unset variable, say, which would mean the current folder
             raise ValueError
-        return text if text in words else plain(text)
+        return text if text in words else plain(expand_home(text))
 
     names: dict[Any, str] = {int: "whole number", float: "number", Path: "path"}
     convert.__name__ = names.get(plain, "text")

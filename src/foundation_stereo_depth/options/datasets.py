@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.options.fields import expand_home
 
 DatasetName = Literal[
     "fsd",
@@ -34,8 +35,9 @@ DATASET_HELP = (
     "synthetic: --dataset-root is a number of scenes"
 )
 DATASET_ROOT_HELP = (
-    "folder of the data set; else $FOUNDATION_STEREO_ROOT (fsd); give it several times, each as NAME=PATH, to mix data "
-    "sets"
+    "folder of the data set; for fsd else $FOUNDATION_STEREO_ROOT, else "
+    "~/Reference/OffTopic/Datasets/FoundationStereo, if it holds a scene; give it several times, each as NAME=PATH, to "
+    "mix data sets"
 )
 DATASET_ROOT_METAVAR = "[NAME=]PATH"
 
@@ -77,7 +79,7 @@ def _parse_source(text: str, default_name: str) -> DatasetSource:
         name, colon, weight, path = default_name, "", "", text
     if not path.strip():
         raise UserError(f"--dataset-root {text!r}: names no folder")
-    return DatasetSource(name=name, root=Path(path), weight=_parse_weight(text, weight) if colon else 1.0)
+    return DatasetSource(name=name, root=Path(expand_home(path)), weight=_parse_weight(text, weight) if colon else 1.0)
 
 
 def _parse_weight(text: str, weight: str) -> float:

@@ -6,6 +6,7 @@ the command line, a checkpoint, or Python.
 """
 
 import dataclasses
+import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ def option(
         fixed: a resumed run may not change it, because it would no longer be the same run.
         short: a second, one-letter flag such as `-o`.
         metavar: how `--help` shows the value; else the type says it.
-        aliases: other flags that mean the same.
+        aliases: other flags for it, such as `--lr`.
     """
     return dataclasses.field(
         default=default,
@@ -53,6 +54,25 @@ def option(
 def flag_of(name: str) -> str:
     """Return the command-line flag of a field: `val_fraction` -> `--val-fraction`."""
     return "--" + name.replace("_", "-")
+
+
+def expand_home(text: str) -> str:
+    """Return a path with the home folder in place of a leading `~`, which a shell leaves alone in `--flag=~/x`."""
+    return os.path.expanduser(text)  # noqa: PTH111 (pathlib raises for a user that does not exist)
+
+
+DEVICE_METAVAR = "auto|cpu|cuda|cuda:N|mps"
+DEVICE_HELP = "auto takes cuda, else mps, else cpu; cuda:1 is the second GPU"
+
+
+def check_device(name: str) -> None:
+    """Check the form of a `--device`: auto, cpu, mps, cuda, or cuda and a number.
+
+    Raises:
+        UserError: it has another form.
+    """
+    if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name, re.ASCII) is None:
+        raise UserError(f"--device {name}: has to be auto, cpu, cuda, cuda:N or mps")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,10 @@ from typing import Literal
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options.datasets import DatasetName
 from foundation_stereo_depth.options.fields import (
+    DEVICE_HELP,
+    DEVICE_METAVAR,
     OptionGroup,
+    check_device,
     check_words,
     flag_of,
     option,
@@ -17,7 +20,8 @@ from foundation_stereo_depth.options.fields import (
 )
 
 BackendName = Literal["auto", "torch", "onnxruntime", "openvino"]
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = str
+"""auto, cpu, mps, cuda, or cuda:N for one of several GPUs; `check_device` checks it."""
 PrecisionName = Literal["auto", "fp32", "bf16"]
 
 
@@ -32,7 +36,12 @@ class NetworkSourceOptions(OptionGroup):
         None,
         "MLflow run whose network to use, in place of --checkpoint: its id, the beginning of it, its name, or latest",
     )
-    weights: Literal["auto", "best", "last"] = option("auto", "which checkpoint of the run; auto takes the best")
+    weights: Literal["auto", "best", "last", "best.pt", "last.pt"] = option(
+        "auto", "which checkpoint of the run; auto takes the best", aliases=("--checkpoint-name",)
+    )
+    disparity_scale: float = option(
+        1.0, "factor on the network's disparity, for weights whose scale is unknown", minimum=1e-3, maximum=1e3
+    )
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
@@ -45,6 +54,11 @@ class NetworkSourceOptions(OptionGroup):
             raise UserError(f"--weights {self.weights}: chooses among the checkpoints of a run; give --run-id")
         if self.mlflow_tracking_uri is not None and self.run_id is None:
             raise UserError(f"--mlflow-tracking-uri {self.mlflow_tracking_uri}: is where a run is kept; give --run-id")
+
+    @property
+    def run_file(self) -> str:
+        """The name of the run's checkpoint that `--weights` chooses."""
+        return "last.pt" if self.weights.startswith("last") else "best.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +107,15 @@ class InferenceOptions(OptionGroup):
     backend: BackendName = option(
         "auto", "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else onnxruntime"
     )
-    device: DeviceName = option("auto", "auto takes cuda, else mps, else cpu")
+    device: DeviceName = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: PrecisionName = option(
         "auto", "arithmetic of the network; auto takes bf16 where the device gains from it"
     )
     compile: bool = option(False, "compile the network with torch.compile: slow at first, faster for many pairs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_device(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +134,9 @@ class CalibrationFileOptions(OptionGroup):
         "auto", "unit of its lengths; auto takes the unit that its format defines, or metres where it defines none"
     )
     calibration_size: str | None = option(None, "size of the images it is for, as 640x480, if the file does not say")
+    rectify: bool = option(
+        True, "rectify raw images by it, as the live view does; off for images that are rectified by it already"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,16 +232,12 @@ class OutputOptions(CalibrationFileOptions):
         super().__post_init__()
         check_words("--write", ",".join(self.outputs), (*MAPS, *DRAWN, VIDEO))
         check_words("--map-format", self.map_format, MAP_FORMATS)
-        needing = [word for word in ("depth", "cloud") if word in self.outputs]
-        numbers = self.focal_px is not None and self.baseline_m is not None
         if self.overwrite and self.skip_existing:
             raise UserError("--overwrite --skip-existing: existing files are either replaced or skipped; give one")
         if self.skip_existing and VIDEO in self.outputs:
             raise UserError("--write video --skip-existing: a video needs every pair; leave one of them out")
         if (self.focal_px is None) != (self.baseline_m is None):
             raise UserError("--focal-px and --baseline-m belong together; give both or none")
-        if needing and self.calibration is None and not numbers:
-            raise UserError(f"--write {needing[0]}: needs --calibration, or --focal-px and --baseline-m")
         if self.calibration is not None and (self.focal_px is not None or self.baseline_m is not None):
             raise UserError(
                 "--calibration contains the focal length and baseline; give it, or --focal-px and --baseline-m"
@@ -287,7 +304,7 @@ class BenchmarkOptions(OptionGroup):
     dataset_root: Path | None = option(
         None,
         "folder of the data set, laid out as torchvision.datasets documents it; for fsd the folder of the scenes, else "
-        "$FOUNDATION_STEREO_ROOT",
+        "$FOUNDATION_STEREO_ROOT, else ~/Reference/OffTopic/Datasets/FoundationStereo",
     )
     download: bool = option(False, "download middlebury2014 to --dataset-root; the others have to be there")
     split: Literal["all", "validation"] = option(
@@ -325,9 +342,15 @@ class EvaluatedNetworkOptions(NetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluatedRigOptions(CalibrationFileOptions):
+    """calibration: of raw images, whose disparity belongs to the rectified left view; benchmarks are rectified"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """All options of `foundation-stereo-evaluate`."""
 
     network: EvaluatedNetworkOptions = EvaluatedNetworkOptions()
     evaluation: BenchmarkOptions = BenchmarkOptions()
+    rig: EvaluatedRigOptions = EvaluatedRigOptions()
     inference: InferenceOptions = InferenceOptions()

@@ -13,7 +13,7 @@ from foundation_stereo_depth.options.datasets import (
     DatasetRoots,
     parse_dataset_sources,
 )
-from foundation_stereo_depth.options.fields import OptionGroup, option
+from foundation_stereo_depth.options.fields import DEVICE_HELP, DEVICE_METAVAR, OptionGroup, check_device, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class DataOptions(OptionGroup):
         metavar=DATASET_ROOT_METAVAR,
     )
     cache_root: Path | None = option(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
-    require_cache: bool = option(False, "fail on the first sample that the cache does not hold")
+    require_cache: bool = option(False, "fail at the start if the cache lacks a sample")
     height: int = option(240, "height of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
     width: int = option(320, "width of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
     max_samples: int | None = option(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
@@ -76,13 +76,13 @@ class AugmentOptions(OptionGroup):
         fixed=True,
     )
     blur_prob: float = option(
-        0.3, "probability that both views are blurred, each by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
+        0.3, "probability that a view is blurred, by a sigma of its own", minimum=0.0, maximum=1.0, fixed=True
     )
     blur_sigma_max: float = option(1.2, "largest sigma of the blur, px", minimum=0.0, maximum=10.0, fixed=True)
     blur_kernel_size: int = option(5, "width of the blur kernel, px, odd", minimum=1, maximum=31, fixed=True)
     noise_std_max: float = option(
         0.03,
-        "largest standard deviation of the sensor noise, of full scale; most pairs have far less",
+        "largest standard deviation of a view's sensor noise, of full scale; most views have far less",
         minimum=0.0,
         maximum=1.0,
         fixed=True,
@@ -117,13 +117,16 @@ class AugmentOptions(OptionGroup):
 class ModelOptions(OptionGroup):
     """network"""
 
-    model: Literal["unet", "guided", "fused"] = option(
+    model: Literal["unet", "guided", "fused", "predecessor"] = option(
         "unet",
         "unet: a 6-channel U-Net on both views at once; guided: corrects OpenCV's semi-global matcher; fused: chooses "
-        "between two matches of it, one for textured and one for plain surfaces, and corrects them",
+        "between two matches of it, one for textured and one for plain surfaces, and corrects them; predecessor: the "
+        "full-resolution U-Net of this program's predecessor, for --initial-weights from its checkpoints",
         fixed=True,
     )
-    base_channels: int = option(32, "channels at half resolution", minimum=4, maximum=512, fixed=True)
+    base_channels: int = option(
+        32, "channels at half resolution (predecessor: full)", minimum=1, maximum=512, fixed=True
+    )
     depth: int = option(5, "unet: halvings after the first", minimum=1, maximum=7, fixed=True)
 
 
@@ -159,7 +162,9 @@ class OptimizerOptions(OptionGroup):
         fixed=True,
     )
     batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)
-    learning_rate: float = option(1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True)
+    learning_rate: float = option(
+        1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True, aliases=("--lr",)
+    )
     weight_decay: float = option(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
@@ -178,7 +183,7 @@ class OptimizerOptions(OptionGroup):
 class RuntimeOptions(OptionGroup):
     """machine"""
 
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "auto takes cuda, else mps, else cpu")
+    device: str = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: Literal["auto", "fp32", "bf16"] = option(
         "auto", "arithmetic of the network; auto takes bf16 where the device gains from it", fixed=True
     )
@@ -186,6 +191,13 @@ class RuntimeOptions(OptionGroup):
     compile_mode: str = option("default", "mode of torch.compile")
     compile_backend: str = option("inductor", "backend of torch.compile")
     seed: int = option(0, "seed of everything random", minimum=0, maximum=2**31 - 1, fixed=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_device(self.device)
+
+
+EXPERIMENT_HELP = "MLflow experiment; else $MLFLOW_EXPERIMENT_NAME, else foundation-stereo-depth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +211,7 @@ class TrackingOptions(OptionGroup):
     mlflow_tracking_uri: str | None = option(
         None, "where MLflow keeps its runs: a database or a server; else $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db"
     )
-    experiment_name: str = option("foundation-stereo-depth", "MLflow experiment")
+    experiment_name: str | None = option(None, EXPERIMENT_HELP, aliases=("--mlflow-experiment",))
     run_name: str | None = option(None, "MLflow run name; else model, data and size")
     log_steps: int = option(
         50, "send the figures of training to MLflow every so many steps, as train_steps/* by samples seen", minimum=1
@@ -222,7 +234,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         # Several processes divide the batch; the network itself checks the part of each.
         single = self.optimizer.batch_size == 1 and self.data.height == self.data.width == 32
-        if self.model.model != "unet" and single:
+        if self.model.model in ("guided", "fused") and single:
             raise UserError(
                 f"--model {self.model.model} --height 32 --width 32 --batch-size 1: leaves one value per channel, too "
                 "few for batch normalisation; raise one of them"
@@ -245,6 +257,7 @@ class CacheBuildOptions(OptionGroup):
     workers: int | Literal["auto"] = option("auto", "threads; auto takes one per core", minimum=1)
     skip_bad: bool = option(False, "skip unreadable samples, and count them and list them in a file")
     overwrite: bool = option(False, "rebuild every entry, also those that are complete and up to date")
+    compress: bool = option(False, "deflate new entries: smaller, but slower to read")
     shard: str | None = option(
         None, "I/N, from 1/N to N/N: take one of N equal parts, so that N machines fill one cache; torchrun does it too"
     )

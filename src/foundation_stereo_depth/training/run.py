@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SIGMA_SCALE = "validation/sigma_scale"
 """The factor on the predicted deviation that makes its 68 % interval contain 68 % of the validation pixels."""
 _PREVIEWS = "previews"
+_BEST_BY = "validation/epe_px"
 _EPOCH_METRIC = "train/loss"  # every epoch has it, so it shows which epochs MLflow has
 
 
@@ -93,6 +94,7 @@ class Record:
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
         self._log_address()
         if history:
+            self._tracker.set_tags(_best_epoch(history))
             self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in history])
             # Files go to a store of their own, which may lack other epochs.
             figures = [self._preview_path(epoch) for epoch in range(1, len(history) + 1)]
@@ -146,7 +148,7 @@ class Record:
         self.save(state)
         self._tracker.log_epoch(epoch, _charted(metrics))
         if is_best:
-            self._tracker.set_tags({"best_epoch": epoch})
+            self._tracker.set_tags(_best_epoch(state.history))
         if examples:
             self._tracker.send_file(preview, _PREVIEWS, link=True)
             self._tracker.log_figure(preview, "validation", epoch)
@@ -207,6 +209,15 @@ def _default_name(options: TrainOptions) -> str:
     sources = parse_dataset_sources(data.dataset_root, data.dataset)
     names = [source.name for source in sources] or [data.dataset if find_dataset_root(None) else "synthetic"]
     return f"{options.model.model} {'+'.join(dict.fromkeys(names))} {data.width}x{data.height}"
+
+
+def _best_epoch(history: Sequence[Metrics]) -> dict[str, object]:
+    """Return the tags of the epoch, from 1, with the lowest validation EPE; none without such an epoch."""
+    errors_px = {epoch: metrics[_BEST_BY] for epoch, metrics in enumerate(history, start=1) if _BEST_BY in metrics}
+    if not errors_px:
+        return {}
+    best = min(errors_px, key=lambda epoch: errors_px[epoch])
+    return {"best_epoch": best, f"best_{_BEST_BY}": f"{errors_px[best]:.4g}"}
 
 
 def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) -> Tracker:

@@ -1,5 +1,6 @@
 """What a run begins with: its options, its data, and the weights of its first step."""
 
+import dataclasses
 import logging
 import tempfile
 from dataclasses import replace
@@ -24,8 +25,10 @@ from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.model import create_network, fused_from_guided
+from foundation_stereo_depth.model.predecessor import with_uncertainty_head
 from foundation_stereo_depth.options import command_line
-from foundation_stereo_depth.options.training import AugmentOptions, DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options.fields import flag_of
+from foundation_stereo_depth.options.training import AugmentOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,14 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
         if requested.data.dataset == "fsd":
             root = root or find_dataset_root(None)
         initial = requested.optimizer.initial_weights
-        base = replace(TrainOptions(), data=DataOptions(dataset_root=root))
+        base = command_line.default_options(TrainOptions, explicit)
+        base = replace(base, data=replace(base.data, dataset_root=root))
         if initial is not None:
             given = _read_initial(initial)
             base = replace(base, model=given.facts.model, augment=_augmentation_of(given, initial))
-        return command_line.build_options(TrainOptions, explicit, base=base), None
+        options = command_line.build_options(TrainOptions, explicit, base=base)
+        warn_of_unused_flags(explicit, options)
+        return options, None
     path = Path(resume)
     if path.is_dir():
         path = path / "last.pt"
@@ -76,6 +82,26 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             f"--resume {resume}: a resumed run cannot change {', '.join(conflicts)}; leave that out, or start a new run"
         )
     return command_line.build_options(TrainOptions, explicit, base=saved), checkpoint
+
+
+def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions) -> None:
+    """Log a warning for typed flags that change nothing, given the others."""
+    model, data = options.model.model, options.data
+    has_files = data.dataset_root is not None or data.cache_root is not None
+    augmentation = {field.name for field in dataclasses.fields(AugmentOptions)} - {"augment"}
+    synthetic = {"procedural_samples", "procedural_val_samples"}
+    of_files = {"val_fraction", "max_samples", "skip_bad"}
+    rules: tuple[tuple[bool, set[str], str], ...] = (
+        (model != "unet", {"depth"}, f"with --model {model}, whose depth is fixed"),
+        (model in ("unet", "predecessor"), {"region_weight"}, f"with --model {model}, whose loss has no such term"),
+        (not options.runtime.compile, {"compile_mode", "compile_backend"}, "without --compile"),
+        (not options.augment.augment, augmentation, "with --no-augment"),
+        (has_files, synthetic, "with a data set: --dataset synthetic trains on synthetic scenes"),
+        (not has_files, of_files, "without a data set"),
+    )
+    for applies, names, why in rules:
+        if applies and (unused := [flag_of(name) for name in explicit if name in names]):
+            logger.warning("%s: no effect %s", " ".join(unused), why)
 
 
 class Data(NamedTuple):
@@ -157,6 +183,10 @@ def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Modul
         network = create_network(options.model)
         network.load_state_dict(fused_from_guided(given.network().state_dict()))
         return network
+    if found_model.model == options.model.model == "predecessor":
+        given = replace(
+            given, weights=with_uncertainty_head(given.weights), facts=replace(given.facts, distribution="laplace")
+        )
     if (found := _flags_of(found_model)) != (asked := _flags_of(options.model)):
         raise UserError(f"--initial-weights {initial}: holds a network of {found}, and the flags ask for {asked}")
     try:

@@ -22,7 +22,7 @@ from foundation_stereo_depth.data.augment.pipeline import augmented_pair, flippe
 from foundation_stereo_depth.data.batch import Positions, Source, StereoBatch, training_plan, validation_plan
 from foundation_stereo_depth.data.prefetch import prefetch_next
 from foundation_stereo_depth.data.random import sample_keys
-from foundation_stereo_depth.device import Processes, autocast, pick_device, pick_precision
+from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import network_inputs, wants_prior
@@ -66,7 +66,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
     processes = Processes.from_environment()
     device = pick_device(options.runtime.device, processes)
     precision = pick_precision(options.runtime.precision, device)
-    batch_size = _check_batch_size(options, processes)
+    batch_size = _check_machine(options, processes, device)
     processes.join(device)
     resumed, run_id = find_earlier_start(options, resumed, processes)
 
@@ -84,6 +84,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
         facts = data.facts | _facts(network, device, precision, processes)
         record.start(facts, state.history)
         logger.info(_start_line(record, facts, options, state))
+        _warn_of_little_work(data.train, options, state)
 
         for epoch in range(state.progress.epoch, options.optimizer.epochs):
             plan = _training_plan(data.train, epoch, options, processes)
@@ -267,11 +268,29 @@ class EpochProgress:
         }
 
 
-def _check_batch_size(options: TrainOptions, processes: Processes) -> int:
+def _check_machine(options: TrainOptions, processes: Processes, device: torch.device) -> int:
+    """Return the batch size, after checking what would fail in the middle of the first step."""
+    if options.runtime.compile:
+        check_compiler(device, options.runtime.compile_backend)
     batch_size = options.optimizer.batch_size
     if batch_size % processes.world_size:
         raise UserError(f"--batch-size {batch_size}: has to be a multiple of the {processes.world_size} processes")
     return batch_size
+
+
+def _warn_of_little_work(source: Source, options: TrainOptions, state: TrainingState) -> None:
+    batch_size, epochs = options.optimizer.batch_size, state.progress.epoch
+    if epochs >= options.optimizer.epochs:
+        logger.warning(
+            "the run has finished its %d epochs, so nothing is trained; --epochs with a larger number continues it",
+            epochs,
+        )
+    elif batch_size > len(source):
+        logger.warning(
+            "--batch-size %d: there are only %d training samples, so each step takes some of them several times; lower "
+            "it, or use more data",
+            batch_size, len(source),
+        )  # fmt: skip
 
 
 def _wrap(network: nn.Module, options: TrainOptions, processes: Processes, device: torch.device) -> nn.Module:

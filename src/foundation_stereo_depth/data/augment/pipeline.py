@@ -75,7 +75,7 @@ class _Changes:
         exponent: of brightness (gamma).
         colours, pivot: of `recolour`.
         lights: a few factors over each image.
-        blurred, blur_weights: which views are, and by which row of weights: both or none, each by its own.
+        blurred, blur_weights: which views are, and by which row of weights.
         noise_start, noise_std: which stretch of the bank is added, times what.
         compressed, quality: whether both are sent as JPEG, and how well, a whole number.
         offset_px: a few vertical offsets over the right image.
@@ -116,11 +116,11 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
             "saturation": _around_one(2, jitter=options.saturation_jitter),
             "hue": Range((2,), -turn, turn),
             "lighting": _around_one(2, *_LIGHTS, jitter=options.lighting_jitter),
-            "blur": Range((1,)),
+            "blur": Range((2,)),
             # A sigma of 0 would divide by zero; at 0.1 px the neighbours' weight is already below 1e-20.
             "blur sigma": Range((2,), 0.1, max(0.1, options.blur_sigma_max)),
             "noise": Range((2,)),
-            "noise of both": Range((1,)),
+            "noise level": Range((2,)),
             "noise of each": Range((2,), 0.5, 1.0),
             "jpeg": Range((1,)),
             "jpeg quality": Range((1,), _WORST_QUALITY, _BEST_QUALITY),
@@ -141,12 +141,12 @@ def _drawn(keys: Keys, options: AugmentOptions) -> _Changes:
         colours=colours,
         pivot=pivot,
         lights=drawn["lighting"],
-        blurred=(drawn["blur"] < options.blur_prob).expand(-1, 2),
+        blurred=drawn["blur"] < options.blur_prob,
         blur_weights=weights / weights.sum(dim=2, keepdim=True),
         # Of 24 bits of fraction: some stretches come up 3 % more often than others, and noise does not mind.
         noise_start=(drawn["noise"] * (_NOISE_BANK + 1)).to(torch.int64),
-        # Few rooms are dark: most pairs have little noise, some have much, and both cameras are in the same room.
-        noise_std=options.noise_std_max * drawn["noise of both"] ** 3 * drawn["noise of each"],
+        # Few rooms are dark: most views have little noise, some have much.
+        noise_std=options.noise_std_max * drawn["noise level"] ** 3 * drawn["noise of each"],
         compressed=drawn["jpeg"][:, 0] < options.jpeg_prob,
         quality=drawn["jpeg quality"][:, 0].round(),
         offset_px=drawn["vertical field"] * drawn["vertical reach"],

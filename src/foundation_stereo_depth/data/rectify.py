@@ -1,16 +1,52 @@
 """Raw frames of the camera's size -> a rectified pair of the network's size, in one remap per view."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
-from foundation_stereo_depth.calibration.rig import RigCalibration
+from foundation_stereo_depth.calibration.rig import RigCalibration, create_rectified_rig
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
+
+logger = logging.getLogger(__name__)
+
+_FAR_M = 30.0
+"""Few rigs of webcams can measure anything farther."""
+_UNMOVED_PX = 0.05
+"""Rectification that moves no pixel by more is left out: the images are rectified already."""
+
+
+def create_rectifier(
+    calibration: RigCalibration | None, *, height: int, width: int, rectify: bool = True
+) -> "Rectifier | Resizer":
+    """Return what makes a pair one that can be matched: rectified, or only resized.
+
+    Pairs are only resized where there is no calibration, where `rectify` is off, and where the calibration would move
+    no pixel because it describes images that are rectified already.
+
+    Args:
+        calibration: of the rig.
+        height: of the resulting pair, px.
+        width: the same.
+        rectify: the pairs are raw.
+    """
+    if calibration is not None and rectify and largest_shift_px(calibration) > _UNMOVED_PX:
+        return Rectifier(calibration, height=height, width=width)
+    return Resizer(calibration, height=height, width=width)
+
+
+def warn_of_near_limit(stereo: StereoCalibration | None) -> None:
+    """Log a warning where a calibration gives points of a room a negative disparity, which no matcher finds."""
+    if stereo is not None and stereo.farthest_m < _FAR_M:
+        logger.warning(
+            "depths beyond %.3g m cannot be measured: the calibration gives them a negative disparity",
+            stereo.farthest_m,
+        )
 
 
 class Rectifier:
@@ -25,11 +61,15 @@ class Rectifier:
 
     Attributes:
         height, width: as given.
+        given: the calibration as given.
+        calibration: of the raw frames, with the rectification that is applied to them.
         stereo_calibration: of the rectified pair, at its size.
     """
 
     def __init__(self, calibration: RigCalibration, *, height: int, width: int) -> None:
+        self.given: RigCalibration | None = calibration
         calibration = calibration.with_far_in_view()
+        self.calibration: RigCalibration | None = calibration
         self._calibration = calibration
         self._maps: _Maps | None = None
         self.height, self.width = height, width
@@ -94,11 +134,16 @@ class Resizer:
 
     Attributes:
         height, width: as given.
+        given: the calibration as given.
+        calibration: of the pair before it is resized, as one that is rectified already; None where it is unknown.
         stereo_calibration: of the resized pair; None where it is unknown.
     """
 
     def __init__(self, calibration: RigCalibration | None, *, height: int, width: int) -> None:
-        self._calibration = calibration
+        self.given = self._calibration = calibration
+        self.calibration: RigCalibration | None = (
+            None if calibration is None else rectified_rig(calibration.stereo_calibration)
+        )
         self.height, self.width = height, width
         self.stereo_calibration: StereoCalibration | None = (
             None if calibration is None else calibration.stereo_calibration.resized(height, width)
@@ -117,6 +162,29 @@ class Resizer:
         return resize_image(left, self.height, self.width), resize_image(right, self.height, self.width)
 
 
+def rectified_rig(stereo: StereoCalibration) -> RigCalibration:
+    """Return the calibration of images that are rectified already, as a rig that can be saved."""
+    left = np.array([[stereo.focal_px, 0, stereo.cx_left_px], [0, stereo.focal_y_px, stereo.cy_px], [0, 0, 1]])
+    right = left.copy()
+    right[0, 2] = stereo.cx_right_px
+    return create_rectified_rig(
+        width=stereo.width,
+        height=stereo.height,
+        left=left,
+        right=right,
+        translation_m=np.array([-stereo.baseline_m, 0.0, 0.0]),
+    )
+
+
+def largest_shift_px(calibration: RigCalibration) -> float:
+    """Return by how much rectification moves a pixel at most, px of the calibration's size; 0 leaves all in place."""
+    shifts_px: list[float] = []
+    for x, y in rectification_maps(calibration.with_far_in_view(), calibration.height, calibration.width):
+        columns, rows = np.arange(x.shape[1])[None], np.arange(x.shape[0])[:, None]
+        shifts_px.append(float(np.hypot(x - columns, y - rows).max()))
+    return max(shifts_px)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Maps:
     """How raw frames of one size are remapped.
@@ -131,6 +199,23 @@ class _Maps:
     width: int
     shrunk_size: tuple[int, int]
     views: list[tuple[Any, Any]]
+
+
+def rectify_points(
+    rig: RigCalibration, left_px: Float32[np.ndarray, "N 2"], right_px: Float32[np.ndarray, "N 2"]
+) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N 2"]]:
+    """Return where points of the raw views stand in the rectified ones, px of the calibration's size."""
+    given = rig.rectified
+    cameras = (
+        (left_px, rig.left_matrix, rig.left_distortion, given.left_rotation, given.left_projection),
+        (right_px, rig.right_matrix, rig.right_distortion, given.right_rotation, given.right_projection),
+    )
+    undistort = cv2.fisheye.undistortPoints if rig.distortion_model == "equidistant" else cv2.undistortPoints
+    left, right = (
+        np.asarray(undistort(px[:, None].astype(np.float64), matrix, distortion, R=rotation, P=projection))[:, 0]
+        for px, matrix, distortion, rotation, projection in cameras
+    )
+    return left, right
 
 
 def rectification_maps(

@@ -8,10 +8,10 @@ from rendered_rig import RenderedRig, chessboard, noise_texture, plane_at
 
 from foundation_stereo_depth.calibration.files import read_calibration
 from foundation_stereo_depth.calibration.rig import Rectification, RigCalibration
+from foundation_stereo_depth.data.rectify import Rectifier, rectification_maps
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.geometry import depth_from_disparity
-from live_camera.rectify import Rectifier, rectification_maps
 
 GOLDEN = Path(__file__).parents[1] / "golden/calibration"
 SQUARE_PX = 40
