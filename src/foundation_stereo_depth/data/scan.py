@@ -219,7 +219,7 @@ def _parse_kept(arrays: dict[str, np.ndarray], root: Path) -> dict[str, SceneSca
     names = stems.tobytes().decode()
     if "/" in names or "\0" in names or lengths.min(initial=1) < 1 or frames.min(initial=0) < 0:
         raise ValueError("its names are none of frames")
-    if suffixes.max(initial=0) >= len(IMAGE_SUFFIXES) or suffixes[:, 2].max(initial=0) >= len(DISPARITY_SUFFIXES):
+    if (suffixes >= (len(IMAGE_SUFFIXES), len(IMAGE_SUFFIXES), len(DISPARITY_SUFFIXES))).any():
         raise ValueError("its suffixes are unknown")
     starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     if ((stems[starts[:-1]] & 0xC0) == 0x80).any():
