@@ -189,7 +189,7 @@ def exclusive_lock(path: Path, *, wait: bool) -> Generator[None]:
             raise LockedError(path) from None
         except OSError:  # a disk without locks
             pass
-        # Whoever held the lock before has removed the file; then another process may have created it again.
+        # A process that held the lock before has removed the file; then another process may have created it again.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
