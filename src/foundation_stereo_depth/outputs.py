@@ -303,13 +303,6 @@ def _read_rig(path: Path, options: OutputOptions) -> RigCalibration:
     return rig
 
 
-def _largest_shown(match: StereoMatch, rig: StereoCalibration | None) -> float:
-    """Return the top of a colour scale: a high percentile of the depth, or of the disparity without a calibration."""
-    shown = match.disparity_px if rig is None else depth_from_disparity(match.disparity_px, rig)
-    known = shown[np.isfinite(shown)]
-    return float(np.percentile(known, 99 if rig is None else 90)) if known.size else 1.0
-
-
 def _encode_map(what: str, suffix: str, values: Float[np.ndarray, "H W"]) -> bytes:
     """Return the bytes of a map. Values beyond 16 bits are unknown in a PNG, except sigma, which is clipped."""
     if suffix == ".pfm":

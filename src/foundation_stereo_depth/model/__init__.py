@@ -49,4 +49,6 @@ def fewest_parameters(options: ModelOptions) -> int:
     """Return a number of parameters that the network of these options has at least; it has at most 30 times as many."""
     if options.model == "unet":
         return 9 * (options.base_channels * (options.depth + 1)) ** 2  # one convolution of its deepest level
+    if options.model == "predecessor":
+        return 9 * (16 * options.base_channels) ** 2
     return 100 * options.base_channels**2
