@@ -77,5 +77,6 @@ def test_bash_completes_commands_flags_values_and_files(words: list[str], comple
 
 def test_fish_completes_values_of_a_flag() -> None:
     script = completion_script("fish")
-    line = "complete -c foundation-stereo -n '__fish_seen_subcommand_from train' -l model -x -a 'unet guided fused'"
+    models = "unet guided fused predecessor"
+    line = f"complete -c foundation-stereo -n '__fish_seen_subcommand_from train' -l model -x -a '{models}'"
     assert line in script.splitlines()

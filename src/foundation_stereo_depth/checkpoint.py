@@ -200,7 +200,7 @@ def load_plain(path: Path) -> Any:
     if foreign := _describe_foreign(encoded):
         raise CheckpointError(f"{path}: {foreign}")
     try:
-        if zipfile.is_zipfile(io.BytesIO(encoded)):
+        if _is_zip(encoded):
             open_zip(encoded, at_most_bytes=len(encoded))  # PyTorch does not verify checksums, and never compresses
         # Foreign pickles are refused below.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
@@ -218,6 +218,13 @@ def load_plain(path: Path) -> Any:
     return content
 
 
+def _is_zip(encoded: bytes) -> bool:
+    try:
+        return zipfile.is_zipfile(io.BytesIO(encoded))
+    except zipfile.BadZipFile:  # its end is a ZIP's, and damaged
+        return True
+
+
 def _describe_foreign(encoded: bytes) -> str | None:
     """Return what a file is that torch.load does not take, and what to do; None for everything else."""
     if foreign := describe_replacement(encoded[:512]):
@@ -225,7 +232,7 @@ def _describe_foreign(encoded: bytes) -> str | None:
     # Version and producer, as exporters of ONNX write them.
     if encoded[:1] == b"\x08" and any(name in encoded[:64] for name in (b"pytorch", b"onnx")):
         return "is an ONNX file; give it the suffix .onnx (foundation-stereo-predict runs it, no training takes it)"
-    if not zipfile.is_zipfile(io.BytesIO(encoded)):
+    if not _is_zip(encoded):
         return None
     try:
         with zipfile.ZipFile(io.BytesIO(encoded)) as archive:

@@ -260,12 +260,12 @@ def test_interrupt_reports_and_leaves_no_partial_files(
 ) -> None:
     write, done = SampleCache.write, []
 
-    def interrupted(*arguments):
+    def interrupted(*arguments, **named):
         if len(done) == 3:
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # this is a worker; the main thread has to hear of it before the rest is written
         done.append(arguments)
-        return write(*arguments)
+        return write(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(SampleCache, "write", interrupted)
@@ -321,9 +321,9 @@ def test_a_second_builder_may_list_faults_in_the_same_file(fsd_tree: Path, monke
     Path("cache/scene_0/0000.npz").write_bytes(b"")
     write = SampleCache.write
 
-    def beside_another(*arguments):
+    def beside_another(*arguments, **named):
         Path("cache/cache_faults.txt").write_text("bad: somebody else's\n")
-        return write(*arguments)
+        return write(*arguments, **named)
 
     monkeypatch.setattr(SampleCache, "write", beside_another)
     assert counts(build_cache(options_for(fsd_tree))) == (5, 0, 1, 0, 0)

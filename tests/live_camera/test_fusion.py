@@ -27,8 +27,10 @@ def test_noise_of_a_still_scene_averages_out(network: bool) -> None:
     assert fused.disparity_px.std() < noisy.disparity_px.std() / 3
     if network:
         assert fused.sigma_px is not None
-        assert (fused.sigma_px < SIGMA_PX).all()  # less uncertain, but the constant error remains
-        assert (fused.sigma_px > 0.5 * SIGMA_PX).all()
+        # Less uncertain, but the constant error remains; a few pixels have just restarted.
+        assert fused.sigma_px.max() < SIGMA_PX + 1e-6
+        assert (fused.sigma_px < 0.95 * SIGMA_PX).mean() > 0.95
+        assert fused.sigma_px.min() > 0.5 * SIGMA_PX
     else:
         assert fused.sigma_px is None
 

@@ -646,10 +646,18 @@ def test_calibration_without_source_is_an_error(capsys: pytest.CaptureFixture[st
 
 
 def test_live_calibration_without_a_board_is_an_error(images: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert calibrate_command([*GLOBS, "--square-mm", "25", "--headless", "--fps", "200"]) == 2
+    for side, image in (("left", LEFT), ("right", RIGHT)):
+        video = cv2.VideoWriter(f"{side}.avi", cv2.VideoWriter.fourcc(*"MJPG"), 30, (W, H))
+        for _ in range(5):
+            video.write(image)
+        video.release()
+    flags = ["--left", "left.avi", "--right", "right.avi", "--square-mm", "25", "--headless", "--fps", "200"]
+    assert calibrate_command(flags) == 2
     assert "no pair was collected" in capsys.readouterr().err
-    assert calibrate_command([*GLOBS, "--square-mm", "25", "--headless", "--fps", "200"]) == 2
+    assert calibrate_command(flags) == 2
     assert "no pair was collected" in capsys.readouterr().err  # the empty folder is used again
+    assert calibrate_command([*GLOBS, "--square-mm", "25"]) == 2
+    assert "was found in both views of any of 5 pairs" in capsys.readouterr().err
 
 
 def test_predicted_recording_has_the_depth_that_the_live_view_showed(

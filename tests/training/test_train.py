@@ -406,7 +406,7 @@ def test_initial_weights_of_another_network_are_refused(own_run: Path, tiny_opti
     name = next(iter(content["weights"]))
     content["weights"][name][0] = float("nan")
     torch.save(content, "nan.pt")
-    with pytest.raises(CheckpointError, match=r"nan\.pt: holds weights that are not finite"):
+    with pytest.raises(CheckpointError, match=r"nan\.pt: its weights are not finite"):
         resolve(tiny(initial_weights=Path("nan.pt")))
 
 

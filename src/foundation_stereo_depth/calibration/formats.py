@@ -68,6 +68,7 @@ def from_ros(infos: Sequence[Any], metres: float | None) -> RigCalibration:
     for name in ("image_width", "image_height"):
         if number(left, name) != number(right, name):
             raise CalibrationError(f"the two files differ in {name}: {left[name]} and {right[name]}")
+    left_matrix, right_matrix = (_ros_matrix(info, "camera_matrix", (3, 3)) for info in (left, right))
     given = Rectification(
         left_rotation=_ros_matrix(left, "rectification_matrix", (3, 3)),
         right_rotation=_ros_matrix(right, "rectification_matrix", (3, 3)),
@@ -79,9 +80,9 @@ def from_ros(infos: Sequence[Any], metres: float | None) -> RigCalibration:
     return RigCalibration(
         width=whole(left, "image_width"),
         height=whole(left, "image_height"),
-        left_matrix=_ros_matrix(left, "camera_matrix", (3, 3)),
+        left_matrix=left_matrix,
         left_distortion=_ros_distortion(left),
-        right_matrix=_ros_matrix(right, "camera_matrix", (3, 3)),
+        right_matrix=right_matrix,
         right_distortion=_ros_distortion(right),
         distortion_model=_one_model(left, right),
         rotation=given.right_rotation.T @ given.left_rotation,

@@ -161,7 +161,7 @@ def _check_channels(path: Path, code: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.nd
     if _has_equal_channels(code[::16, ::16]) and _has_equal_channels(code) and code.any():
         raise _grey(path)
     rows = code[:: max(1, len(code) // _ORDER_ROWS)].astype(np.float32)
-    known: np.ndarray = rows.any(axis=2)
+    known = np.asarray(rows.any(axis=2))
     both_known = known[:, 1:] & known[:, :-1]
     changes = np.diff(rows, axis=1)[both_known]
     changes = changes[changes.any(axis=1)]

@@ -162,7 +162,8 @@ def _check_interface(network: _Network) -> None:
     for name, shape, planes in [*wanted, *((name, inputs[name], None) for name in inputs if name == ONNX_PRIOR)]:
         fits = len(shape) == len(pair) == 4 and (planes is None or shape[1] in (planes, None))
         if not fits or any(a not in (b, None) and b is not None for a, b in zip(shape[2:], pair[2:], strict=True)):
-            raise _UnreadableError(f"its {name} has the shape {shape}, where the pair has {pair}")
+            needed = "four sizes" if planes is None else f"{planes} planes"
+            raise _UnreadableError(f"its {name} has the shape {shape}; it has to have {needed}, and the pair's, {pair}")
 
 
 def _named(names: Sequence[str] | dict[str, list[int | None]]) -> str:

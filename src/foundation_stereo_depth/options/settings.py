@@ -71,9 +71,19 @@ class Setting:
 
 
 def settings_files() -> list[Path]:
-    """Return the files that there are: the user's first, then the one of the working folder, which wins."""
+    """Return the files that there are: the user's first, then the one of the working folder, which wins.
+
+    Raises:
+        UserError: a folder of theirs may not be looked into.
+    """
     candidates = dict.fromkeys(folder.absolute() / SETTINGS_FILE for folder in (_user_folder(), Path()))
-    return [path for path in candidates if path.is_file()]
+    found: list[Path] = []
+    for path in candidates:
+        try:
+            found += [path] if path.is_file() else []
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return found
 
 
 def _user_folder() -> Path:
