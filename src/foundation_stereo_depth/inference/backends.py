@@ -144,6 +144,7 @@ class OnnxRuntimeBackend:
             raise UserError(f"--device {device}: this onnxruntime only has {runtime.get_available_providers()}")
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
+        settings.log_severity_level = 3  # errors, which are raised as well
         settings.intra_op_num_threads = torch.get_num_threads()
         # Its idle threads would spin, on the cores that the matcher and the camera need.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -157,6 +158,7 @@ class OnnxRuntimeBackend:
                     *([("CUDAExecutionProvider", {"device_id": int(number or 0)})] if on_cuda else []),
                     "CPUExecutionProvider",
                 ],
+                enable_fallback=0,  # which prints to standard output, and fails again
             )
             self.metadata: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
         except Exception as error:  # its exceptions have no common base
