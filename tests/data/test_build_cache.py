@@ -354,6 +354,7 @@ def test_two_builders_of_different_sizes_do_not_mix(fsd_tree: Path) -> None:
         slow.write("scene_0", "0000", sample)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_renderer")
 def test_pool_of_synthetic_scenes_is_reproducible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--height", "48", "--width", "64", "--cache-root"]
@@ -369,6 +370,7 @@ def test_pool_of_synthetic_scenes_is_reproducible(tmp_path: Path, capsys: pytest
     assert "both name what to cache" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_renderer")
 def test_scenes_of_another_version_are_rebuilt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

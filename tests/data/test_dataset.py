@@ -68,7 +68,7 @@ def test_every_name_that_the_flag_takes_can_be_opened() -> None:
     assert set(DATASET_NAMES) == set(DATASET_SOURCES) | set(BENCHMARKS)
 
 
-@pytest.mark.parametrize("name", [*TREES, "fsd", "folders", "synthetic"])
+@pytest.mark.parametrize("name", [*TREES, "fsd", "folders", pytest.param("synthetic", marks=pytest.mark.slow)])
 def test_every_data_set_is_read_resized_cached_and_loaded(name: str, tmp_path: Path, request) -> None:
     root = tmp_path / "root"
     if name == "fsd":

@@ -14,7 +14,7 @@ from foundation_stereo_depth.data.synthetic.render import positions
 from foundation_stereo_depth.data.synthetic.scenes import FLOATING, KINDS, Views, render_scenes
 from foundation_stereo_depth.data.synthetic.textures import packed_textures
 
-pytestmark = pytest.mark.usefixtures("compiled_renderer")
+pytestmark = [pytest.mark.usefixtures("compiled_renderer"), pytest.mark.slow]  # compiling takes a minute
 
 ROOMS, REPETITION = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
 

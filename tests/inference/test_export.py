@@ -149,6 +149,7 @@ def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_CALIBRATION_PAIRS", range(4, 12))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_pairs")
 def test_int8_is_smaller_and_about_as_accurate(tiny_checkpoint: Path, dynamic: Path, capsys) -> None:
     path = exported(tiny_checkpoint, "8.onnx", int8=True)

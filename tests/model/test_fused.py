@@ -222,6 +222,7 @@ def header_of(options: ModelOptions) -> dict[str, object]:
     }
 
 
+@pytest.mark.slow
 def test_exported_network_takes_both_inputs_and_predicts_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     options = ModelOptions(model="fused", base_channels=8)

@@ -242,6 +242,7 @@ def test_network_overfits_one_pair_with_a_wrong_prior() -> None:
     assert error_px.mean() < 0.3
 
 
+@pytest.mark.slow
 def test_exported_network_takes_the_prior_and_predicts_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
     options = ModelOptions(model="guided", base_channels=8)

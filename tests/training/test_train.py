@@ -323,6 +323,7 @@ def test_a_killed_process_resumes_from_its_last_epoch(tiny, tracking_uri) -> Non
     assert steps == set(range(1, done + 2))
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_logs_how_to_resume(tiny, tracking_uri) -> None:
     process = subprocess.Popen(command_of(tiny(epochs=500)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not Path("out/previews/epoch_0001.png").exists():
@@ -589,6 +590,7 @@ def test_the_learning_rate_rises_and_falls_once() -> None:
     assert 0 < rates[-1] < 0.01 * options.learning_rate
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tiny, tiny_options) -> None:
     train(tiny_options(epochs=1, output_dir=Path("one")))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "--no-python"]
