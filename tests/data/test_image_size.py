@@ -149,3 +149,10 @@ def test_truncated_headers_end_in_one_error(tmp_path: Path, suffix: str) -> None
         (tmp_path / "x.png").write_bytes(encoded[:length])
         with pytest.raises(DataError):
             read_rgb(tmp_path / "x.png")
+
+
+def test_a_tiff_that_begins_beyond_64_bits_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.tif"
+    path.write_bytes(b"II" + struct.pack("<HHHQ", 43, 8, 0, 2**64 - 1) + bytes(64))
+    with pytest.raises(DataError, match=r"x\.tif: its header is truncated"):
+        read_rgb(path)

@@ -48,7 +48,7 @@ def check_pixels(path: Path, encoded: bytes) -> None:
     """
     try:
         pixels = count_pixels(encoded)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:  # the last of an offset beyond 64 bits
         raise DataError(f"{path}: its header is truncated") from error
     except _DamagedHeaderError as error:
         raise DataError(f"{path}: is damaged: {error}") from error
