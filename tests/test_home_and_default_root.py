@@ -40,7 +40,7 @@ def test_a_leading_tilde_is_the_home_folder_in_every_flag(home: Path) -> None:
     assert live == {"left": f"{home}/l.mp4", "record": home / "raw.mkv", "checkpoint": home / "best.pt"}
     sources = parse_dataset_sources(("~/fsd", "kitti2015:4=~/kitti"), "fsd")
     assert [source.root for source in sources] == [home / "fsd", home / "kitti"]
-    assert parsed(TrainOptions, "--run-name=~nobody-of-this-name") == {"run_name": "~nobody-of-this-name"}
+    assert parsed(TrainOptions, "--run-name=~no-user-of-this-name") == {"run_name": "~no-user-of-this-name"}
 
 
 def test_the_variable_is_expanded_and_wins_over_the_default_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

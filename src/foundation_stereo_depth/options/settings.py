@@ -41,7 +41,8 @@ OPTIONS_OF_COMMANDS = {
 
 They are named rather than imported: only a file's keys need them, and this package does not import `live_camera`.
 """
-_SYNONYMS = {"train": "depth"}
+SYNONYMS = {"train": "depth"}
+"""`foundation-stereo train` is the command `foundation-stereo-depth`."""
 
 _ALTERNATIVES = (
     ({"checkpoint"}, {"run_id"}),
@@ -113,15 +114,15 @@ def read_settings(path: Path, command: str, flags: Mapping[str, bool]) -> list[S
     except ValueError as error:
         raise UserError(f"{path}: is not TOML ({error})") from error
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
-    if unknown := sorted(set(tables) - set(OPTIONS_OF_COMMANDS) - set(_SYNONYMS)):
+    if unknown := sorted(set(tables) - set(OPTIONS_OF_COMMANDS) - set(SYNONYMS)):
         raise UserError(f"{path}: [{unknown[0]}] is no command; there are {', '.join(OPTIONS_OF_COMMANDS)}")
     for_all = {name: value for name, value in content.items() if name not in tables}
     known = _all_flags() | set(flags)
     if wrong := [name for name in for_all if flag_of(name) not in known]:
         raise UserError(f"{path}: {wrong[0]} is no flag of any command")
     table = command.removeprefix("foundation-stereo").lstrip("- ")
-    table = _SYNONYMS.get(table, table)
-    own = {k: v for name, values in tables.items() if _SYNONYMS.get(name, name) == table for k, v in values.items()}
+    table = SYNONYMS.get(table, table)
+    own = {k: v for name, values in tables.items() if SYNONYMS.get(name, name) == table for k, v in values.items()}
     if wrong := [name for name in own if flag_of(name) not in flags]:
         raise UserError(f"{path}: {wrong[0]} is no flag of {command}")
     merged = {flag_of(name): value for name, value in for_all.items() if flag_of(name) in flags}
