@@ -25,12 +25,14 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 LIMIT_S = 10
 LIMIT_BYTES = 2 * 10**9
-READ, REFUSED = "read", "refused"
+READ, REFUSED, NOT_USED = "read", "refused", "not used"
+"""The last is of what is only a shortcut: the scan that is kept of a data set."""
 FINDINGS = Path("fuzz-findings")
 GOLDEN = Path(__file__).parent.parent / "tests/golden"
 _NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 2**40, 2**62, 2**64 - 1)
@@ -207,20 +209,35 @@ def scans(folder: Path) -> tuple[list[Seed], Callable[[Path], object]]:
     (kept,) = (folder / "kept").iterdir()
     seeds = [("index.npz", kept.read_bytes())]
 
-    def read(path: Path) -> None:
+    def read(path: Path) -> str:
         path.replace(kept)
+        result = READ if scan._load(kept, root) else NOT_USED
         scan.scan_scenes(root, ("a", "b"), folder / "kept")
+        return result
 
     return seeds, read
 
 
 def onnx(folder: Path) -> tuple[list[Seed], Callable[[Path], object]]:
-    """Return a network of a few operators, and what opens and runs it."""
+    """Return a network of a few operators, and what opens and runs it by onnxruntime."""
+    from foundation_stereo_depth.inference.backends import OnnxRuntimeBackend
+
+    return _onnx_by(OnnxRuntimeBackend)
+
+
+def openvino(folder: Path) -> tuple[list[Seed], Callable[[Path], object]]:
+    """Return the same by OpenVINO."""
+    from foundation_stereo_depth.inference.backends import OpenVinoBackend
+
+    return _onnx_by(OpenVinoBackend)
+
+
+def _onnx_by(backend_class: Any) -> tuple[list[Seed], Callable[[Path], object]]:
     import importlib
     import json
 
     from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, SAFETENSORS_KEY
-    from foundation_stereo_depth.inference.backends import OnnxRuntimeBackend, _with_facts
+    from foundation_stereo_depth.inference.backends import _with_facts
 
     library = importlib.import_module("onnx")
     make, number, weights = library.helper, library.TensorProto.FLOAT, np.full((1, 6, 3, 3), 0.1, np.float32)
@@ -252,7 +269,7 @@ def onnx(folder: Path) -> tuple[list[Seed], Callable[[Path], object]]:
     pairs = np.random.default_rng(0).integers(0, 255, (1, 2, 32, 48, 3), dtype=np.uint8)
 
     def read(path: Path) -> None:
-        backend, _ = _with_facts(OnnxRuntimeBackend(path, device="cpu"), path)
+        backend, _ = _with_facts(backend_class(path, device="cpu"), path)
         size = backend.fixed_size or (32, 48)
         if max(size) <= 4096:
             backend(np.resize(pairs, (1, 2, *size, 3)))
@@ -261,7 +278,8 @@ def onnx(folder: Path) -> tuple[list[Seed], Callable[[Path], object]]:
 
 
 KINDS = {
-    each.__name__.replace("_", "-"): each for each in (checkpoints, calibrations, images, cache_entries, scans, onnx)
+    each.__name__.replace("_", "-"): each
+    for each in (checkpoints, calibrations, images, cache_entries, scans, onnx, openvino)
 }
 
 
@@ -284,9 +302,8 @@ def work(kind: str, seed: int, folder: Path, cases: int) -> None:
         (folder / "newest").write_bytes(damaged)
         print(name, end=" ", flush=True)
         signal.setitimer(signal.ITIMER_REAL, LIMIT_S)  # without a handler it ends the process
-        result = READ
         try:
-            read(path)
+            result = NOT_USED if read(path) == NOT_USED else READ
         except UserError as error:
             result = REFUSED if len(str(error)) < 10**5 else "long message"
         except BaseException:
@@ -296,7 +313,7 @@ def work(kind: str, seed: int, folder: Path, cases: int) -> None:
         if 1000 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > LIMIT_BYTES:
             result = "memory"
         print(result, flush=True)
-        if result not in (READ, REFUSED):
+        if result not in (READ, REFUSED, NOT_USED):
             return
 
 
@@ -322,7 +339,7 @@ def fuzz(kind: str, seconds: float, seed: int) -> Counter[str]:
                 lines, errors = [line.split(" ", 1) for line in out.read().splitlines()], err.read()
             results = Counter(line[1] for line in lines if len(line) == 2 and line[1])
             counts += results
-            found = [result for result in results if result not in (READ, REFUSED)]
+            found = [result for result in results if result not in (READ, REFUSED, NOT_USED)]
             if ended and not found and worker.returncode != 0:
                 found = [f"ended with {worker.returncode}"]
                 counts += Counter(found)

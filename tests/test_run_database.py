@@ -71,6 +71,40 @@ def test_a_database_that_another_program_is_creating_is_waited_for(
     ensure_database(PATH, unexpected)
 
 
+@pytest.mark.parametrize("lost", ["experiments", "runs"])
+def test_an_interrupted_upgrade_never_ends_in_the_advice_to_delete_runs(lost: str) -> None:
+    with sqlite3.connect(PATH) as base:
+        for table in {"experiments", "runs", f"_alembic_tmp_{lost}"} - {lost}:
+            base.execute(f"CREATE TABLE {table} (id)")
+            base.execute(f"INSERT INTO {table} VALUES (0)")
+    base.close()
+    os.utime(PATH, (0, 0))
+    with pytest.raises(UserError, match=r"an upgrade was ended before it was done; .* put back the copy"):
+        ensure_database(PATH, unexpected)
+
+
+def test_a_database_whose_experiments_are_lost_is_damaged_and_not_incomplete() -> None:
+    with sqlite3.connect(PATH) as base:
+        base.execute("CREATE TABLE runs (id)")
+        base.execute("INSERT INTO runs VALUES (0)")
+    base.close()
+    os.utime(PATH, (0, 0))
+    with pytest.raises(UserError, match="its experiments are lost, its runs are not"):
+        ensure_database(PATH, unexpected)
+
+
+def test_a_database_that_stays_locked_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_database, "_LOCKED_S", 0.1)
+    create(PATH)
+    holder = sqlite3.connect(PATH)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(UserError, match=r"mlflow\.db: is locked by another program for more than 0 s; try again"):
+            ensure_database(PATH, unexpected)
+    finally:
+        holder.close()
+
+
 def test_a_database_left_incomplete_is_reported_with_the_way_on() -> None:
     create_incomplete(PATH)
     os.utime(PATH, (0, 0))

@@ -11,11 +11,13 @@ import io
 import json
 import logging
 import math
+import os
 import pathlib
 import pickle
 import warnings
 import zipfile
 from dataclasses import dataclass, field, replace
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -27,15 +29,17 @@ from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.files import (
     ArchiveError,
     describe_replacement,
+    open_regular_file,
     open_zip,
     read_regular_file,
     write_atomically,
 )
-from foundation_stereo_depth.model import create_network, fewest_parameters
+from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.predecessor import predicts_uncertainty, size_in_args
 from foundation_stereo_depth.model.recognition import find_weights, recognise_network
 from foundation_stereo_depth.options.command_line import group_from_dict, matches_type
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions
+from foundation_stereo_depth.pickles import check_pickle
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS
 
 logger = logging.getLogger(__name__)
@@ -53,12 +57,22 @@ _PLAIN_CLASSES = (
     *((pathlib.PosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
 )
 """Classes in files of other programs that hold values and run no code."""
-LARGEST_FILE_BYTES = 2**35
-"""The training state of the largest network that the options allow."""
+LARGEST_FILE_BYTES = 10**9
+"""A training state of 62 million parameters; reading one takes its size in memory."""
+_LARGEST_WEIGHTS_BYTES = LARGEST_FILE_BYTES // 2
+"""Of a network alone, of which there is a second copy while it is loaded."""
+STATE_BYTES_PER_PARAMETER = 16
+"""In a training state: the parameter, its moving average and two moments of AdamW, 32 bits each."""
 LARGEST_HEADER_BYTES = 10**7
 """The JSON in front of the weights; ours has some thousand."""
+_PICKLE_MEMBER = "data.pkl"
+"""Of the archive that torch.save writes."""
+_PICKLES_OF_OLD_FORMAT = 5
+"""In front of the tensors: two numbers, facts about the machine, the content, and the names of the tensors."""
 _MOST_VIEWS = 4
 """How often one tensor may be in a checkpoint: the weights are there for training, and to be shipped."""
+_NUMBER_TYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32}
+_NUMBERS_AT_A_TIME = 2**22
 _SIGMA_SCALES = (1e-4, 1e4)
 _DISPARITY_SCALES = (1e-6, 1e6)
 
@@ -195,51 +209,65 @@ def load_plain(path: Path) -> Any:
     Raises:
         CheckpointError: it is missing, damaged, or holds anything but data.
     """
-    # Read into memory first: the file may be replaced by its writer at any moment.
-    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
-    if foreign := _describe_foreign(encoded):
-        raise CheckpointError(f"{path}: {foreign}")
-    try:
-        if _is_zip(encoded):
-            open_zip(encoded, at_most_bytes=len(encoded))  # PyTorch does not verify checksums, and never compresses
-        # Foreign pickles are refused below.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
-            content: Any = torch.load(io.BytesIO(encoded), map_location="cpu", weights_only=True)
-        _check_tensors(content, at_most_bytes=_MOST_VIEWS * len(encoded))
-    except ArchiveError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code); from a model that "
-            "was saved as a whole, torch.save(model.state_dict(), ...) makes one"
-        ) from error
-    except Exception as error:  # PyTorch raises anything for what a foreign file holds
-        raise CheckpointError(f"{path}: is not a complete checkpoint; is the file truncated?") from error
+    with open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError) as file:
+        try:
+            return _load_plain(file)
+        except ArchiveError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path}: is not a checkpoint of plain data, so it is not opened (it could run code); from a model "
+                "that was saved as a whole, torch.save(model.state_dict(), ...) makes one"
+            ) from error
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except Exception as error:  # PyTorch raises anything for what a foreign file holds
+            raise CheckpointError(f"{path}: is not a complete checkpoint; is the file truncated?") from error
+
+
+def _load_plain(file: BufferedIOBase) -> Any:
+    """Return what torch.load does, once the file is found to be within limits of time and memory."""
+    if foreign := _describe_beginning(file.read(512)):
+        raise CheckpointError(foreign)
+    size_bytes = file.seek(0, os.SEEK_END)
+    if _is_zip(file):
+        archive = open_zip(file, at_most_bytes=size_bytes)  # PyTorch does not verify checksums, and never compresses
+        if foreign := _describe_archive([name.partition("/")[2] for name in archive.namelist()]):
+            raise CheckpointError(foreign)
+        for name in archive.namelist():
+            if name.lower().endswith(_PICKLE_MEMBER):
+                with archive.open(name) as member:
+                    check_pickle(member)
+    else:
+        file.seek(0)
+        for _ in range(_PICKLES_OF_OLD_FORMAT):
+            check_pickle(file)
+    file.seek(0)
+    # Foreign pickles are refused.
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    _check_tensors(content, at_most_bytes=min(_MOST_VIEWS * size_bytes, LARGEST_FILE_BYTES))
     return content
 
 
-def _is_zip(encoded: bytes) -> bool:
+def _is_zip(file: BufferedIOBase) -> bool:
     try:
-        return zipfile.is_zipfile(io.BytesIO(encoded))
+        return zipfile.is_zipfile(file)
     except zipfile.BadZipFile:  # its end is a ZIP's, and damaged
         return True
 
 
-def _describe_foreign(encoded: bytes) -> str | None:
+def _describe_beginning(beginning: bytes) -> str | None:
     """Return what a file is that torch.load does not take, and what to do; None for everything else."""
-    if foreign := describe_replacement(encoded[:512]):
-        return foreign
     # Version and producer, as exporters of ONNX write them.
-    if encoded[:1] == b"\x08" and any(name in encoded[:64] for name in (b"pytorch", b"onnx")):
+    if beginning[:1] == b"\x08" and any(name in beginning[:64] for name in (b"pytorch", b"onnx")):
         return "is an ONNX file; give it the suffix .onnx (foundation-stereo-predict runs it, no training takes it)"
-    if not _is_zip(encoded):
-        return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(encoded)) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError):  # damaged, as reading it reports
-        return None
-    if "data.pkl" in names and not any(name.startswith("code/") for name in names):
+    return describe_replacement(beginning)
+
+
+def _describe_archive(names: list[str]) -> str | None:
+    """Return the same for the members of a ZIP archive, without their first folder."""
+    if _PICKLE_MEMBER in names and not any(name.startswith("code/") for name in names):
         return None
     if any(name.startswith("code/") or name == "constants.pkl" for name in names):
         kind = "is a TorchScript file (torch.jit.save)"
@@ -375,7 +403,7 @@ class TrainedNetwork:
         Raises:
             CheckpointError: the weights do not fit the network that the header describes.
         """
-        check_size(self.facts.model, self.weights)
+        check_size(self.facts.model, self.weights, predicts_uncertainty=self.facts.predicts_uncertainty)
         network = create_network(self.facts.model, predicts_uncertainty=self.facts.predicts_uncertainty)
         try:
             network.load_state_dict(self.weights)
@@ -384,15 +412,37 @@ class TrainedNetwork:
         return network.eval()
 
 
-def check_size(model: ModelOptions, weights: dict[str, Tensor]) -> None:
-    """Check that there are about as many weights as the network has that options describe, before it takes its memory.
+def check_size(model: ModelOptions, weights: dict[str, Tensor], *, predicts_uncertainty: bool = True) -> None:
+    """Check that weights have the names and shapes of the network that options describe, before it takes its memory.
 
     Raises:
-        CheckpointError: there are far fewer.
+        CheckpointError: they do not.
     """
-    count, fewest = sum(tensor.numel() for tensor in weights.values()), fewest_parameters(model)
-    if count < fewest:
-        raise CheckpointError(f"the weights do not fit their network: {count:,}, where it has more than {fewest:,}")
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    with torch.device("meta"):
+        network = create_network(model, predicts_uncertainty=predicts_uncertainty)
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if wrong := sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)):
+        shapes = [str(list(each[wrong[0]])) if wrong[0] in each else "absent" for each in (found, wanted)]
+        raise CheckpointError(
+            f"the weights do not fit their network: {wrong[0][:100]} is {shapes[0]}, where the network's is {shapes[1]}"
+        )
+
+
+def check_state_size(model: ModelOptions) -> None:
+    """Check that a training state of a network will be no larger than those that are read.
+
+    Raises:
+        UserError: it would be larger.
+    """
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in create_network(model).parameters())
+    if (size_bytes := STATE_BYTES_PER_PARAMETER * count) > 0.99 * LARGEST_FILE_BYTES:
+        raise UserError(
+            f"--model {model.model} --base-channels {model.base_channels}: has {count:,} parameters, whose training "
+            f"state of {size_bytes / 1e9:.1f} GB would be larger than the {LARGEST_FILE_BYTES / 1e9:.0f} GB that are "
+            "read back; lower --base-channels or --depth"
+        )
 
 
 def read_trained(path: Path, *, log_warning: bool = True) -> TrainedNetwork:
@@ -461,15 +511,23 @@ def _recognised(content: Any) -> bool:
 
 
 def _checked(trained: TrainedNetwork, path: Path) -> TrainedNetwork:
-    """Return the network whose weights are finite: of one NaN, most networks make a map of NaN."""
+    """Return the network whose weights are finite, of one NaN most networks make a map of NaN, and not too many."""
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in trained.weights.values())
+    if size_bytes > _LARGEST_WEIGHTS_BYTES:
+        raise CheckpointError(
+            f"{path}: its weights take {size_bytes:,} bytes, where {_LARGEST_WEIGHTS_BYTES:,} are the most"
+        )
     for name, tensor in trained.weights.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: its weights are not finite (NaN or infinity in {name})")
+        if tensor.dtype not in _NUMBER_TYPES:
+            raise CheckpointError(f"{path}: {name[:100]} has numbers of type {tensor.dtype}, which no network has")
+        # In parts: the whole would take its memory again.
+        if not all(part.isfinite().all() for part in tensor.flatten().split(_NUMBERS_AT_A_TIME)):
+            raise CheckpointError(f"{path}: its weights are not finite (NaN or infinity in {name[:100]})")
     return trained
 
 
 def _read_safetensors(path: Path) -> tuple[Any, dict[str, Tensor]]:
-    encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError)
+    encoded = read_regular_file(path, at_most_bytes=_LARGEST_WEIGHTS_BYTES, error_type=CheckpointError)
     if foreign := describe_replacement(encoded[:512]):
         raise CheckpointError(f"{path}: {foreign}")
     length = int.from_bytes(encoded[:8], "little")

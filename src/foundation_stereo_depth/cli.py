@@ -31,6 +31,7 @@ def train_command(argv: Sequence[str] | None = None, program: str = "foundation-
         command_line.build_options(TrainOptions, explicit)  # reports a mistake before anything heavy is imported
         from torch import OutOfMemoryError
 
+        from foundation_stereo_depth.device import is_lost_process
         from foundation_stereo_depth.training.run import Stopped
         from foundation_stereo_depth.training.setup import resolve
         from foundation_stereo_depth.training.train import train
@@ -45,6 +46,13 @@ def train_command(argv: Sequence[str] | None = None, program: str = "foundation-
             raise UserError(
                 f"the device ran out of memory with --batch-size {options.optimizer.batch_size} and --base-channels "
                 f"{options.model.base_channels} at {options.data.width}x{options.data.height}; lower one of them"
+            ) from error
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise UserError(
+                f"another process of this training was lost ({str(error).splitlines()[0][:200]}); restarted by torchrun "
+                "--max-restarts, or by hand with --resume, the run continues from its last.pt"
             ) from error
         if log.is_first_process():
             last, best = folder / "last.pt", folder / "best.pt"

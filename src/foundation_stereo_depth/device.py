@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -116,6 +117,19 @@ class Processes:
         values: list[T | None] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values  # pyright: ignore[reportReturnType] (every None has been replaced)
+
+
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|connectFullMesh|socket|timed out|timeout", re.IGNORECASE
+)
+"""What gloo, NCCL and their store say of a process that does not answer."""
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Return True for what PyTorch raises where another process of a data-parallel run has ended or does not answer."""
+    if Processes.from_environment().world_size == 1:
+        return False
+    return isinstance(error, torch.distributed.DistError) or _LOST.search(str(error)) is not None
 
 
 _ASK_EVERY_S, _JOIN_S = 0.05, 1800.0

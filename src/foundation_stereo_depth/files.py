@@ -39,46 +39,63 @@ _MOST_MEMBERS = 100_000
 """Of a ZIP archive."""
 
 
-def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserError]) -> bytes:
-    """Return the content of a regular file: pipes and devices may have no end.
+@contextmanager
+def open_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserError]) -> Generator[io.BufferedReader]:
+    """Open a regular file for reading: pipes and devices may have no end.
 
     Raises:
         UserError: of the given type: it is missing, no regular file, cannot be read, or is larger than that.
     """
     try:
-        descriptor = os.open(path, _OPEN_WITHOUT_WAITING)
-        with os.fdopen(descriptor, "rb") as file:
-            facts = os.fstat(descriptor)
+        with os.fdopen(os.open(path, _OPEN_WITHOUT_WAITING), "rb") as file:
+            facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise error_type(f"{path}: is not a regular file")
-            # Files of the system (/proc) give a size of 0; memory for all that is asked for would be taken at once.
-            most = min(at_most_bytes, facts.st_size + _GROWTH_BYTES)
-            content = file.read(most + 1) if facts.st_size <= at_most_bytes else b""
+            if facts.st_size > at_most_bytes:
+                raise _too_large(path, at_most_bytes, error_type)
+            yield file
     except OSError as error:
         raise error_type(f"{path}: cannot be read ({error.strerror or error})") from error
-    if facts.st_size > at_most_bytes or len(content) > most:
-        raise error_type(f"{path}: has more than {at_most_bytes:,} bytes, which no file of its kind has")
+
+
+def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserError]) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        UserError: as `open_regular_file`.
+    """
+    with open_regular_file(path, at_most_bytes=at_most_bytes, error_type=error_type) as file:
+        # Files of the system (/proc) give a size of 0; memory for all that is asked for would be taken at once.
+        most = min(at_most_bytes, os.fstat(file.fileno()).st_size + _GROWTH_BYTES)
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise _too_large(path, at_most_bytes, error_type)
     return content
+
+
+def _too_large(path: Path, at_most_bytes: int, error_type: type[UserError]) -> UserError:
+    return error_type(f"{path}: has more than {at_most_bytes:,} bytes, which no file of its kind has")
 
 
 class ArchiveError(ValueError):
     """A ZIP archive is damaged, or unpacks to more than it may; the message follows the file's name."""
 
 
-def open_zip(encoded: bytes, *, at_most_bytes: int) -> zipfile.ZipFile:
+def open_zip(encoded: bytes | io.BufferedIOBase, *, at_most_bytes: int) -> zipfile.ZipFile:
     """Return the ZIP archive in these bytes, the checksum of each member verified.
 
     Args:
-        encoded: the archive.
+        encoded: the archive, or the file of it.
         at_most_bytes: that all members together may unpack to.
 
     Raises:
         ArchiveError: it is damaged, encrypted, packed in a way that is not stored or deflated, or unpacks to more.
     """
-    if encoded.count(b"PK\1\2") > _MOST_MEMBERS:  # each becomes an object when the archive is opened
+    file = io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded
+    if _count(file, b"PK\1\2") > _MOST_MEMBERS:  # each becomes an object when the archive is opened
         raise ArchiveError(f"has more than {_MOST_MEMBERS:,} members")
     try:
-        archive = zipfile.ZipFile(io.BytesIO(encoded))
+        archive = zipfile.ZipFile(file)
         fault = _fault_of(archive, at_most_bytes)
     except Exception as error:  # of Python's reader, for a directory that makes no sense
         raise ArchiveError(f"is a damaged archive ({error})") from error
@@ -87,8 +104,21 @@ def open_zip(encoded: bytes, *, at_most_bytes: int) -> zipfile.ZipFile:
     return archive
 
 
+def _count(file: io.BufferedIOBase, mark: bytes) -> int:
+    """Return how often a mark, which does not overlap itself, is in a file."""
+    file.seek(0)
+    count, before = 0, b""
+    while part := file.read(_GROWTH_BYTES):
+        part = before + part
+        count += part.count(mark)
+        before = part[1 - len(mark) :]
+    return count
+
+
 def _fault_of(archive: zipfile.ZipFile, at_most_bytes: int) -> str | None:
     members = archive.infolist()
+    if len({member.filename.lower() for member in members}) < len(members):
+        return "has two members of one name"
     if any(member.flag_bits & 1 for member in members):
         return "is encrypted"
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):

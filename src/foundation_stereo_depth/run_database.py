@@ -16,6 +16,9 @@ from foundation_stereo_depth.files import exclusive_lock, write_atomically
 
 _QUIET_S = 5.0
 """A database that another program is creating changes several times a second."""
+_UPGRADE_PREFIX = "_alembic_tmp_"
+"""An upgrade copies each table to one of this prefix, and renames that to replace the old one."""
+_ROWS_IN = ("experiments", "runs", f"{_UPGRADE_PREFIX}experiments", f"{_UPGRADE_PREFIX}runs")
 _LOCKED_S = 20.0
 """How long a locked database is waited for, as MLflow does itself."""
 
@@ -54,25 +57,43 @@ def is_complete(path: Path) -> bool:
 
     Raises:
         DamagedDatabaseError: the file is no database.
-        UserError: it is locked, or cannot be read.
+        UserError: it is locked, half upgraded, or cannot be read.
     """
     if _size(path) == 0:
         return False
     try:
         base = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCKED_S)
         try:
-            return base.execute("SELECT 1 FROM experiments LIMIT 1").fetchone() is not None
+            tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            filled = [name for name in _ROWS_IN if name in tables and _has_rows(base, name)]
         finally:
             base.close()
     except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return False
+        if "locked" in str(error):
+            raise UserError(
+                f"{path}: is locked by another program for more than {_LOCKED_S:.0f} s; try again when that has ended"
+            ) from error
         raise UserError(f"{path}: cannot be read ({error})") from error
     except sqlite3.DatabaseError as error:
         raise DamagedDatabaseError(
             f"{path}: is damaged ({error}); move it away and start again: --resume with a last.pt records that run "
             "again"
         ) from error
+    if filled and any(table.startswith(_UPGRADE_PREFIX) for table in tables):
+        raise UserError(
+            f"{path}: is being upgraded by MLflow, or an upgrade was ended before it was done; wait, or put back "
+            "the copy that was made before, or move the file away: --resume with a last.pt records that run again"
+        )
+    if filled == ["runs"]:
+        raise DamagedDatabaseError(
+            f"{path}: is damaged (its experiments are lost, its runs are not); put back a copy, or move it away and "
+            "start again: --resume with a last.pt records that run again"
+        )
+    return bool(filled)
+
+
+def _has_rows(base: sqlite3.Connection, table: str) -> bool:
+    return base.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None
 
 
 def _create(path: Path, create: Callable[[Path], object]) -> None:

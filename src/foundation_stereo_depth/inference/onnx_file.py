@@ -4,28 +4,39 @@ An ONNX file is a message of protocol buffers: fields of a number, a kind and a 
 are read, so that no package is needed for it (https://github.com/onnx/onnx, onnx.proto).
 """
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
 from foundation_stereo_depth.errors import CheckpointError
+from foundation_stereo_depth.inference.onnx_cost import Array, Node, UnknownCostError, check_cost
+from foundation_stereo_depth.options.training import DataOptions
 
 ONNX_INPUT = "pair"
 ONNX_PRIOR = "prior"
 """The second input, of networks that take a prior."""
 ONNX_OUTPUTS = ("disparity_px", "log_variance")
-LARGEST_ONNX_BYTES = 2**30
-"""Protocol buffers end at twice as many; the largest networks in use have a hundredth."""
+LARGEST_ONNX_BYTES = 250_000_000
+"""The runtimes need several times as many; the largest networks in use have a tenth."""
 
 _VARINT, _EIGHT_BYTES, _BYTES, _FOUR_BYTES = 0, 1, 2, 5
 _FLOAT32 = 1
 _ITEM_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16}
 """Bits of a number by its type (TensorProto.DataType)."""
+_NUMBER_TYPES = {1: "<f4", 6: "<i4", 7: "<i8", 11: "<f8"}
+"""Types of constants whose numbers may be sizes."""
+_MOST_SIZES = 64
 _STANDARD_DOMAINS = (b"", b"ai.onnx")
 _MOST_FIELDS = 10**6
+"""An export has some thousand; reading a million takes two seconds."""
+_MOST_CHANNELS = 256
+"""Of an input whose number of planes is free."""
 
 
 class _UnreadableError(ValueError):
@@ -36,14 +47,34 @@ class _UnreadableError(ValueError):
 class _Network:
     inputs: dict[str, list[int | None]] = field(default_factory=dict[str, list[int | None]])
     outputs: dict[str, list[int | None]] = field(default_factory=dict[str, list[int | None]])
-    constants: set[str] = field(default_factory=set[str])
+    constants: dict[str, Array] = field(default_factory=dict[str, Array])
+    nodes: list[Node] = field(default_factory=list[Node])
+    header: Any = None
+    fields_read: int = 0
+
+    def fields(self, message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+        """Yield number and value of each field, up to a number for the whole file.
+
+        Raises:
+            ValueError: the message ends within one, or is of another encoding.
+        """
+        for found in _fields(message):
+            self.fields_read += 1
+            if self.fields_read > _MOST_FIELDS:
+                raise ValueError("too many fields")
+            yield found
+
+    def parts(self, message: memoryview, wanted: int) -> Iterator[memoryview]:
+        """Yield the messages in the fields of one number."""
+        return (_bytes_of(value) for number, value in self.fields(message) if number == wanted)
 
 
 def check_onnx(path: Path, encoded: bytes) -> None:
     """Check that an ONNX file can be a network of this program, whose weights are finite.
 
     It has the inputs and outputs of `foundation-stereo-export`, no control flow (a loop may have no end), no functions,
-    no operators of other programs, and no data in other files.
+    no operators of other programs, no data in other files, and takes neither long nor much memory for a pair of its
+    own size.
 
     Raises:
         CheckpointError: it has others, or is damaged.
@@ -51,18 +82,21 @@ def check_onnx(path: Path, encoded: bytes) -> None:
     try:
         network = _read_model(memoryview(encoded))
         _check_interface(network)
-    except _UnreadableError as error:
+        check_cost(network.nodes, network.constants | _input_arrays(network), list(network.outputs))
+    except (_UnreadableError, UnknownCostError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not a complete ONNX file ({error})") from error
 
 
 def _read_model(message: memoryview) -> _Network:
     network, graphs = _Network(), 0
-    for number, value in _fields(message):
+    for number, value in network.fields(message):
         if number == 7:
             _read_graph(_bytes_of(value), network)
             graphs += 1
+        elif number == 14:
+            _read_metadata(_bytes_of(value), network)
         elif number in (20, 25):
             raise _UnreadableError("contains functions, which no network of this program has")
     if graphs != 1:
@@ -70,44 +104,77 @@ def _read_model(message: memoryview) -> _Network:
     return network
 
 
+def _read_metadata(message: memoryview, network: _Network) -> None:
+    parts = dict(network.fields(message))
+    if bytes(_bytes_of(parts.get(1, memoryview(b"")))) == SAFETENSORS_KEY.encode():
+        network.header = json.loads(bytes(_bytes_of(parts.get(2, memoryview(b"")))))
+
+
 def _read_graph(message: memoryview, network: _Network) -> None:
-    for number, value in _fields(message):
+    for number, value in network.fields(message):
         if number == 1:
-            _check_node(_bytes_of(value))
+            network.nodes.append(_read_node(_bytes_of(value), network))
         elif number == 5:
-            network.constants.add(_check_tensor(_bytes_of(value)))
+            name, constant = _read_tensor(_bytes_of(value), network)
+            network.constants[name] = constant
         elif number in (11, 12):
-            name, shape = _read_value_info(_bytes_of(value))
+            name, shape = _read_value_info(_bytes_of(value), network)
             (network.inputs if number == 11 else network.outputs)[name] = shape
         elif number == 15:
             raise _UnreadableError("contains sparse weights, which no network of this program has")
 
 
-def _check_node(message: memoryview) -> None:
-    """Check that an operator is a standard one, without control flow."""
-    fields = list(_fields(message))
+def _read_node(message: memoryview, network: _Network) -> Node:
+    """Return an operator, which has to be a standard one, without control flow."""
+    fields = list(network.fields(message))
     operator = "".join(_text_of(value) for number, value in fields if number == 4)
     if any(number == 7 and bytes(_bytes_of(value)) not in _STANDARD_DOMAINS for number, value in fields):
         raise _UnreadableError(f"contains {operator} of another program, which no network of this program has")
-    for number, attribute in fields:
-        for part, value in _fields(_bytes_of(attribute)) if number == 5 else ():
-            if part in (6, 11):
-                raise _UnreadableError(f"contains control flow ({operator}), which no network of this program has")
-            if part in (5, 10):
-                _check_tensor(_bytes_of(value))
+    return Node(
+        operator=operator,
+        inputs=[_text_of(value) for number, value in fields if number == 1],
+        outputs=[_text_of(value) for number, value in fields if number == 2],
+        attributes=dict(
+            _read_attribute(_bytes_of(value), operator, network) for number, value in fields if number == 5
+        ),
+    )
 
 
-def _check_tensor(message: memoryview) -> str:
-    """Check that a constant's numbers are in the file and finite; return its name."""
+def _read_attribute(message: memoryview, operator: str, network: _Network) -> tuple[str, Any]:
+    name, value, several = "", None, list[int | float]()
+    for part, found in network.fields(message):
+        if part in (6, 11):
+            raise _UnreadableError(f"contains control flow ({operator}), which no network of this program has")
+        if part in (5, 10):
+            _, value = _read_tensor(_bytes_of(found), network)
+        elif part == 1:
+            name = _text_of(found)
+        elif part == 2:
+            value = float(np.frombuffer(_bytes_of(found), "<f4")[0])
+        elif part == 3 and isinstance(found, int):
+            value = _signed(found)
+        elif part == 4:
+            value = bytes(_bytes_of(found)[:1000])
+        elif part == 7:
+            several += np.frombuffer(_bytes_of(found), "<f4").tolist()
+        elif part == 8:
+            several += [_signed(found)] if isinstance(found, int) else map(_signed, _packed(found))
+    return name, several if value is None else value
+
+
+def _read_tensor(message: memoryview, network: _Network) -> tuple[str, Array]:
+    """Return a constant and its name; its numbers have to be in the file and finite."""
     name, kind, shape = "", 0, list[int]()
-    raw, floats = memoryview(b""), memoryview(b"")
-    for number, value in _fields(message):
+    raw, floats, whole = memoryview(b""), memoryview(b""), list[int]()
+    for number, value in network.fields(message):
         if number == 1:
             shape += [value] if isinstance(value, int) else _packed(value)
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 4:
             floats = _bytes_of(value)
+        elif number in (5, 7):
+            whole += [_signed(value)] if isinstance(value, int) else map(_signed, _packed(value))
         elif number == 8:
             name = _text_of(value)
         elif number == 9:
@@ -120,7 +187,17 @@ def _check_tensor(message: memoryview) -> str:
     # A single number may well be infinite: a bound, or the unknown.
     if count > 1 and not (_is_finite(raw, kind) and _is_finite(floats, _FLOAT32)):
         raise _UnreadableError(f"its weights are not finite (NaN or infinity in {name or 'a constant'})")
-    return name
+    numbers = None
+    if count <= _MOST_SIZES and kind in _NUMBER_TYPES:
+        numbers = np.array(whole) if whole else np.frombuffer(raw or floats, _NUMBER_TYPES[kind])
+        numbers = numbers.reshape(shape)
+    item_bytes = max(1, _ITEM_BITS.get(kind, 64) // 8)
+    return name, Array(shape=tuple(shape), item_bytes=item_bytes, numbers=numbers)
+
+
+def _signed(value: int) -> int:
+    """Return a whole number that may be negative, of 64 bits."""
+    return value - 2**64 if value >= 2**63 else value
 
 
 def _is_finite(numbers: memoryview, kind: int) -> bool:
@@ -130,24 +207,38 @@ def _is_finite(numbers: memoryview, kind: int) -> bool:
     return float_type is None or bool(np.isfinite(np.frombuffer(numbers, float_type)).all())
 
 
-def _read_value_info(message: memoryview) -> tuple[str, list[int | None]]:
+def _read_value_info(message: memoryview, network: _Network) -> tuple[str, list[int | None]]:
     """Return the name and shape of an input or output, None for sizes that are free."""
     name, shape, kinds = "", list[int | None](), list[int]()
-    for number, value in _fields(message):
+    for number, value in network.fields(message):
         if number == 1:
             name = _text_of(value)
         elif number == 2:
-            for tensor in _parts(_bytes_of(value), 1):
-                kinds += [kind for part, kind in _fields(tensor) if part == 1 and isinstance(kind, int)]
-                for sizes in _parts(tensor, 2):
-                    shape += [_size_of(size) for size in _parts(sizes, 1)]
+            for tensor in network.parts(_bytes_of(value), 1):
+                kinds += [kind for part, kind in network.fields(tensor) if part == 1 and isinstance(kind, int)]
+                for sizes in network.parts(tensor, 2):
+                    shape += [_size_of(size, network) for size in network.parts(sizes, 1)]
     if kinds != [_FLOAT32]:
         raise _UnreadableError(f"its {name} is not an array of 32-bit numbers")
     return name, shape
 
 
-def _size_of(message: memoryview) -> int | None:
-    return next((value for number, value in _fields(message) if number == 1 and isinstance(value, int)), None)
+def _size_of(message: memoryview, network: _Network) -> int | None:
+    return next((value for number, value in network.fields(message) if number == 1 and isinstance(value, int)), None)
+
+
+def _input_arrays(network: _Network) -> dict[str, Array]:
+    """Return the inputs for one pair of the size that the file states."""
+    stated = network.header if isinstance(network.header, dict) else {}
+    defaults, sizes = DataOptions(), dict[int, int]()
+    for axis, name in ((2, "height"), (3, "width")):
+        size = network.inputs[ONNX_INPUT][axis] or stated.get(name)
+        sizes[axis] = size if isinstance(size, int) else getattr(defaults, name)
+    return {
+        name: Array(shape=(shape[0] or 1, shape[1] or _MOST_CHANNELS, sizes[2], sizes[3]))
+        for name, shape in network.inputs.items()
+        if name not in network.constants
+    }
 
 
 def _check_interface(network: _Network) -> None:
@@ -170,10 +261,6 @@ def _named(names: Sequence[str] | dict[str, list[int | None]]) -> str:
     return " and ".join(name[:40] for name in list(names)[:4]) or "nothing"
 
 
-def _parts(message: memoryview, wanted: int) -> Iterator[memoryview]:
-    return (_bytes_of(value) for number, value in _fields(message) if number == wanted)
-
-
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Yield number and value of each field.
 
@@ -181,9 +268,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         ValueError: the message ends within one, or is of another encoding.
     """
     at = 0
-    for _ in range(_MOST_FIELDS):
-        if at == len(message):
-            return
+    while at < len(message):
         key, at = _varint(message, at)
         kind = key & 7
         if kind == _VARINT:
@@ -199,7 +284,6 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError("it ends within a field")
         yield key >> 3, message[at : at + length]
         at += length
-    raise ValueError("too many fields")
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:

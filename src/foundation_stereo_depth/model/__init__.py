@@ -20,7 +20,6 @@ __all__ = [
     "StereoPrediction",
     "UNet",
     "create_network",
-    "fewest_parameters",
     "fuse_batch_norms",
     "fused_from_guided",
     "network_inputs",
@@ -43,12 +42,3 @@ def create_network(options: ModelOptions, *, predicts_uncertainty: bool = True) 
     if options.model == "predecessor":
         return PredecessorUNet(base_channels=options.base_channels, predicts_uncertainty=predicts_uncertainty)
     return UNet(base_channels=options.base_channels, depth=options.depth)
-
-
-def fewest_parameters(options: ModelOptions) -> int:
-    """Return a number of parameters that the network of these options has at least; it has at most 30 times as many."""
-    if options.model == "unet":
-        return 9 * (options.base_channels * (options.depth + 1)) ** 2  # one convolution of its deepest level
-    if options.model == "predecessor":
-        return 9 * (16 * options.base_channels) ** 2
-    return 100 * options.base_channels**2

@@ -15,6 +15,7 @@ from foundation_stereo_depth.checkpoint import (
     Checkpoint,
     TrainedNetwork,
     check_size,
+    check_state_size,
     load_checkpoint,
     read_trained,
 )
@@ -60,6 +61,7 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             base = replace(base, model=given.facts.model, augment=_augmentation_of(given, initial))
         options = command_line.build_options(TrainOptions, explicit, base=base)
         warn_of_unused_flags(explicit, options)
+        check_state_size(options.model)
         return options, None
     path = Path(resume)
     if path.is_dir():
@@ -199,10 +201,7 @@ def _read_initial(source: Path | Literal["default"]) -> TrainedNetwork:
     path = DEFAULT_WEIGHTS if source == "default" else Path(source)
     if path.suffix == ".onnx":
         raise UserError(f"--initial-weights {path}: has to be a .pt or .safetensors file")
-    given = read_trained(path, log_warning=False)  # of an unknown scale: training fits it again
-    if not all(weights.isfinite().all() for weights in given.weights.values()):
-        raise CheckpointError(f"--initial-weights {source}: holds weights that are not finite")
-    return given
+    return read_trained(path, log_warning=False)  # of an unknown scale: training fits it again
 
 
 def _augmentation_of(given: TrainedNetwork, source: Path | Literal["default"]) -> AugmentOptions:
