@@ -278,3 +278,10 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path, capsys: p
     (tmp_path / "metrics_history.json").write_text("[]")
     assert import_rust_command([str(tmp_path)]) == 2
     assert "not as the Rust trainer writes them" in capsys.readouterr().err
+    (tmp_path / "metrics_history.json").write_text("[" * 100_000)
+    assert import_rust_command([str(tmp_path)]) == 2
+    assert "metrics_history.json: is not JSON" in capsys.readouterr().err
+    (tmp_path / "config.json").unlink()
+    os.mkfifo(tmp_path / "config.json")
+    assert import_rust_command([str(tmp_path)]) == 2
+    assert "config.json: is not a regular file" in capsys.readouterr().err

@@ -51,7 +51,7 @@ def train_command(argv: Sequence[str] | None = None, program: str = "foundation-
             if not is_lost_process(error):
                 raise
             raise UserError(
-                f"another process of this training was lost ({str(error).splitlines()[0][:200]}); restarted by torchrun "
+                f"another process of this training was lost ({str(error)[:200]}); restarted by torchrun "
                 "--max-restarts, or by hand with --resume, the run continues from its last.pt"
             ) from error
         if log.is_first_process():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import read_regular_file
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import OptionGroup, option
 from foundation_stereo_depth.options.training import EXPERIMENT_HELP
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 RUST_RUN_TAG = "rust_run_id"
 """The tag of a run in MLflow that names the run of the Rust trainer that it is a copy of."""
+_LARGEST_JSON_BYTES = 20_000_000
+"""A history of ten thousand epochs has a quarter of that."""
 _CHECKPOINTS = ("best.safetensors", "best.json", "last.safetensors", "last.json")
 
 
@@ -117,19 +120,21 @@ def _to_record(run: RustRun) -> "RunRecord":
             )
             for epoch in run.history
         ],
-        new_files={"previews": sorted((run.folder / "previews").glob("epoch_*.png"))},
+        new_files={"previews": sorted(filter(Path.is_file, (run.folder / "previews").glob("epoch_*.png")))},
         current_files={
-            "checkpoints": [path for name in _CHECKPOINTS if (path := run.folder / "checkpoints" / name).exists()]
+            "checkpoints": [path for name in _CHECKPOINTS if (path := run.folder / "checkpoints" / name).is_file()]
         },
     )
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name the folder of a run, outputs-rs/<run id>") from error
-    except ValueError as error:
+        encoded = read_regular_file(path, at_most_bytes=_LARGEST_JSON_BYTES, error_type=UserError)
+    except UserError as error:
+        raise UserError(f"{error}; name the folder of a run, outputs-rs/<run id>") from error
+    try:
+        return json.loads(encoded.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error})") from error
 
 

@@ -28,8 +28,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from foundation_stereo_depth.checkpoint import load_checkpoint
+from foundation_stereo_depth.checkpoint import LARGEST_FILE_BYTES, load_checkpoint
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import open_regular_file
 from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.run_database import DamagedDatabaseError, ensure_database, is_complete
 
@@ -334,6 +335,10 @@ def checkpoint_of_run(
         own = [path for path, checkpoint in found.items() if checkpoint.run_id == run_id]
         if own:
             return max(own, key=lambda path: found[path].progress.step)
+        kept_at = _local_folder(str(run.info.artifact_uri))
+        if kept_at is not None and (artifact := kept_at / "checkpoints" / name).exists():
+            with open_regular_file(artifact, at_most_bytes=LARGEST_FILE_BYTES, error_type=UserError):
+                pass  # a device or a pipe would be copied without end
         download_to.mkdir(parents=True, exist_ok=True)
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
 

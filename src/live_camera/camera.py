@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from foundation_stereo_depth.data import file_kinds
+from foundation_stereo_depth.data.image_size import LARGEST_PIXELS
 from foundation_stereo_depth.data.videos import VideoProgress
 from foundation_stereo_depth.errors import CameraError
 from live_camera.options import CameraOptions
@@ -147,10 +148,16 @@ class Camera:
                 f"{role}: is a GStreamer pipeline, and the OpenCV that is installed (the one of PyPI) is built without "
                 "GStreamer; name the device (/dev/video0), a network stream (rtsp://...) or a video"
             )
+        if not self.live and not Path(self._address).is_file():  # a pipe would be waited for
+            raise CameraError(self._explain_failure())
         self._capture = self._open()
         if not self._capture.isOpened():
             self._capture.release()
             raise CameraError(self._explain_failure())
+        width, height = (self._capture.get(name) for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > LARGEST_PIXELS:
+            self._capture.release()
+            raise CameraError(f"{role}: says that its frames are {width:.0f}x{height:.0f}; is it damaged?")
 
     @property
     def fps(self) -> float | None:
@@ -284,8 +291,10 @@ class Camera:
 
     def _explain_failure(self) -> str:
         if not self.live:
-            missing = not Path(self._address).is_file()
-            return f"{self.role}: {'no such file' if missing else 'not a video that can be decoded'}"
+            path = Path(self._address)
+            if path.exists() and not path.is_file():
+                return f"{self.role}: is not a regular file"
+            return f"{self.role}: {'not a video that can be decoded' if path.exists() else 'no such file'}"
         if is_pipeline(self._address):
             return (
                 f"{self.role}: GStreamer does not run this pipeline; does gst-launch-1.0, and does it end in appsink?"

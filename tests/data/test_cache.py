@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,10 +51,22 @@ def test_another_size_is_refused(tmp_path: Path) -> None:
         open_cache(tmp_path, 48, 80)
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"height": 48}', "not json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"height": 48}', "not json", "[" * 90_000])
 def test_a_foreign_manifest_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "cache.json").write_text(text)
     with pytest.raises(DataError, match="is not a manifest of this program"):
+        open_cache(tmp_path, 48, 64)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such pipes")
+def test_a_manifest_that_is_a_pipe_or_without_end_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cache.json")
+    with pytest.raises(DataError, match="is not a regular file"):
+        open_cache(tmp_path, 48, 64)
+    (tmp_path / "cache.json").unlink()
+    with (tmp_path / "cache.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(DataError, match="has more than 100,000 bytes"):
         open_cache(tmp_path, 48, 64)
 
 

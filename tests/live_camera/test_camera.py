@@ -100,6 +100,19 @@ def test_missing_and_undecodable_videos_have_messages_of_their_own() -> None:
     Path("corrupt.mp4").write_bytes(b"no video")
     with pytest.raises(CameraError, match=r"--left corrupt\.mp4: not a video"):
         Camera("corrupt.mp4", "--left corrupt.mp4", CameraOptions())
+    Path("folder.mp4").mkdir()
+    with pytest.raises(CameraError, match=r"--left folder\.mp4: is not a regular file"):
+        Camera("folder.mp4", "--left folder.mp4", CameraOptions())
+
+
+def test_a_video_whose_frames_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = cv2.VideoWriter("a.avi", cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    Camera("a.avi", "--left a.avi", CameraOptions()).release()
+    monkeypatch.setattr(capture, "LARGEST_PIXELS", 64 * 48 - 1)
+    with pytest.raises(CameraError, match=r"--left a\.avi: says that its frames are 64x48; is it damaged"):
+        Camera("a.avi", "--left a.avi", CameraOptions())
 
 
 def test_unreachable_stream_is_an_error_with_its_address() -> None:

@@ -70,6 +70,8 @@ def test_the_line_is_printed_by_a_command(capsys: pytest.CaptureFixture[str]) ->
         ("batch-size = 1979-05-27", "batch-size has to be a text, a number"),
         ("augment = 'yes'", "foundation-stereo.toml: argument --augment/--no-augment: ignored explicit argument"),
         ("batch-size 4", "is not TOML"),
+        (f"batch-size = {'[' * 40_000}", "is not TOML"),
+        ("#" * 200_000, "has more than 100,000 bytes"),
         ('model = "resnet"', "invalid choice: 'resnet'"),
     ],
 )

@@ -18,7 +18,8 @@ import torch.distributed
 from conftest import command_of
 
 from foundation_stereo_depth.checkpoint import load_checkpoint
-from foundation_stereo_depth.device import Processes
+from foundation_stereo_depth.cli import train_command
+from foundation_stereo_depth.device import Processes, is_lost_process
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import exclusive_lock
 from foundation_stereo_depth.training import run
@@ -145,6 +146,29 @@ def test_restarted_processes_do_not_read_the_addresses_of_lost_ones(monkeypatch)
         assert not stores[0].check(["address"])
         stores[1].set("address", "of this start")
         assert stores[0].get("address") == b"of this start"
+
+
+@pytest.mark.parametrize(
+    ("words", "is_lost"),
+    [
+        ("[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:3456", True),
+        ("[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_a_lost_process_is_told_in_one_line(words: str, is_lost: bool, monkeypatch, capsys, tiny) -> None:
+    def lose(*_: object) -> None:
+        raise RuntimeError(words)
+
+    monkeypatch.setattr("foundation_stereo_depth.training.train.train", lose)
+    assert not is_lost_process(RuntimeError(words))  # one process alone has none to lose
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if not is_lost:
+        with pytest.raises(RuntimeError, match="must match"):
+            train_command([])
+        return
+    assert train_command([]) == 2
+    assert "another process of this training was lost" in capsys.readouterr().err
 
 
 class Job:

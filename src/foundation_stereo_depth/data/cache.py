@@ -29,12 +29,13 @@ from jaxtyping import Int64
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import remove_abandoned, write_atomically
+from foundation_stereo_depth.files import read_regular_file, remove_abandoned, write_atomically
 
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
 ENTRY_SUFFIX = ".npz"
 
+_LARGEST_MANIFEST_BYTES = 100_000
 _SOURCE_KEY = "source"
 _SOURCE_BYTES = 3 * 2 * 8
 _PROBED_ENTRIES = 16
@@ -367,9 +368,11 @@ def _check_manifest(cache: SampleCache) -> None:
         _check_foreign_size(cache)
         return
     try:
-        found = json.loads(manifest.read_text())
+        found = json.loads(read_regular_file(manifest, at_most_bytes=_LARGEST_MANIFEST_BYTES, error_type=DataError))
         made = {key: found[key] for key in ("format_version", "height", "width")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{manifest}: is not a manifest of this program; name another --cache-root") from error
     wanted = _manifest_of(cache)
     if made != {key: wanted[key] for key in made}:

@@ -39,7 +39,7 @@ LEFT, RIGHT, DISPARITY = DATA / "left/rgb", DATA / "right/rgb", DATA / "left/dis
 _FORMAT = 2
 _KEEP_FROM_SAMPLES = 20_000
 """Fewer samples are scanned in a fraction of a second."""
-_LARGEST_KEPT_BYTES = 10**9
+_LARGEST_KEPT_BYTES = 2 * 10**8
 """A million samples take some ten megabytes."""
 _TIMES = 7
 """Two times of each of three folders, and when they were scanned."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import datasets
 
 from foundation_stereo_depth.data.codecs import check_image_file
+from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES
 from foundation_stereo_depth.data.sample import (
     Incomplete,
     SampleNames,
@@ -27,6 +28,7 @@ from foundation_stereo_depth.data.sample import (
     stamp_files,
 )
 from foundation_stereo_depth.errors import DataError, UserError
+from foundation_stereo_depth.files import open_regular_file
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 
@@ -163,11 +165,8 @@ def _check_16_bits(path: Path) -> None:
     Raises:
         DataError: it has fewer.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(25)  # its last byte is the bit depth (PNG specification, 11.2.1)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    with open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError) as file:
+        head = file.read(25)  # its last byte is the bit depth (PNG specification, 11.2.1)
     if head.startswith(b"\x89PNG") and len(head) == 25 and head[24] < 16:
         raise DataError(
             f"{path}: its values have {head[24]} bits, but the disparity of this data set has 16; converting loses "
@@ -189,7 +188,9 @@ class _ETH3D(datasets.ETH3DStereo):
         if file_path is None:  # the right view's
             return None, None
         disparity_px, _ = super()._read_disparity(file_path)
-        with Image.open(Path(file_path).with_name("mask0nocc.png")) as mask:
+        mask_path = Path(file_path).with_name("mask0nocc.png")
+        check_image_file(mask_path)
+        with Image.open(mask_path) as mask:
             return disparity_px, np.asarray(mask.convert("L")) == 255
 
 

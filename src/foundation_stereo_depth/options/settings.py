@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.files import read_regular_file
 from foundation_stereo_depth.options.fields import flag_of
 
 SETTINGS_FILE = "foundation-stereo.toml"
@@ -41,6 +42,8 @@ OPTIONS_OF_COMMANDS = {
 
 They are named rather than imported: only a file's keys need them, and this package does not import `live_camera`.
 """
+_LARGEST_BYTES = 100_000
+"""The folder that a command is started in may be anyone's."""
 SYNONYMS = {"train": "depth"}
 """`foundation-stereo train` is the command `foundation-stereo-depth`."""
 
@@ -108,10 +111,11 @@ def read_settings(path: Path, command: str, flags: Mapping[str, bool]) -> list[S
         UserError: it cannot be read, is no TOML, or has a key that is no flag.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+        encoded = read_regular_file(path, at_most_bytes=_LARGEST_BYTES, error_type=UserError)
+        content = tomllib.loads(encoded.decode("utf-8-sig"))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not TOML ({error})") from error
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
     if unknown := sorted(set(tables) - set(OPTIONS_OF_COMMANDS) - set(SYNONYMS)):
