@@ -2,6 +2,7 @@ import doctest
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -73,6 +74,29 @@ def test_predicting_needs_no_mlflow(tiny_checkpoint: Path, capsys: pytest.Captur
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
+
+
+def without_network() -> list[str]:
+    """Return what stands before a command that is to have no network at all, not even that of this machine."""
+    words = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces are not available")
+    return words
+
+
+@pytest.mark.slow
+def test_training_and_prediction_need_no_network(tiny) -> None:
+    prefix = without_network()
+    for name, image in zip(("left.png", "right.png"), shifted_pair(96, 128, 4), strict=True):
+        write_rgb(Path(name), image)
+    predict = str(Path(sys.executable).with_name("foundation-stereo-predict"))
+    for command in (
+        command_of(tiny(epochs=1, mlflow_tracking_uri="sqlite:///mlflow.db")),
+        [predict, "left.png", "right.png", "--checkpoint", "out/last.pt", "-o", "predictions"],
+    ):
+        answer = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False)
+        assert answer.returncode == 0, answer.stderr
+    assert any(Path("predictions").iterdir())
 
 
 SITE = """

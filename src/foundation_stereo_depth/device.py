@@ -70,10 +70,11 @@ class Processes:
         store.set(f"start/{self.rank}", mine)
         proposed = ""
         for _ in range(round(_JOIN_S / _ASK_EVERY_S)):
-            if self.is_first:
-                words = [store.get(f"start/{rank}").decode() for rank in range(self.world_size)]
-                store.set("start/proposed", " ".join(words))
-            proposed = store.get("start/proposed").decode()
+            keys = [f"start/{rank}" for rank in range(self.world_size)]
+            if self.is_first and store.check(keys):  # `get` would wait for as long as the store likes
+                store.set("start/proposed", " ".join(store.get(key).decode() for key in keys))
+            if store.check(["start/proposed"]):
+                proposed = store.get("start/proposed").decode()
             if proposed.split(" ")[self.rank : self.rank + 1] == [mine]:
                 confirmed = [f"start/{proposed}/{rank}" for rank in range(self.world_size)]
                 store.set(confirmed[self.rank], "")
@@ -83,7 +84,8 @@ class Processes:
                     return PrefixStore(proposed, store)
             time.sleep(_ASK_EVERY_S)
         raise UserError(
-            f"{self.world_size} processes were to train together, and not all have joined in {_JOIN_S:.0f} s"
+            f"{self.world_size} processes were to train together, and not all have joined in {_JOIN_S:.0f} s; where "
+            "machines may leave and come back, start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
         )
 
     def leave(self) -> None:
@@ -132,7 +134,7 @@ def is_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, torch.distributed.DistError) or _LOST.search(str(error)) is not None
 
 
-_ASK_EVERY_S, _JOIN_S = 0.05, 1800.0
+_ASK_EVERY_S, _JOIN_S = 0.05, 600.0
 _SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 
