@@ -9,9 +9,9 @@ from io import BufferedIOBase
 
 from foundation_stereo_depth.errors import CheckpointError
 
-MOST_STEPS = 1_000_000
+MOST_STEPS = 500_000
 """Opcodes, and items that calls are given. A training state of this program has some thousand, and a hundred for each
-epoch of its history; a million take about two seconds and half a gigabyte."""
+epoch of its history; half a million take a second or two, and a tenth of a gigabyte."""
 _CALL_STEPS = 10
 """How much longer a call takes than other opcodes."""
 _CHARACTERS_PER_STEP = 16
