@@ -67,6 +67,7 @@ LARGEST_HEADER_BYTES = 10**7
 """The JSON in front of the weights; ours has some thousand."""
 _PICKLE_MEMBER = "data.pkl"
 """Of the archive that torch.save writes."""
+_LARGEST_CODE_BYTES = 10**8
 _PICKLES_OF_OLD_FORMAT = 5
 """In front of the tensors: two numbers, facts about the machine, the content, and the names of the tensors."""
 _MOST_VIEWS = 4
@@ -231,9 +232,14 @@ def _load_plain(file: BufferedIOBase) -> Any:
         raise CheckpointError(foreign)
     size_bytes = file.seek(0, os.SEEK_END)
     if _is_zip(file):
-        archive = open_zip(file, at_most_bytes=size_bytes)  # PyTorch does not verify checksums, and never compresses
+        # PyTorch does not verify checksums. It compresses the code of TorchScript, and never a checkpoint.
+        archive = open_zip(file, at_most_bytes=size_bytes + _LARGEST_CODE_BYTES)
         if foreign := _describe_archive([name.partition("/")[2] for name in archive.namelist()]):
             raise CheckpointError(foreign)
+        if (unpacked_bytes := sum(member.file_size for member in archive.infolist())) > size_bytes:
+            raise CheckpointError(
+                f"would unpack to {unpacked_bytes:,} bytes, more than it has; no checkpoint is packed"
+            )
         for name in archive.namelist():
             if name.lower().endswith(_PICKLE_MEMBER):
                 with archive.open(name) as member:
