@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass, field, replace
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import IO, Any, cast, get_type_hints
 
 import safetensors.torch
 import torch
@@ -251,7 +251,7 @@ def _load_plain(file: BufferedIOBase) -> Any:
     file.seek(0)
     # Foreign pickles are refused.
     with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(_PLAIN_CLASSES)):
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        content: Any = torch.load(cast(IO[bytes], file), map_location="cpu", weights_only=True)
     _check_tensors(content, at_most_bytes=min(_MOST_VIEWS * size_bytes, LARGEST_FILE_BYTES))
     return content
 

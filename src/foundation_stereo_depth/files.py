@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from foundation_stereo_depth.errors import UserError
 
@@ -95,7 +95,7 @@ def open_zip(encoded: bytes | io.BufferedIOBase, *, at_most_bytes: int) -> zipfi
     if _count(file, b"PK\1\2") > _MOST_MEMBERS:  # each becomes an object when the archive is opened
         raise ArchiveError(f"has more than {_MOST_MEMBERS:,} members")
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(cast(IO[bytes], file))
         fault = _fault_of(archive, at_most_bytes)
     except Exception as error:  # of Python's reader, for a directory that makes no sense
         raise ArchiveError(f"is a damaged archive ({error})") from error

@@ -6,6 +6,7 @@ restricted unpickler runs no foreign code, but it has no limit on time and memor
 
 import pickletools
 from io import BufferedIOBase
+from typing import IO, cast
 
 from foundation_stereo_depth.errors import CheckpointError
 
@@ -47,7 +48,7 @@ def check_pickle(file: BufferedIOBase) -> None:
 def _count_steps(file: BufferedIOBase) -> None:
     """Follow the opcodes with the size of each object in its place; a list of one number, since objects are shared."""
     steps, stack, marks, memo = 0, list[list[int]](), list[int](), dict[int, list[int]]()
-    for opcode, argument, _ in pickletools.genops(file):
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
         name, before = opcode.name, opcode.stack_before
         steps += 1
         size = 1 + len(argument) // _CHARACTERS_PER_STEP if isinstance(argument, str | bytes | bytearray) else 1
