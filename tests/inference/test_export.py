@@ -20,8 +20,9 @@ from foundation_stereo_depth.checkpoint import (
 from foundation_stereo_depth.cli import export_command
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import backends, export
-from foundation_stereo_depth.inference.backends import NetworkOutput, OnnxRuntimeBackend, TorchBackend
+from foundation_stereo_depth.inference.backends import NetworkOutput, OnnxRuntimeBackend
 from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
