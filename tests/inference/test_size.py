@@ -1,4 +1,3 @@
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -63,15 +62,14 @@ def test_wrong_size_of_the_live_view_is_rejected(options: dict[str, object], mes
 
 @pytest.mark.parametrize(("width", "expected"), [(500, "640x480"), (200, "320x240")])
 def test_predict_runs_at_the_size_that_the_first_pair_uses(
-    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture, width: int, expected: str
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], width: int, expected: str
 ) -> None:
     left, right = np.random.default_rng(0).integers(0, 256, (2, 120, width, 3), dtype=np.uint8)
     for name, view in (("left.png", left), ("right.png", right)):
         write_rgb(Path(name), view)
-    with caplog.at_level(logging.INFO):
-        flags = ["--checkpoint", str(tiny_checkpoint), "--size", "auto", "--allow-swapped"]
-        assert predict_command(["left.png", "right.png", *flags]) == 0
-    assert f"at {expected}, " in caplog.text
+    flags = ["--checkpoint", str(tiny_checkpoint), "--size", "auto", "--allow-swapped"]
+    assert predict_command(["left.png", "right.png", *flags]) == 0
+    assert f"at {expected}, " in capsys.readouterr().err
 
 
 def test_evaluate_takes_a_size(tiny_checkpoint: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.sgbm import (
     disparities_for,
     filled_from_background,
