@@ -88,7 +88,7 @@ def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
         return sgbm.match
     from foundation_stereo_depth.inference.predictor import open_network
 
-    predictor = open_network()
+    predictor = open_network(few_pairs=True)
     logger.info("the installed network, %s", predictor.description)
     return predictor
 

@@ -69,18 +69,23 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(path: Path, options: InferenceOptions) -> tuple[Backend, NetworkFacts]:
+def open_backend(path: Path, options: InferenceOptions, *, few_pairs: bool = False) -> tuple[Backend, NetworkFacts]:
     """Return a backend for the network in a `.pt`, `.safetensors` or `.onnx` file, and the facts in the file.
 
     The installed network has two files: its weights for PyTorch, and the same network in 8 bits; `path` names the first
     one, and the second is taken where `prefers_installed_onnx`.
+
+    Args:
+        path: the file.
+        options: backend, device and precision.
+        few_pairs: auto takes the runtime of .onnx files that starts sooner, rather than the one that runs faster.
 
     Raises:
         CheckpointError: the file cannot be used.
         UserError: the backend does not run such a file, is not installed, or lacks the device or precision.
     """
     if path == DEFAULT_WEIGHTS and prefers_installed_onnx(options):
-        opened = _open_onnx(DEFAULT_ONNX, options)
+        opened = _open_onnx(DEFAULT_ONNX, options, few_pairs)
         if opened[1].header.get(WEIGHTS_HASH) == hash_file(path):
             return opened
         problem = (
@@ -90,7 +95,7 @@ def open_backend(path: Path, options: InferenceOptions) -> tuple[Backend, Networ
             raise CheckpointError(problem)
         logger.warning("%s; PyTorch runs the network", problem)
     if path.suffix == ".onnx":
-        return _open_onnx(path, options)
+        return _open_onnx(path, options, few_pairs)
     if options.backend not in ("auto", "torch"):
         raise UserError(
             f"--backend {options.backend}: runs .onnx files, not {path}; foundation-stereo-export converts it to one"
@@ -161,12 +166,12 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _open_onnx(path: Path, options: InferenceOptions) -> tuple[Backend, NetworkFacts]:
+def _open_onnx(path: Path, options: InferenceOptions, few_pairs: bool) -> tuple[Backend, NetworkFacts]:
     backend, device, precision = options.backend, options.device, options.precision
     if backend == "torch" or options.compile:
         asked = "--compile" if options.compile else "--backend torch"
         raise UserError(f"{asked}: needs a .pt or .safetensors file, not {path}")
-    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _prefers_openvino()):
+    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _prefers_openvino(few_pairs)):
         return _with_facts(OpenVinoBackend(path, device=device, precision=precision), path)
     return _with_facts(OnnxRuntimeBackend(path, device=device, precision=precision), path)
 
@@ -326,13 +331,16 @@ def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
     return {name: shape[1] if len(shape) > 1 and isinstance(shape[1], int) else None for name, shape in shapes.items()}
 
 
-def _prefers_openvino() -> bool:
-    """Return True where OpenVINO is installed on an x86 CPU: onnxruntime takes 1.5 to 1.7 times as long there.
+def _prefers_openvino(few_pairs: bool) -> bool:
+    """Return True where OpenVINO is installed on an x86 CPU: onnxruntime takes 1.5 to 2 times as long for a pair there.
 
-    That holds for Intel's and for AMD's (docs/results.md); on other CPUs the two have not been compared.
+    That holds for Intel's and for AMD's (docs/results.md); on other CPUs the two have not been compared. OpenVINO takes
+    0.8 s of a processor longer to start, as much as it gains over some thirty pairs, so not for few ones.
     """
+    if few_pairs and _is_installed("onnxruntime"):
+        return False
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and importlib.util.find_spec("openvino") is not None
+    return _is_installed("openvino") and (is_x86 or not _is_installed("onnxruntime"))
 
 
 def import_openvino() -> Any:

@@ -42,6 +42,7 @@ def open_network(
     height: int | None = None,
     width: int | None = None,
     disparity_scale: float = 1.0,
+    few_pairs: bool = False,
 ) -> "Predictor":
     """Return the predictor of a file, of a run, or of the installed network.
 
@@ -51,6 +52,7 @@ def open_network(
         height: at which the network works, px; None takes the one that it was trained at.
         width: the same.
         disparity_scale: a factor on the disparity, for weights of unknown scale; options as `source` name their own.
+        few_pairs: prefer what starts soon to what runs fast.
 
     Raises:
         CheckpointError: the file cannot be used.
@@ -59,7 +61,7 @@ def open_network(
     with TemporaryDirectory(prefix="foundation-stereo-") as folder:
         path = find_network_file(source, Path(folder))
         try:
-            backend, facts = open_backend(path, inference)
+            backend, facts = open_backend(path, inference, few_pairs=few_pairs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise

@@ -158,8 +158,8 @@ class InferenceOptions(OptionGroup):
 
     backend: BackendName = option(
         "auto",
-        "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else onnxruntime. The installed network is "
-        "both: auto takes its .onnx in 8 bits on CPUs, torch on GPUs",
+        "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else (or for few images) onnxruntime. The "
+        "installed network is both: auto takes its .onnx in 8 bits on CPUs, torch on GPUs",
     )
     device: DeviceName = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: PrecisionName = option(
