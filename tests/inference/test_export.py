@@ -44,7 +44,7 @@ def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(trained.weights, path.with_suffix(".weights"))
     options = ExportFileOptions()
     encoded = export._onnx(export._exported(trained, options), facts.header, 48, 64, options)
-    export.write_checked(path, encoded, trained, (48, 64), options)
+    export.write_checked(path, encoded, trained, [(48, 64), export._ODD_SIZE], options)
     return path
 
 
@@ -69,7 +69,7 @@ def trained_network(dynamic: Path) -> TrainedNetwork:
 def write_checked(dynamic: Path, **flags: object) -> None:
     """Verify the exported bytes once more, with other options, and write net.onnx."""
     options = command_line.build_options(ExportOptions, flags).file
-    export.write_checked(Path("net.onnx"), dynamic.read_bytes(), trained_network(dynamic), (48, 64), options)
+    export.write_checked(Path("net.onnx"), dynamic.read_bytes(), trained_network(dynamic), [(48, 64)], options)
 
 
 def torch_predictor(dynamic: Path) -> Predictor:
