@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY
 from foundation_stereo_depth.errors import CheckpointError
 from foundation_stereo_depth.inference.onnx_cost import Array, Node, UnknownCostError, check_cost
+from foundation_stereo_depth.network_facts import SAFETENSORS_KEY
 from foundation_stereo_depth.options.training import DataOptions
 
 ONNX_INPUT = "pair"
