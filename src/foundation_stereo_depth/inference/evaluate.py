@@ -70,8 +70,10 @@ def evaluate(options: EvaluateOptions) -> str:
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""
         raise UserError(f"--dataset {asked.dataset}: needs --dataset-root{variable}, the folder where it is")
-    dataset = open_dataset(asked.dataset, root, download=asked.download)
-    asked_height, asked_width = network.size_for(dataset.read(0).left.shape[1] if network.size == "auto" else 0)
+    first_width_px = 0
+    if network.size == "auto":
+        first_width_px = open_dataset(asked.dataset, root, download=asked.download).read(0).left.shape[1]
+    asked_height, asked_width = network.size_for(first_width_px)
     predictor = None
     if network.checkpoint != "none":
         predictor = open_network(network, options.inference, height=asked_height, width=asked_width)
@@ -83,6 +85,7 @@ def evaluate(options: EvaluateOptions) -> str:
     if network.run_id is not None:  # before the work, not after it
         check_run(network.mlflow_tracking_uri, network.run_id)
     device = pick_device(options.inference.device, Processes.single())
+    dataset = open_dataset(asked.dataset, root, download=asked.download)
 
     preparation = _Preparation(options.rig)
     methods: dict[str, StereoMatcher] = {}
