@@ -85,8 +85,15 @@ class CameraOptions(OptionGroup):
     camera_height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
     fps: float | None = option(None, "frames per second; for videos and images the playback rate", minimum=0.01)
     fourcc: str = option("MJPG", "pixel format; two uncompressed streams seldom fit one USB port")
+    focus: Literal["lock", "auto"] | float = option(
+        "lock",
+        "lock: autofocus off, each camera at the calibration's focus, else at its present one; auto; or a value, in "
+        "the driver's own unit",
+    )
     exposure: Literal["lock", "auto"] | float = option(
-        "lock", "lock: both keep the value that the left camera chose; auto; or a value, in the driver's own unit"
+        "lock",
+        "exposure and gain; lock: both cameras keep the calibration's, or what the left one chooses where that is "
+        "missing, too dark or too bright; auto; or a value, in the driver's own unit",
     )
     white_balance: Literal["lock", "auto"] | float = option("lock", "the same for the colour temperature, kelvin")
 

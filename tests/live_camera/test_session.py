@@ -174,7 +174,7 @@ def test_live_view_continues_after_a_camera_was_reconnected(
         if len(seen) == 5:
             machine[2].connected = False
 
-    cameras = CameraOptions(exposure="auto", white_balance="auto")
+    cameras = CameraOptions(focus="auto", exposure="auto", white_balance="auto")
     rig = open_rig(SourceOptions(left="0", right="2"), cameras)
     original = rig.next
 
@@ -452,7 +452,7 @@ def test_recording_stops_when_its_disk_is_removed(monkeypatch: pytest.MonkeyPatc
 
 def test_black_view_is_logged_once(machine: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture) -> None:
     machine[0], machine[2] = FakeCamera(np.zeros_like(LEFT), fps=10), FakeCamera(RIGHT, fps=10)
-    cameras = CameraOptions(exposure="auto", white_balance="auto")
+    cameras = CameraOptions(focus="auto", exposure="auto", white_balance="auto")
     rig = open_rig(SourceOptions(left="0", right="2", max_skew_ms=1000), cameras)
     live_view(rig, no_rectification(), sgbm_matcher(height=H, width=W), ShowOptions(headless=True, frames=8))
     assert caplog.messages.count("the left view is black: is the lens covered?") == 1
