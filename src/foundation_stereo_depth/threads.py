@@ -1,6 +1,7 @@
-"""How threads of OpenMP wait for one another. Imports nothing heavy: it has to run before torch is imported."""
+"""Threads that compute: how many, and how they wait. Imports nothing heavy: it has to run before torch is imported."""
 
 import os
+import sys
 
 _SPIN_COUNT = "1000"
 """Rounds of a loop, about a microsecond; libgomp's own choice is up to minutes."""
@@ -15,3 +16,17 @@ def limit_spinning() -> None:
     """
     if not any(name in os.environ for name in _VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+
+
+def use_threads(count: int) -> None:
+    """Have PyTorch, OpenVINO, onnxruntime and OpenCV compute with so many threads; those of them that start later.
+
+    Args:
+        count: threads of each.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
+    os.environ["OPENCV_FOR_THREADS_NUM"] = str(count)
+    if "torch" in sys.modules:  # it has read the variables already
+        sys.modules["torch"].set_num_threads(count)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(count)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from foundation_stereo_depth.errors import CalibrationError, CameraError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.threads import use_threads
 from live_camera.options import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEMO,
@@ -21,6 +22,7 @@ from live_camera.options import (
     DemoOptions,
     ListCamerasOptions,
     LiveViewOptions,
+    MatcherOptions,
     SourceOptions,
 )
 
@@ -271,10 +273,14 @@ def _collect_live(options: CalibrateOptions, board: "Board", calibrated: "RigSet
         if rig.settings is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_settings(folder, rig.settings)
-        collected = collect_pairs(rig, board, folder, options.views.views, window)
+        collected = collect_pairs(
+            rig, board, folder, options.views.views, window, screen=None if window is None else window.screen
+        )
     logger.info("%s: %s collected", folder, count_of(collected, "pair"))
     if collected == 0:
-        raise UserError("no pair was collected; the text below the image states what was missing")
+        raise UserError(
+            "no pair was collected; the text under the images, and beside the progress bar, states what was missing"
+        )
     return find_pairs(f"{folder}/left_*.png", f"{folder}/right_*.png")
 
 
@@ -296,6 +302,8 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
     def run() -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
         options.source.check_given()
+        if options.show.cpu_threads is not None:
+            use_threads(options.show.cpu_threads)  # before what computes is imported
         from foundation_stereo_depth.data.rectify import create_rectifier, warn_of_near_limit
         from live_camera.recording import check_recordable, unused_path
         from live_camera.rig import open_rig
@@ -361,7 +369,7 @@ def _create_matcher(
 
     if source.watch_checkpoint and source.weights == "auto" and source.run_id is not None:
         source = dataclasses.replace(source, weights="last")
-    path = find_network_file(source, downloads)
+    path = _find_newest_network(source, downloads) if source.unnamed else find_network_file(source, downloads)
     if not source.watch_checkpoint:
         return load_network(path, options)
     if downloads in path.parents:
@@ -370,6 +378,23 @@ def _create_matcher(
             "same path, or leave --watch-checkpoint out"
         )
     return WatchedMatcher(path, lambda path: load_network(path, options))
+
+
+def _find_newest_network(source: MatcherOptions, downloads: Path) -> Path:
+    """Return the best checkpoint of the newest run that is kept here, or else the installed network; log which."""
+    from foundation_stereo_depth.inference.predictor import find_network_file
+
+    installed = find_network_file(source, downloads)
+    if not Path("mlflow.db").is_file():
+        logger.info("no network is named, and no run is kept here: the installed one")
+        return installed
+    try:
+        newest = find_network_file(dataclasses.replace(source, run_id="latest"), downloads)
+    except UserError as error:
+        logger.info("no network is named: the installed one, since the newest run has none (%s)", error)
+        return installed
+    logger.info("no network is named: %s of the newest run; --checkpoint default is the installed one", newest)
+    return newest
 
 
 def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
