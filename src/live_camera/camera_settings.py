@@ -99,7 +99,7 @@ def _lock_colours(cameras: Sequence[Camera], options: CameraOptions, calibrated:
     if options.exposure != "lock" or known.exposure is None or _is_exposed(cameras[0]):
         return
     logger.info("the calibration's exposure does not fit the light; the left camera chooses another one")
-    chosen = {cv2.CAP_PROP_EXPOSURE: None, cv2.CAP_PROP_GAIN: None}
+    chosen: dict[int, float | None] = {cv2.CAP_PROP_EXPOSURE: None, cv2.CAP_PROP_GAIN: None}
     for camera in cameras:
         camera.unlock(chosen)
     _let_settle(cameras)

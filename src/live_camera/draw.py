@@ -46,7 +46,8 @@ def draw_contours(view: Canvas, depth_m: Float32[np.ndarray, "h w"], scale: Colo
     height, width = view.shape[:2]
     smooth = np.asarray(cv2.medianBlur(np.nan_to_num(depth_m, nan=0.0), _SMOOTHED_PX), np.float32)
     smooth = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
-    smooth = cv2.copyMakeBorder(smooth, *[_BORDER_PX] * 4, cv2.BORDER_REPLICATE)  # so that the border is no contour
+    # A border, so that the edge of the image is no contour.
+    smooth = cv2.copyMakeBorder(smooth, _BORDER_PX, _BORDER_PX, _BORDER_PX, _BORDER_PX, cv2.BORDER_REPLICATE)
     moved = (-_BORDER_PX, -_BORDER_PX)
     thickness = max(1, round(width / 480))
     for number in range(1, int(scale.high / CONTOUR_STEP_M) + 1):

@@ -136,8 +136,12 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
     timeout = 30
+
+    @property
+    def _view(self) -> WebView:
+        assert isinstance(self.server, _Server)
+        return self.server.view
 
     def do_GET(self) -> None:
         """Answer with the page, or with the stream."""
@@ -145,11 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/":
             self._send(_PAGE, "text/html; charset=utf-8")
-        elif self.path == "/stream.mjpg" and self.server.view.join():
+        elif self.path == "/stream.mjpg" and self._view.join():
             try:
                 self._stream()
             finally:
-                self.server.view.leave()
+                self._view.leave()
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
@@ -176,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "no-store")
         self.end_headers()
         number = 0
-        while (following := self.server.view.next_jpeg(number)) is not None:
+        while (following := self._view.next_jpeg(number)) is not None:
             number, jpeg = following
             head = f"--{_BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
             self.wfile.write(head.encode() + jpeg + b"\r\n")
