@@ -369,7 +369,7 @@ def _create_matcher(
 
     if source.watch_checkpoint and source.weights == "auto" and source.run_id is not None:
         source = dataclasses.replace(source, weights="last")
-    path = _find_newest_network(source, downloads) if source.unnamed else find_network_file(source, downloads)
+    path = find_newest_network(source, downloads) if source.unnamed else find_network_file(source, downloads)
     if not source.watch_checkpoint:
         return load_network(path, options)
     if downloads in path.parents:
@@ -380,7 +380,7 @@ def _create_matcher(
     return WatchedMatcher(path, lambda path: load_network(path, options))
 
 
-def _find_newest_network(source: MatcherOptions, downloads: Path) -> Path:
+def find_newest_network(source: MatcherOptions, downloads: Path) -> Path:
     """Return the best checkpoint of the newest run that is kept here, or else the installed network; log which."""
     from foundation_stereo_depth.inference.predictor import find_network_file
 
