@@ -6,6 +6,7 @@ of the left image there, which shows a moving edge before the disparity does.
 """
 
 import dataclasses
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ _IMAGE_CHANGE = 3.0
 """Change of the blurred left image, of 255 levels, that restarts a pixel."""
 _SURROUNDINGS_PX = 9
 """A change of the image restarts the box of this side around it: a matcher looks at the surroundings of a pixel too."""
+_SURROUNDINGS = np.ones((_SURROUNDINGS_PX, _SURROUNDINGS_PX), np.uint8)
 _REMOVED = 0.25
 """Share of the predicted variance that changes from frame to frame, so that an average removes it; the rest is the same
 error in all frames of a still scene. Measured (docs/experiments/live.md): still and moving, the 68 % interval holds at
@@ -41,70 +43,102 @@ class TemporalFusion:
 
     def __init__(self, forgetting: float) -> None:
         self._forgetting = np.float32(max(forgetting, 1e-6))
-        self._mean_px: Map | None = None
-        self._variance: Map | None = None
-        self._grey: Map | None = None
+        self._state: _State | None = None
 
     def __call__(self, left: UInt8[np.ndarray, "H W 3"], match: StereoMatch) -> StereoMatch:
         """Return the match with its disparity and standard deviation fused with those before.
-
-        The state is changed in place: a new array for each step would take most of the time.
 
         Args:
             left: the left view of the match, RGB.
             match: of the next frame.
         """
         grey, new_px = _blurred_grey(left), match.disparity_px
-        variance = _variance_of(match)
-        if self._mean_px is None or self._mean_px.shape != new_px.shape:
-            self._mean_px, self._variance, self._grey = new_px.copy(), variance, grey
+        if self._state is None or self._state.mean_px.shape != new_px.shape:
+            self._state = _State.begin(match, grey)
             return match
-        assert self._variance is not None
-        assert self._grey is not None
-        before, grey_change = self._variance, grey - self._grey
+        state = self._state
+        mean_px, before, reference = state.mean_px, state.variance, state.grey
+        gain, difference, scratch = state.gain, state.difference, state.scratch
+        variance = _variance_of(match, state.new_variance)
         before /= self._forgetting
-        gain = before + variance
-        difference_px = new_px - self._mean_px
-        restart = _disagree(difference_px, gain)
-        restart |= _change_near(grey_change) > np.float32(_IMAGE_CHANGE)
+        np.add(before, variance, out=gain)
+        np.subtract(new_px, mean_px, out=difference)
+        restart = _disagree(difference, gain, scratch)
+        np.subtract(grey, reference, out=scratch)
+        restart |= _is_changed_near(scratch)
         np.divide(before, gain, out=gain)
-        gain[restart] = 1
-        difference_px *= gain
-        self._mean_px += difference_px
-        np.copyto(self._mean_px, new_px, where=restart)  # NaN before or now does not add up to the new value
-        np.multiply(gain, variance, out=self._variance)
-        grey_change *= gain
-        self._grey += grey_change
-        return _replace(match, self._mean_px.copy(), gain)
+        np.copyto(gain, 1, where=restart)
+        difference *= gain
+        mean_px += difference
+        np.copyto(mean_px, new_px, where=restart)  # NaN before or now does not add up to the new value
+        np.multiply(gain, variance, out=before)
+        scratch *= gain
+        reference += scratch
+        return _replace(match, mean_px.copy(), gain)
 
 
-def _variance_of(match: StereoMatch) -> Map:
-    if match.sigma_px is None:
-        return np.full(match.disparity_px.shape, _SIGMA_WITHOUT_PX**2, np.float32)
-    variance = np.maximum(match.sigma_px, np.float32(_MIN_SIGMA_PX))
-    variance *= variance
-    return variance
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """What is known of each pixel, and arrays that are used again for each frame: new ones would take half of the time.
 
-
-def _disagree(difference_px: Map, variance: Map) -> Bool[np.ndarray, "H W"]:
-    """Return where a disparity differs by more than its uncertainty. NaN disagrees with everything: an unknown pixel
-    stays unknown, and a known one restarts.
+    Attributes:
+        mean_px, variance: the fused disparity, and the variance of its noise.
+        grey: the blurred left image, averaged as the disparity is.
+        new_variance, gain, difference, scratch: of the present frame.
     """
-    limit = variance * np.float32(_AGREES_WITHIN**2)
-    np.minimum(limit, np.float32(_AGREES_PX**2), out=limit)
-    limit -= difference_px * difference_px
-    return ~(limit >= 0)
+
+    mean_px: Map
+    variance: Map
+    grey: Map
+    new_variance: Map
+    gain: Map
+    difference: Map
+    scratch: Map
+
+    @classmethod
+    def begin(cls, match: StereoMatch, grey: Map) -> "_State":
+        """Return the state after a first frame."""
+        new_variance, gain, difference, scratch = (np.empty_like(match.disparity_px) for _ in range(4))
+        return cls(
+            mean_px=match.disparity_px.copy(),
+            variance=_variance_of(match, new_variance).copy(),
+            grey=grey,
+            new_variance=new_variance,
+            gain=gain,
+            difference=difference,
+            scratch=scratch,
+        )
 
 
-def _change_near(grey_change: Map) -> Map:
-    """Return the largest change of the image around each pixel, of 255 levels."""
-    box = cv2.getStructuringElement(cv2.MORPH_RECT, (_SURROUNDINGS_PX, _SURROUNDINGS_PX))
-    return np.asarray(cv2.dilate(np.abs(grey_change), box), np.float32)
+def _variance_of(match: StereoMatch, out: Map) -> Map:
+    if match.sigma_px is None:
+        out.fill(_SIGMA_WITHOUT_PX**2)
+        return out
+    np.maximum(match.sigma_px, np.float32(_MIN_SIGMA_PX), out=out)
+    out *= out
+    return out
+
+
+def _disagree(difference: Map, variance: Map, scratch: Map) -> Bool[np.ndarray, "H W"]:
+    """Return where a disparity differs by more than its uncertainty.
+
+    NaN disagrees with everything: an unknown pixel stays unknown, and a known one restarts.
+    """
+    np.multiply(difference, difference, out=scratch)
+    agrees = scratch <= np.float32(_AGREES_PX**2)
+    scratch *= np.float32(_AGREES_WITHIN**-2)
+    agrees &= scratch <= variance
+    return np.logical_not(agrees, out=agrees)
+
+
+def _is_changed_near(grey_change: Map) -> Bool[np.ndarray, "H W"]:
+    """Return where the image changed, or does in the surroundings."""
+    changed = (np.abs(grey_change) > np.float32(_IMAGE_CHANGE)).view(np.uint8)
+    return np.asarray(cv2.dilate(changed, _SURROUNDINGS)).view(np.bool_)
 
 
 def _blurred_grey(left: UInt8[np.ndarray, "H W 3"]) -> Map:
-    grey = cv2.cvtColor(left, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.asarray(cv2.blur(grey, (_BLUR_PX, _BLUR_PX)), np.float32)
+    return cv2.blur(cv2.cvtColor(left, cv2.COLOR_RGB2GRAY), (_BLUR_PX, _BLUR_PX)).astype(np.float32)
 
 
 def _replace(match: StereoMatch, mean_px: Map, gain: Map) -> StereoMatch:
@@ -117,8 +151,8 @@ def _replace(match: StereoMatch, mean_px: Map, gain: Map) -> StereoMatch:
     """
     if match.sigma_px is None:
         return dataclasses.replace(match, disparity_px=mean_px)
-    gain *= np.float32(_REMOVED)
-    gain += np.float32(1 - _REMOVED)
-    np.sqrt(gain, out=gain)
-    gain *= match.sigma_px
-    return dataclasses.replace(match, disparity_px=mean_px, sigma_px=gain)
+    sigma_px = gain * np.float32(_REMOVED)
+    sigma_px += np.float32(1 - _REMOVED)
+    np.sqrt(sigma_px, out=sigma_px)
+    sigma_px *= match.sigma_px
+    return dataclasses.replace(match, disparity_px=mean_px, sigma_px=sigma_px)
