@@ -189,7 +189,7 @@ def live_view(
     with ExitStack() as stack:
         windows = None if options.headless else stack.enter_context(Windows())
         web = None if options.serve is None else stack.enter_context(WebView(options.serve))
-        state = _begin_state(windows, options)
+        state = _set_state(ViewState() if windows is None else windows.state, options)
         snapshots = stack.enter_context(Snapshots(options.save_dir, rectify.calibration))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
@@ -276,9 +276,8 @@ class JsonReport:
         print(json.dumps(line), flush=True)
 
 
-def _begin_state(windows: Windows | None, options: ShowOptions) -> ViewState:
-    """Return the settings of the view as the options have them; keys change those of windows."""
-    state = ViewState() if windows is None else windows.state
+def _set_state(state: ViewState, options: ShowOptions) -> ViewState:
+    """Set the view as the options have it; return its state, which keys change."""
     state.depth_range, state.contours = options.depth_range, options.contours
     state.colour_map = colour_map_of(options.colormap)
     return state

@@ -34,12 +34,17 @@ class WebView:
     Args:
         address: PORT, for this machine alone, or HOST:PORT.
 
+    Attributes:
+        host: as given.
+        url: the page.
+
     Raises:
         UserError: the address cannot be listened on.
     """
 
     def __init__(self, address: str) -> None:
         host, port = parse_address(address)
+        self.host = host
         self._changed = threading.Condition()
         self._image: Canvas | None = None
         self._number = 0
@@ -163,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_meant_for_us(self) -> bool:
         """Return False where a page of another site has a name of its own resolved to this machine alone."""
-        if self.server.server_address[0] not in _LOOPBACK:
+        if self._view.host not in _LOOPBACK:
             return True
         return self.headers.get("Host", "").rpartition(":")[0].strip("[]") in _LOOPBACK
 
