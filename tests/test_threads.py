@@ -1,9 +1,11 @@
 import os
 
+import cv2
 import pytest
+import torch
 
 import foundation_stereo_depth
-from foundation_stereo_depth.threads import limit_spinning
+from foundation_stereo_depth.threads import limit_spinning, use_threads
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
@@ -32,3 +34,14 @@ def test_the_variables_of_the_user_are_respected(monkeypatch: pytest.MonkeyPatch
     limit_spinning()
     assert os.environ[name] == "7"
     assert [other for other in VARIABLES if other in os.environ] == [name]
+
+
+def test_number_of_threads_is_set_for_what_is_loaded_and_for_what_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+        monkeypatch.setenv(name, "1")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(cv2, "setNumThreads", asked.append)
+    use_threads(3)
+    assert asked == [3, 3]
+    assert os.environ["OMP_NUM_THREADS"] == "3"
