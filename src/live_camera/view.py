@@ -46,6 +46,7 @@ _SCREEN_MARGIN_PX, _GAP_PX, _FRAME_PX = 20, 10, 40
 """Around all windows; between two; and what a window manager puts above each window."""
 _FIRST_PAINT_MS = 20
 """A new window is white until it has painted itself, which it does while OpenCV waits for a key."""
+_SIZE_TOLERANCE = 0.1
 _PLACED_AFTER = 10
 """Images; by then the window manager has placed all windows."""
 _RANGE_STEP = 1.2
@@ -349,6 +350,8 @@ class Windows:
             cv2.imshow(name, image)
         keys = self.poll_keys(_FIRST_PAINT_MS if new else 0)
         self._shown += 1
+        if self._shown == _PLACED_AFTER // 2:
+            self._place_again()
         if self._shown == _PLACED_AFTER:
             self._first = {name: place for name in self._open if (place := _place_of(name)) is not None}
         return keys
@@ -386,6 +389,14 @@ class Windows:
         cv2.moveWindow(name, place.left, place.top)
         cv2.setMouseCallback(name, self._track_mouse, name)
         self._open.add(name)
+
+    def _place_again(self) -> None:
+        """Request again the size of windows that did not get it: on a busy machine Qt may lose it, and the image."""
+        for name in self._open:
+            place, now = self._placed[name], _place_of(name)
+            if now is not None and abs(now.width - place.width) > _SIZE_TOLERANCE * place.width:
+                cv2.resizeWindow(name, place.width, place.height)
+                cv2.moveWindow(name, place.left, place.top)
 
     def _moved_places(self) -> dict[str, Place]:
         """Return where the user moved the windows to, or how large they were made.
