@@ -6,13 +6,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 
-from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.options.inference import (
     BackendName,
@@ -21,9 +20,9 @@ from foundation_stereo_depth.options.inference import (
     NetworkSourceOptions,
     PrecisionName,
 )
+from foundation_stereo_depth.stereo.confidence import probability_within
 from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
 from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
-from foundation_stereo_depth.uncertainty import probability_within
 
 RIG_SIGMA_PX = 0.15
 """Standard deviation, px of the network's size up to `RIG_WIDTH_PX`, that a network trained on perfect pairs cannot
@@ -43,6 +42,7 @@ def open_network(
     height: int | None = None,
     width: int | None = None,
     disparity_scale: float = 1.0,
+    few_pairs: bool = False,
 ) -> "Predictor":
     """Return the predictor of a file, of a run, or of the installed network.
 
@@ -52,6 +52,7 @@ def open_network(
         height: at which the network works, px; None takes the one that it was trained at.
         width: the same.
         disparity_scale: a factor on the disparity, for weights of unknown scale; options as `source` name their own.
+        few_pairs: prefer what starts soon to what runs fast.
 
     Raises:
         CheckpointError: the file cannot be used.
@@ -60,7 +61,7 @@ def open_network(
     with TemporaryDirectory(prefix="foundation-stereo-") as folder:
         path = find_network_file(source, Path(folder))
         try:
-            backend, facts = open_backend(path, inference)
+            backend, facts = open_backend(path, inference, few_pairs=few_pairs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -234,8 +235,8 @@ class Predictor:
         variance = np.exp(log_variance) * np.float32(scale**2) + np.float32(rig_sigma_px**2)
         sigma_px = np.sqrt(variance)
         # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
-        sigma_at_size_px = torch.from_numpy(sigma_px * np.float32(width / self.width))
-        confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution).numpy()
+        sigma_at_size_px = sigma_px * np.float32(width / self.width)
+        confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution)
         return StereoMatch(
             disparity_px=resized_px,
             valid=np.isfinite(resized_px),
@@ -245,5 +246,5 @@ class Predictor:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return True for a GPU's or a CPU's lack of memory; the CPU's has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    """Return True for a GPU's or a CPU's lack of memory."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
