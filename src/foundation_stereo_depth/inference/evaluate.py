@@ -70,8 +70,7 @@ def evaluate(options: EvaluateOptions) -> str:
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""
         raise UserError(f"--dataset {asked.dataset}: needs --dataset-root{variable}, the folder where it is")
-    dataset = open_dataset(asked.dataset, root, download=asked.download)
-    asked_height, asked_width = network.size_for(dataset.read(0).left.shape[1] if network.size == "auto" else 0)
+    asked_height, asked_width = _asked_size(network, asked, root)
     predictor = None
     if network.checkpoint != "none":
         predictor = open_network(network, options.inference, height=asked_height, width=asked_width)
@@ -83,6 +82,7 @@ def evaluate(options: EvaluateOptions) -> str:
     if network.run_id is not None:  # before the work, not after it
         check_run(network.mlflow_tracking_uri, network.run_id)
     device = pick_device(options.inference.device, Processes.single())
+    dataset = open_dataset(asked.dataset, root, download=asked.download)
 
     preparation = _Preparation(options.rig)
     methods: dict[str, StereoMatcher] = {}
@@ -135,6 +135,13 @@ def evaluate(options: EvaluateOptions) -> str:
     if network.run_id is not None:
         _record(options, network.run_id, result, totals)
     return json.dumps(result, indent=2) if asked.json else report.table(result)
+
+
+def _asked_size(network: EvaluatedNetworkOptions, asked: BenchmarkOptions, root: Path) -> tuple[int | None, int | None]:
+    """Return the height and width that the options name, px, for the first scene with `--size auto`; None for none."""
+    if network.size != "auto":
+        return network.size_for(0)
+    return network.size_for(open_dataset(asked.dataset, root, download=asked.download).read(0).left.shape[1])
 
 
 class _Preparation:

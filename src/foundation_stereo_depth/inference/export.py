@@ -239,8 +239,8 @@ def synthetic_scenes(numbers: range, height: int, width: int) -> StereoBatch:
 
 
 def _share_of(numbers: range, height: int, width: int) -> range:
-    """Return every second of the numbers for large scenes, which have more pixels and take longer to draw."""
-    return numbers if height * width <= math.prod(INSTALLED_SIZES[0]) else numbers[::2]
+    """Return every fourth of the numbers for large scenes, which have as many more pixels and take longer to draw."""
+    return numbers if height * width <= math.prod(INSTALLED_SIZES[0]) else numbers[::4]
 
 
 def pairs_of(scenes: StereoBatch) -> UInt8[np.ndarray, "B 2 H W 3"]:
