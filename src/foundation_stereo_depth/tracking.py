@@ -131,7 +131,8 @@ class Tracker:
         self.run_id: str = run.info.run_id
         self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
         self._artifacts = _local_folder(str(run.info.artifact_uri))
-        self._sent_samples: set[int] | None = None if run_id is not None else set()
+        self._is_new = run_id is None
+        self._sent_samples: dict[str, set[int]] = {}
         self.has_parameters = bool(run.data.params)
         self._monitor: SystemMetricsMonitor | None = None
         self._metrics.send(lambda: self._start_monitor(resume=run_id is not None))
@@ -183,24 +184,37 @@ class Tracker:
         entries = [Metric(name, value, now_ms, samples) for name, value in metrics.items()]
 
         def send() -> None:
-            if self._sent_samples is None:
-                history = self._client.get_metric_history(self.run_id, entries[0].key)
-                self._sent_samples = {point.step for point in history}
-            if samples not in self._sent_samples:
+            first = entries[0].key
+            if first not in self._sent_samples:
+                history = [] if self._is_new else self._client.get_metric_history(self.run_id, first)
+                self._sent_samples[first] = {point.step for point in history}
+            if samples not in self._sent_samples[first]:
                 self._client.log_batch(self.run_id, metrics=entries)
-                self._sent_samples.add(samples)
+                self._sent_samples[first].add(samples)
 
         self._metrics.send(send)
 
-    def log_figure(self, path: Path, name: str, epoch: int) -> None:
-        """Record an image file among the images of the run, which its page shows with a slider for the epoch."""
+    def log_figure(self, path: Path, name: str, step: int) -> None:
+        """Record an image file among the images of the run, which its page shows with a slider for the step."""
+        self._files.send(lambda: self._log_image(path, name, step), key=(path, name))
+
+    def log_missing_figures(self, figures: Sequence[tuple[Path, str, int]]) -> None:
+        """Record those images, given as for `log_figure`, that the run lacks."""
 
         def send() -> None:
-            if path.exists():
-                with Image.open(path) as image:
-                    self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=epoch, synchronous=True)
+            names = [
+                Path(found.path).name.replace("%", "+") for found in self._client.list_artifacts(self.run_id, "images")
+            ]
+            for path, name, step in figures:
+                if not any(found.startswith(f"{name}+step+{step}+") for found in names):
+                    self._log_image(path, name, step)
 
-        self._files.send(send, key=(path, name))
+        self._files.send(send)
+
+    def _log_image(self, path: Path, name: str, step: int) -> None:
+        if path.exists():  # it may have waited for long
+            with Image.open(path) as image:
+                self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=step, synchronous=True)
 
     def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
         """Copy a local file to the run's artifacts.
