@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import os
@@ -74,6 +75,17 @@ def test_a_run_writes_checkpoints_previews_and_its_record(
     assert record.info.status == "FINISHED"
     assert record.info.run_name == "unet synthetic 48x32"
     assert record.data.tags["best_epoch"] in ("1", "2")
+    [used] = record.inputs.dataset_inputs
+    assert (used.dataset.name, json.loads(used.dataset.profile)["train_samples"]) == ("synthetic", 4)
+    [output] = record.outputs.model_outputs
+    model = mlflow.MlflowClient(tracking_uri).get_logged_model(output.model_id)
+    assert (model.name, model.tags["file"]) == ("unet-synthetic-48x32", str(Path("out/best.safetensors").resolve()))
+    assert model.params["base_channels"] == "4"
+    assert min(point.value for point in model.metrics) == pytest.approx(
+        float(record.data.tags["best_validation/epe_px"]), rel=1e-3
+    )
+    assert not Path(model.artifact_location.removeprefix("file://")).exists()  # nothing is stored twice
+    assert "mean_sigma_px" in str(sorted(record.data.metrics))
     assert not [name for name in record.data.metrics if name.startswith("data/")]  # they are zero
     assert record.data.params["base_channels"] == "4"
     assert record.data.params["dataset"] == "made-up scenes"

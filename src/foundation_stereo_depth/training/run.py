@@ -92,11 +92,18 @@ class Record:
         if not self._tracker.has_parameters:  # a new run, or one whose store was lost as it began
             options = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
             self._tracker.log_parameters(options | dict(facts))
+            counts = {name: facts[name] for name in ("train_samples", "validation_samples", "split_by")}
+            self._tracker.log_dataset(
+                _dataset_name(self._options),
+                source=str(facts["dataset"]),
+                fingerprint=str(facts.get("dataset_fingerprint", "synthetic")),
+                counts=counts,
+            )
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
         self._log_address()
         if not (state.history or state.validations):
             return
-        self._tracker.set_tags(_best_epoch(state))
+        self._log_best(state)
         self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in state.history])
         for validation in state.validations:
             self._tracker.log_samples(validation.samples, _by_samples(validation.metrics))
@@ -192,10 +199,21 @@ class Record:
     def _send_validation(self, state: TrainingState, is_best: bool, figure: tuple[Path, str, int]) -> None:
         assert self._tracker is not None
         if is_best:
-            self._tracker.set_tags(_best_epoch(state))
+            self._log_best(state)
         self._tracker.send_file(figure[0], _PREVIEWS, link=True)
         self._tracker.log_figure(*figure)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
+
+    def _log_best(self, state: TrainingState) -> None:
+        assert self._tracker is not None
+        epe_px, epochs = state.find_best()
+        if not math.isfinite(epe_px):
+            return
+        tags = {"best_epoch": f"{round(epochs, 2):g}", "best_validation/epe_px": f"{epe_px:.4g}"}
+        self._tracker.set_tags(tags)
+        name = self._options.tracking.run_name or _default_name(self._options)
+        file = (self.folder / "best.safetensors").resolve()
+        self._tracker.log_best(name, math.ceil(epochs), {"epe_px": epe_px}, {"file": file, **tags})
 
     def _log_address(self) -> None:
         assert self._tracker is not None
@@ -251,23 +269,18 @@ def _charted(metrics: Metrics) -> Metrics:
 
 def _default_name(options: TrainOptions) -> str:
     """Return a run's name from its network, data and size: `guided fsd+kitti2015 320x240`."""
-    data = options.data
-    sources = parse_dataset_sources(data.dataset_root, data.dataset)
-    names = [source.name for source in sources] or [data.dataset if find_dataset_root(None) else "synthetic"]
-    return f"{options.model.model} {'+'.join(dict.fromkeys(names))} {data.width}x{data.height}"
+    return f"{options.model.model} {_dataset_name(options)} {options.data.width}x{options.data.height}"
+
+
+def _dataset_name(options: TrainOptions) -> str:
+    sources = parse_dataset_sources(options.data.dataset_root, options.data.dataset)
+    names = [source.name for source in sources] or [options.data.dataset if find_dataset_root(None) else "synthetic"]
+    return "+".join(dict.fromkeys(names))
 
 
 def _by_samples(metrics: Metrics) -> Metrics:
     """Return the metrics of a validation by the names of those within epochs."""
     return {name.replace("validation/", "validation_steps/", 1): value for name, value in metrics.items()}
-
-
-def _best_epoch(state: TrainingState) -> dict[str, object]:
-    """Return the tags of the epochs done, such as 3 or 0.35, at the lowest validation EPE; none without any."""
-    epe_px, epochs = state.find_best()
-    if not math.isfinite(epe_px):
-        return {}
-    return {"best_epoch": f"{round(epochs, 2):g}", "best_validation/epe_px": f"{epe_px:.4g}"}
 
 
 def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) -> Tracker:
