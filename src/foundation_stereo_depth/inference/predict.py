@@ -58,6 +58,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         UserError: the pairs, the network or the output cannot be used as asked.
     """
     pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
+    pairs = dataclasses.replace(pairs, workers=options.inference.workers)
     options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
     fps = None if pairs.files else read_fps(Path(pairs.left))
     with OutputWriter(options.output, options.figures, fps=fps) as writer:
