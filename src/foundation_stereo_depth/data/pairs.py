@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from foundation_stereo_depth.data.codecs import Image, read_rgb_images, read_rgb_pair
 from foundation_stereo_depth.data.file_kinds import IMAGE_SUFFIXES, is_hidden, is_image, is_video, name_other_kinds
 from foundation_stereo_depth.data.prefetch import prefetch
-from foundation_stereo_depth.data.videos import read_frames
+from foundation_stereo_depth.data.videos import read_frame_count, read_frames
 from foundation_stereo_depth.errors import DataError
 
 SideBySide = UInt8[np.ndarray, "H W_both 3"]
@@ -54,6 +54,15 @@ class Pairs:
     files: dict[str, tuple[Path, ...]]
     side_by_side: bool = False
     workers: int = 0
+
+    @property
+    def stated_count(self) -> int | None:
+        """How many pairs there are, or of videos as many as they state; None where they state nothing."""
+        if self.count is not None:
+            return self.count
+        stated = [read_frame_count(Path(video)) for video in (self.left, self.right) if video is not None]
+        known = [frames for frames in stated if frames is not None]
+        return min(known, default=None)
 
     def without(self, names: Collection[str]) -> "Pairs":
         """Return the pairs of other names."""

@@ -83,7 +83,7 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
     missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
-        with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
+        with tqdm(total=pairs.stated_count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
             for batch in _batches(_check_first(missing, predictor, rectification, options), options):
                 for pair in batch:
                     writer.check_free(pair.name)

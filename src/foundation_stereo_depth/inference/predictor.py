@@ -14,6 +14,7 @@ from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.data.views import ChannelOrder, View, as_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.options.inference import (
     BackendName,
@@ -213,8 +214,8 @@ class Predictor:
             if not _is_out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory with {len(pairs)} pairs at {self.width}x{self.height} ({self._backend.description}); "
-                "try a lower --batch-size, or a smaller --width and --height"
+                f"out of memory with {count_of(len(pairs), 'pair')} at {self.width}x{self.height} "
+                f"({self._backend.description}); try a lower --batch-size, or a smaller --width and --height"
             ) from error
         if not all(np.isfinite(disparity_px).any() for disparity_px in disparities_px):
             raise CheckpointError(

@@ -15,6 +15,7 @@ from foundation_stereo_depth.data.dataset import find_dataset_root
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import LockedError, exclusive_lock, remove_abandoned, write_atomically
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
@@ -229,8 +230,9 @@ class Record:
         self._tracker.send_file(listing, "data")
         self._tracker.set_tags({"bad_samples": len(bad)})
         logger.warning(
-            "%d samples could not be read and were skipped, listed in %s; the first: %s", len(bad), listing, bad[0]
-        )
+            "%s could not be read and skipped, listed in %s; the first: %s",
+            count_of(len(bad), "sample"), listing, bad[0],
+        )  # fmt: skip
 
     def list_rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
         """Append the cache entries that this epoch found damaged and rebuilt, if any, to a list."""

@@ -25,6 +25,7 @@ from foundation_stereo_depth.data.prefetch import prefetch_next
 from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, network_inputs, wants_prior
 from foundation_stereo_depth.options.training import TrainOptions
@@ -305,8 +306,8 @@ def _warn_of_little_work(source: Source, options: TrainOptions, state: TrainingS
     batch_size, epochs = options.optimizer.batch_size, state.progress.epoch
     if epochs >= options.optimizer.epochs:
         logger.warning(
-            "the run has finished its %d epochs, so nothing is trained; --epochs with a larger number continues it",
-            epochs,
+            "the run has finished its %s, so nothing is trained; --epochs with a larger number continues it",
+            count_of(epochs, "epoch"),
         )
     elif batch_size > len(source):
         logger.warning(
