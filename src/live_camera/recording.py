@@ -155,8 +155,8 @@ class Recorder:
             incomplete = _count_frames(self.path) < self.written
         if incomplete:
             raise UserError(
-                f"--record {self.path}: holds {_count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk did not "
-                "store all of them"
+                f"--record {self.path}: holds {_count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk "
+                "did not store all of them"
             )
 
     def _open_writer(self, height: int, width: int) -> Any:
