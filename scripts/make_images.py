@@ -42,7 +42,6 @@ MOVING_VIEW = 560, 400
 """Width and height of the part of the demo's pair that moves over it, px."""
 MOVING_FRAMES, FRAME_MS = 24, 120
 LARGEST_BYTES = 3_000_000
-_SETTLED_S = 20.0
 
 
 def run(*command: object, folder: Path | None = None) -> str:
@@ -119,7 +118,7 @@ def frames_of(grab: Callable[[], Image.Image], count: int, longest_s: float) -> 
         is_new = not frames or np.asarray(frame).tobytes() != np.asarray(frames[-1]).tobytes()
         if is_new and np.asarray(frame).any():
             frames.append(frame)
-        time.sleep(0.05)
+        time.sleep(0.2)
     lit = np.asarray(frames[-1]).any(axis=2)
     rows, columns = np.flatnonzero(lit.any(axis=1)), np.flatnonzero(lit.any(axis=0))
     box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
@@ -132,7 +131,7 @@ def make_live_view(docs: Path, _: argparse.Namespace) -> None:
         left, right, calibration = write_demo_pair(Path(name))
         sources = ["--left", left, "--right", right, "--loop", "--fps", 5, "--no-rectify", "--calibration", calibration]
         with shown_live(Path(name), sources) as grab:
-            frames_of(grab, 8, 300)[-1].convert("RGB").save(docs / "live_view.jpg", quality=88)
+            frames_of(grab, 6, 900)[-1].convert("RGB").save(docs / "live_view.jpg", quality=88)
 
 
 def make_moving_live_view(docs: Path, _: argparse.Namespace) -> None:
@@ -152,7 +151,7 @@ def make_moving_live_view(docs: Path, _: argparse.Namespace) -> None:
         calibration.write_text(moved)
         sources: list[object] = ["--left", folder / "l_*.png", "--right", folder / "r_*.png", "--loop", "--fps", 2]
         with shown_live(folder, [*sources, "--no-rectify", "--calibration", calibration]) as grab:
-            frames = frames_of(grab, 2 * MOVING_FRAMES, 400)[MOVING_FRAMES:]
+            frames = frames_of(grab, MOVING_FRAMES + 6, 1800)[6:]
         small = [frame.convert("RGB").resize((frame.width * 2 // 3, frame.height * 2 // 3)) for frame in frames]
         path = docs / "live_view.webp"
         small[0].save(path, save_all=True, append_images=small[1:], duration=FRAME_MS, loop=0, quality=60, method=4)

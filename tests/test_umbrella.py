@@ -54,6 +54,12 @@ def test_a_mistyped_flag_is_answered_by_the_nearest(typed: str, meant: str, caps
     assert capsys.readouterr().err == message
 
 
+def test_a_flag_of_another_command_is_answered_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "left.png", "right.png", "--epochs", "5"])
+    assert "unknown argument --epochs, a flag of train; --help" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "completions"),
