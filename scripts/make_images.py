@@ -152,9 +152,9 @@ def make_moving_live_view(docs: Path, _: argparse.Namespace) -> None:
         sources: list[object] = ["--left", folder / "l_*.png", "--right", folder / "r_*.png", "--loop", "--fps", 2]
         with shown_live(folder, [*sources, "--no-rectify", "--calibration", calibration]) as grab:
             frames = frames_of(grab, MOVING_FRAMES + 6, 1800)[6:]
-        small = [frame.convert("RGB").resize((frame.width * 2 // 3, frame.height * 2 // 3)) for frame in frames]
+        shown = [frame.convert("RGB") for frame in frames]
         path = docs / "live_view.webp"
-        small[0].save(path, save_all=True, append_images=small[1:], duration=FRAME_MS, loop=0, quality=60, method=4)
+        shown[0].save(path, save_all=True, append_images=shown[1:], duration=FRAME_MS, loop=0, quality=60, method=4)
         if path.stat().st_size > LARGEST_BYTES:
             raise SystemExit(f"{path}: has {path.stat().st_size:,} bytes; {LARGEST_BYTES:,} are wanted at most")
 
