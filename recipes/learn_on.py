@@ -25,12 +25,12 @@ from torch.nn import functional as F
 from foundation_stereo_depth.checkpoint import (
     CHECKPOINT_FORMAT,
     CHECKPOINT_KIND,
-    DEFAULT_WEIGHTS,
     TrainedNetwork,
     read_trained,
     save_safetensors,
 )
 from foundation_stereo_depth.model import create_network, fused_from_guided
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions
 from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
 from foundation_stereo_depth.uncertainty import error_ratio_counts, fitted_scale

@@ -17,8 +17,8 @@ import torch
 
 from foundation_stereo_depth.checkpoint import Checkpoint, NetworkFacts, Progress, save_checkpoint
 from foundation_stereo_depth.data.codecs import encode_fsd_disparity, write_rgb
-from foundation_stereo_depth.inference.backends import TorchBackend
 from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.model import StereoPrediction, create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions

@@ -3,7 +3,7 @@ import os
 import pytest
 
 import foundation_stereo_depth
-from foundation_stereo_depth.threads import limit_spinning
+from foundation_stereo_depth.threads import count_threads, limit_spinning
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
@@ -32,3 +32,17 @@ def test_the_variables_of_the_user_are_respected(monkeypatch: pytest.MonkeyPatch
     limit_spinning()
     assert os.environ[name] == "7"
     assert [other for other in VARIABLES if other in os.environ] == [name]
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("3,2", 3)])
+def test_threads_of_a_computation_are_those_that_the_user_asks_for(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert count_threads() == expected
+
+
+@pytest.mark.parametrize("value", ["", "0", "many"])
+def test_threads_of_a_computation_are_at_most_the_cores(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert 1 <= count_threads() <= (os.cpu_count() or 1)

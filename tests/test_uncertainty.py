@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from foundation_stereo_depth.stereo.confidence import DISTRIBUTION_NAMES, probability_within
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS, UncertaintyCounts, uncertainty_counts
 
 JUST = 1e-4
@@ -162,3 +163,12 @@ def test_parts_merge_exactly_in_any_order() -> None:
             for part in order:
                 merged += part
             assert all(torch.equal(getattr(merged, name), getattr(whole, name)) for name in vars(whole))
+
+
+def test_confidence_of_arrays_is_that_of_tensors() -> None:
+    assert tuple(DISTRIBUTIONS) == DISTRIBUTION_NAMES
+    sigma_px = np.geomspace(0.01, 100, 61, dtype=np.float32)
+    for name, law in DISTRIBUTIONS.items():
+        found = probability_within(1.0, sigma_px, name)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, law.within(torch.from_numpy(1.0 / sigma_px)).numpy(), rtol=1e-5)

@@ -147,6 +147,11 @@ def pick_device(name: str, processes: Processes) -> torch.device:
     return torch.device("cuda", processes.local_rank)
 
 
+def has_gpu() -> bool:
+    """Return True where `pick_device` takes a GPU for auto."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def _numbered_gpu(name: str, number: int, processes: Processes) -> torch.device:
     if processes.world_size > 1:
         raise UserError(f"--device {name}: torchrun gives each process a GPU of its own; use --device cuda")

@@ -1,6 +1,7 @@
 """Figures of a match: the left view and maps in colours, each with its bar; as a PNG, or as a frame of a video."""
 
-import io
+import functools
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -8,19 +9,21 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from foundation_stereo_depth.colours import (
-    MASKED,
+    Canvas,
     ColourScale,
     apply_colours,
     colour_map_of,
     find_uncertain,
     fit_range,
-    lookup_table,
 )
 from foundation_stereo_depth.options.inference import FigureOptions
 from foundation_stereo_depth.stereo.match import StereoMatch
 
 _CONFIDENCE = "confidence, P(|error| < 1 px)"
 _SIGMA_TOP_PERCENT = 95
+_CELL_PX, _BAR_PX, _BAR_WIDTH_PX = 600, 80, 16
+_TITLE_PX, _TEXT_PX, _MARGIN_PX = 28, 15, 10
+_MOST_TICKS = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,51 +94,93 @@ def sigma_panel(sigma_px: Float[np.ndarray, "H W"]) -> Panel:
 def encode_figure(title: str, left: UInt8[np.ndarray, "H W 3"], panels: list[Panel], columns: int = 3) -> bytes:
     """Return a PNG of the left view and of maps with their colour bars.
 
+    Drawn by OpenCV: Matplotlib takes longer to import than this program takes to match a pair.
+
     Args:
         title: of the left view.
         left: RGB.
         panels: the maps, at the size of the left view.
         columns: images in a row; a row is 1800 px wide where there are three.
     """
-    # The live view writes maps without figures, and Matplotlib takes half a second to import.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.colors import ListedColormap  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    rows = -(-(1 + len(panels)) // columns)
-    aspect = left.shape[0] / left.shape[1]
-    figure = Figure(figsize=(6 * columns, rows * (5.4 * aspect + 0.6)), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    # A file name is not mathtext, and may contain bytes that are not valid UTF-8.
-    axes[0].set_title(title.encode(errors="replace").decode(), fontsize=11, parse_math=False)
-    axes[0].imshow(left)
-    for axis, panel in zip(axes[1:], panels, strict=False):
-        axis.set_title(panel.title, fontsize=11)
-        colours = lookup_table(panel.scale.colour_map)[:, 0, ::-1] / 255
-        colour_map = ListedColormap(colours[::-1] if panel.scale.reverse else colours).with_extremes(bad="black")
-        drawn = axis.imshow(
-            panel.values, cmap=colour_map, vmin=panel.scale.low, vmax=panel.scale.high, interpolation="nearest"
-        )
-        if panel.hidden is not None:
-            grey = np.zeros((*panel.values.shape, 4), np.uint8)
-            grey[panel.hidden & np.isfinite(panel.values)] = (*MASKED, 255)
-            axis.imshow(grey, interpolation="nearest")
-        figure.colorbar(drawn, ax=axis, shrink=0.85, extend=_extend(panel))
-    file = io.BytesIO()
-    canvas.print_png(file)
-    return file.getvalue()
+    width = _CELL_PX - _BAR_PX
+    height = max(1, round(width * left.shape[0] / left.shape[1]))
+    # A file name may contain bytes that are not valid UTF-8.
+    cells = [_draw_cell(title.encode(errors="replace").decode(), _resize(left[..., ::-1], height, width))]
+    for panel in panels:
+        colours = apply_colours(panel.values, panel.scale, height, width, panel.hidden)
+        cell = _draw_cell(panel.title, colours)
+        cell[_TITLE_PX:, width:] = _draw_bar(panel, height)
+        cells.append(cell)
+    cells += [np.full_like(cells[0], 255)] * (-len(cells) % columns)
+    rows = [np.hstack(cells[first : first + columns]) for first in range(0, len(cells), columns)]
+    return cv2.imencode(".png", np.vstack(rows))[1].tobytes()
 
 
-def _extend(panel: Panel) -> str:
-    """Return at which ends of the bar values lie beyond it, as Matplotlib names them."""
+def _draw_cell(title: str, image: Canvas) -> Canvas:
+    """Return an image under its title, with room for a colour bar on its right."""
+    height, width = image.shape[:2]
+    cell = np.full((_TITLE_PX + height + _MARGIN_PX, width + _BAR_PX, 3), 255, np.uint8)
+    while len(title) > 1 and _text_width(title) > width:
+        title = title.removesuffix("…")[:-1] + "…"
+    _write(cell, title, ((width - _text_width(title)) // 2, _TITLE_PX - 8))
+    cell[_TITLE_PX : _TITLE_PX + height, :width] = image
+    return cell
+
+
+def _resize(image: UInt8[np.ndarray, "H W 3"], height: int, width: int) -> Canvas:
+    smaller = width < image.shape[1]
+    return np.asarray(
+        cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR), np.uint8
+    )
+
+
+def _draw_bar(panel: Panel, height: int) -> Canvas:
+    """Return the colour bar of a panel; a triangle at an end tells that values lie beyond it."""
+    scale, bar = panel.scale, np.full((height + _MARGIN_PX, _BAR_PX, 3), 255, np.uint8)
+    left, right, top, bottom = _MARGIN_PX, _MARGIN_PX + _BAR_WIDTH_PX, 2 * _MARGIN_PX, height - 2 * _MARGIN_PX
+    if bottom - top < 2 * _TEXT_PX:
+        return bar
+    ramp = np.linspace(scale.high, scale.low, bottom - top, dtype=np.float32)[:, None]
+    bar[top:bottom, left:right] = apply_colours(ramp, scale, bottom - top, _BAR_WIDTH_PX, None)
     with np.errstate(invalid="ignore"):
-        below, above = (panel.values < panel.scale.low).any(), (panel.values > panel.scale.high).any()
-    return {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[
-        bool(below), bool(above)
-    ]
+        beyond = ((panel.values > scale.high).any(), top, -1), ((panel.values < scale.low).any(), bottom - 1, 1)
+    for is_beyond, row, direction in beyond:
+        if is_beyond:
+            tip = ((left + right) // 2, row + direction * _MARGIN_PX)
+            corners = np.array([(left, row), (right - 1, row), tip], np.int32)
+            cv2.fillPoly(bar, [corners], bar[row, left].tolist())
+    for value, text in _ticks(scale):
+        row = round(bottom - 1 - (value - scale.low) / (scale.high - scale.low) * (bottom - 1 - top))
+        cv2.line(bar, (right, row), (right + 4, row), (0, 0, 0), 1)
+        _write(bar, text, (right + 8, row + _TEXT_PX // 3))
+    return bar
+
+
+def _ticks(scale: ColourScale) -> list[tuple[float, str]]:
+    """Return at most some eight values of a bar, multiples of 1, 2 or 5 and a power of ten, and how they are written.
+
+    >>> [text for _, text in _ticks(ColourScale(low=0.94, high=3.6, unit="m"))]
+    ['1.0', '1.5', '2.0', '2.5', '3.0', '3.5']
+    """
+    least_step = (scale.high - scale.low) / _MOST_TICKS
+    power = math.floor(math.log10(least_step))
+    step = next(factor * 10.0**power for factor in (1, 2, 5, 10) if factor * 10.0**power >= least_step)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = range(math.ceil(scale.low / step - 1e-9), math.floor(scale.high / step + 1e-9) + 1)
+    return [(number * step, f"{number * step:.{decimals}f}") for number in numbers]
+
+
+@functools.cache
+def _font() -> cv2.FontFace:
+    return cv2.FontFace("sans")
+
+
+def _text_width(text: str) -> int:
+    return cv2.getTextSize((0, 0), text, (0, 0), _font(), _TEXT_PX)[2]
+
+
+def _write(image: Canvas, text: str, at: tuple[int, int]) -> None:
+    cv2.putText(image, text, at, (0, 0, 0), _font(), _TEXT_PX)
 
 
 def draw_frame(left: UInt8[np.ndarray, "H W 3"], panel: Panel) -> UInt8[np.ndarray, "h w 3"]:

@@ -1,4 +1,4 @@
-"""How threads of OpenMP wait for one another. Imports nothing heavy: it has to run before torch is imported."""
+"""How many threads compute, and how those of OpenMP wait. Imports nothing heavy: it has to run before torch does."""
 
 import os
 
@@ -15,3 +15,14 @@ def limit_spinning() -> None:
     """
     if not any(name in os.environ for name in _VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = _SPIN_COUNT
+
+
+def count_threads() -> int:
+    """Return how many threads one computation takes: `OMP_NUM_THREADS`, else one for each core that may be used."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    import psutil  # noqa: PLC0415 (only inference needs it)
+
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(psutil.cpu_count(logical=False) or usable, usable)

@@ -86,13 +86,6 @@ DISTRIBUTIONS = {
 }
 
 
-def probability_within(
-    threshold_px: float, sigma_px: Float[Tensor, "*shape"], distribution: str
-) -> Float[Tensor, "*shape"]:
-    """Return P(|error| < threshold), 0 to 1, of an error with this standard deviation and distribution."""
-    return DISTRIBUTIONS[distribution].within(threshold_px / sigma_px)
-
-
 class ReliabilityCurve(NamedTuple):
     """Predicted P(|error| < 1 px) against the fraction of pixels with such errors; one entry per bin in use."""
 

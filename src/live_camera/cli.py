@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from foundation_stereo_depth.errors import CalibrationError, CameraError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.inference import AUTO_SIZES, size_for
 from live_camera.options import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEMO,
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 _CHECK_PAIRS = 5
 """Collected live for `--check`."""
 _SGBM_WIDTH_PX, _SGBM_HEIGHT_PX = 640, 480
+_FPS = 30.0
+"""Of webcams that are not asked for another rate."""
 
 
 def demo_command(argv: Sequence[str] | None = None, program: str = "foundation-stereo-demo") -> int:
@@ -85,7 +88,7 @@ def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
         return sgbm.match
     from foundation_stereo_depth.inference.predictor import open_network
 
-    predictor = open_network()
+    predictor = open_network(few_pairs=True)
     logger.info("the installed network, %s", predictor.description)
     return predictor
 
@@ -361,13 +364,16 @@ def _create_matcher(
     source = options.matcher
     if source.method == "sgbm":
         native = (calibration.width, calibration.height) if calibration else (_SGBM_WIDTH_PX, _SGBM_HEIGHT_PX)
-        width = source.network_width or min(_SGBM_WIDTH_PX, native[0])
-        return sgbm_matcher(height=source.network_height or round(width * native[1] / native[0]), width=width)
+        asked_height, asked_width = source.fixed_size
+        width = asked_width or min(_SGBM_WIDTH_PX, native[0])
+        return sgbm_matcher(height=asked_height or round(width * native[1] / native[0]), width=width)
     from foundation_stereo_depth.inference.predictor import find_network_file
 
     if source.watch_checkpoint and source.weights == "auto" and source.run_id is not None:
         source = dataclasses.replace(source, weights="last")
     path = find_network_file(source, downloads)
+    if source.size == "auto":
+        options = _with_size_that_keeps_up(path, options, calibration)
     if not source.watch_checkpoint:
         return load_network(path, options)
     if downloads in path.parents:
@@ -378,12 +384,35 @@ def _create_matcher(
     return WatchedMatcher(path, lambda path: load_network(path, options))
 
 
+def _with_size_that_keeps_up(
+    path: Path, options: LiveViewOptions, calibration: "RigCalibration | None"
+) -> LiveViewOptions:
+    """Return the options with the largest size that the images use and at which the network keeps up with the cameras.
+
+    Where neither a calibration nor a flag states the width of the images, it is taken to be that of a webcam.
+    """
+    from live_camera.matcher import choose_size
+
+    known_px = options.camera.camera_width if calibration is None else calibration.width
+    largest = size_for("auto", known_px or AUTO_SIZES[0][0])
+    sizes = [(height, width) for width, height in AUTO_SIZES if (height, width) <= largest]
+
+    def with_size(height: int, width: int) -> LiveViewOptions:
+        return dataclasses.replace(options, matcher=dataclasses.replace(options.matcher, size=f"{width}x{height}"))
+
+    (height, width), reason = choose_size(
+        lambda height, width: load_network(path, with_size(height, width)).match, sizes, options.camera.fps or _FPS
+    )
+    logger.info("--size auto: %dx%d (%s)", width, height, reason)
+    return with_size(height, width)
+
+
 def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
     """Return the network of a file, at the size and with the backend that the options name."""
     from foundation_stereo_depth.inference.predictor import open_network
     from live_camera.matcher import Matcher
 
-    height, width = options.matcher.network_height, options.matcher.network_width
+    height, width = options.matcher.fixed_size
     scale = options.matcher.disparity_scale
     predictor = open_network(path, options.inference, height=height, width=width, disparity_scale=scale)
     step = predictor.facts.header.get("progress", {}).get("step")

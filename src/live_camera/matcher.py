@@ -3,11 +3,14 @@
 Networks come in as functions, so that this module never imports torch.
 """
 
+import statistics
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
@@ -19,6 +22,10 @@ from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
 from live_camera.rig import StereoFrame
 
 _CHECK_EVERY_S = 0.5
+_SHARE_OF_FRAME = 0.9
+"""Of the time between two frames, that a pair may take: the rest is for rectification."""
+_TRIAL_S, _FEWEST_TRIALS = 0.5, 3
+_TRIAL_SHIFT_PX = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,6 +47,40 @@ class Matcher:
 def sgbm_matcher(*, height: int, width: int) -> Matcher:
     """Return OpenCV's semi-global matcher; where a match is not valid, its disparity was filled in."""
     return Matcher(match=sgbm.match, description="OpenCV SGBM", height=height, width=width)
+
+
+def choose_size(
+    open_at: Callable[[int, int], StereoMatcher], sizes: Sequence[tuple[int, int]], fps: float
+) -> tuple[tuple[int, int], str]:
+    """Return the first size at which a pair takes no longer than a frame, else the last; and why, for the log.
+
+    Args:
+        open_at: opens the network at a height and width.
+        sizes: height and width, px, the largest first.
+        fps: pairs a second.
+    """
+    reasons: list[str] = []
+    for height, width in sizes[:-1]:
+        pair_s = _time_pair(open_at(height, width), height, width)
+        reasons.append(f"a pair takes {1000 * pair_s:.0f} ms at {width}x{height}, {1000 / fps:.0f} ms between frames")
+        if pair_s <= _SHARE_OF_FRAME / fps:
+            return (height, width), "; ".join(reasons)
+    return sizes[-1], "; ".join(reasons) or "the images are not larger"
+
+
+def _time_pair(match: StereoMatcher, height: int, width: int) -> float:
+    """Return the seconds that a pair takes, median of half a second: of texture, 16 px in front of infinity."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    left = np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+    right = np.ascontiguousarray(np.roll(left, -_TRIAL_SHIFT_PX, axis=1))
+    match(left, right)  # the first call includes set-up work
+    times_s: list[float] = []
+    began_s = time.perf_counter()
+    while len(times_s) < _FEWEST_TRIALS or time.perf_counter() - began_s < _TRIAL_S:
+        pair_began_s = time.perf_counter()
+        match(left, right)
+        times_s.append(time.perf_counter() - pair_began_s)
+    return statistics.median(times_s)
 
 
 class WatchedMatcher:

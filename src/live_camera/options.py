@@ -15,6 +15,8 @@ from foundation_stereo_depth.options.inference import (
     NetworkSourceOptions,
     check_depth_range,
     check_no_network,
+    check_size,
+    size_for,
 )
 
 _MIN_CORNERS = 3
@@ -120,6 +122,12 @@ class MatcherOptions(NetworkSourceOptions):
     )
     method: MethodName = option("network", METHOD_HELP)
     watch_checkpoint: bool = option(False, "load the file again whenever training replaces it")
+    size: str | None = option(
+        None,
+        "size at which the matcher runs, as 640x480; auto takes 640x480 where the cameras give at least 480 px of "
+        "width and this machine keeps up with them, which is measured at the start, else 320x240",
+        metavar="auto|WxH",
+    )
     network_height: int | None = option(
         None, "height at which the matcher runs, px; else the network's own", minimum=32, maximum=4096
     )
@@ -127,10 +135,18 @@ class MatcherOptions(NetworkSourceOptions):
         None, "width at which the matcher runs, px; else the network's own; sgbm: at most 640", minimum=32, maximum=4096
     )
 
+    @property
+    def fixed_size(self) -> tuple[int | None, int | None]:
+        """The height and width that flags name, px; None where none does."""
+        return (self.network_height, self.network_width) if self.size in (None, "auto") else size_for(self.size, 0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_size(self.size, network_width=self.network_width, network_height=self.network_height)
         if self.method == "sgbm":
             check_no_network(checkpoint=self.checkpoint, run_id=self.run_id, watch_checkpoint=self.watch_checkpoint)
+            if self.size == "auto":
+                raise UserError("--size auto: is for networks; name a size, as in --size 640x480")
         if self.watch_checkpoint and self.checkpoint is None and self.run_id is None:
             raise UserError("--watch-checkpoint: needs the --run-id of a run, or a --checkpoint, to watch")
 

@@ -10,9 +10,9 @@ import pytest
 from conftest import shifted_pair
 
 from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.stereo.match import StereoMatch
+from foundation_stereo_depth.stereo.match import StereoMatch, StereoMatcher
 from live_camera import matcher as matcher_module
-from live_camera.matcher import Matcher, WatchedMatcher, sgbm_matcher
+from live_camera.matcher import Matcher, WatchedMatcher, choose_size, sgbm_matcher
 
 LEFT, RIGHT = shifted_pair(48, 64, 5)
 
@@ -170,3 +170,31 @@ def test_sgbm_matcher_marks_filled_pixels_as_not_valid() -> None:
     assert np.median(match.disparity_px) == pytest.approx(7, abs=0.1)
     assert 0.5 < match.valid.mean() < 1
     assert np.isfinite(match.disparity_px).all()
+
+
+@pytest.mark.parametrize(("pair_s", "expected"), [(0.0, (48, 64)), (0.03, (24, 32))])
+def test_largest_size_that_keeps_up_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, pair_s: float, expected: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(matcher_module, "_TRIAL_S", 0.0)
+    tried: list[tuple[int, ...]] = []
+
+    def open_at(height: int, width: int) -> StereoMatcher:
+        def match(left: np.ndarray, right: np.ndarray) -> StereoMatch:
+            tried.append(left.shape)
+            assert left.shape == right.shape == (height, width, 3)
+            time.sleep(pair_s)
+            disparity_px = np.ones(left.shape[:2], np.float32)
+            return StereoMatch(disparity_px=disparity_px, valid=disparity_px > 0)
+
+        return match
+
+    size, reason = choose_size(open_at, [(48, 64), (24, 32)], fps=50.0)
+    assert size == expected
+    assert set(tried) == {(48, 64, 3)}  # the last size is taken without a trial
+    assert "ms at 64x48, 20 ms between frames" in reason
+
+
+def test_smallest_size_is_taken_without_a_trial() -> None:
+    size, reason = choose_size(lambda *size: pytest.fail(f"opened at {size}"), [(24, 32)], fps=30.0)
+    assert (size, reason) == ((24, 32), "the images are not larger")

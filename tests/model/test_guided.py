@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, DEFAULT_WEIGHTS, save_safetensors
+from foundation_stereo_depth.checkpoint import CHECKPOINT_FORMAT, CHECKPOINT_KIND, save_safetensors
 from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.inference.export import export_network
@@ -21,6 +21,7 @@ from foundation_stereo_depth.model import (
     priors_of,
     wants_prior,
 )
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions

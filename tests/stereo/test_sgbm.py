@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.sgbm import (
     disparities_for,
     filled_from_background,
@@ -119,3 +120,14 @@ def test_real_scenes_score_as_measured(shared_data: Path) -> None:
         found = match(sample.left, sample.right)
         epe_px = np.nanmean(np.abs(found.disparity_px - sample.disparity_px))
         assert epe_px == pytest.approx(MEASURED_EPE_PX[index.names.scene(i).removeprefix("middlebury_")], abs=0.03)
+
+
+def test_lapack_is_that_of_scipy_wherever_it_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy.linalg import lapack
+
+    rng = np.random.default_rng(0)
+    system = (np.full(9, 3, np.float32), rng.random(8, np.float32), rng.random((9, 2), np.float32))
+    expected = lapack.sptsv(*system)[2]
+    np.testing.assert_array_equal(sgbm._lapack().sptsv(*system)[2], expected)
+    monkeypatch.setattr(sgbm.PathFinder, "find_spec", lambda *_: None)
+    np.testing.assert_array_equal(sgbm._lapack.__wrapped__().sptsv(*system)[2], expected)

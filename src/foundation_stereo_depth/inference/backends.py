@@ -1,8 +1,11 @@
 """Backends that run a network, torch, onnxruntime or OpenVINO, behind one call on batches at the network's size."""
 
+import ctypes
+import hashlib
 import importlib
 import importlib.util
 import json
+import logging
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -12,12 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
-from torch import nn
 
-from foundation_stereo_depth.checkpoint import SAFETENSORS_KEY, NetworkFacts, read_trained
-from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.files import describe_replacement, read_regular_file
 from foundation_stereo_depth.inference.onnx_file import (
@@ -27,8 +26,16 @@ from foundation_stereo_depth.inference.onnx_file import (
     ONNX_PRIOR,
     check_onnx,
 )
-from foundation_stereo_depth.model import PRIORS, fuse_batch_norms, prior_planes_of, priors_of
+from foundation_stereo_depth.network_facts import (
+    DEFAULT_ONNX,
+    DEFAULT_WEIGHTS,
+    SAFETENSORS_KEY,
+    WEIGHTS_HASH,
+    NetworkFacts,
+)
 from foundation_stereo_depth.options.inference import DeviceName, InferenceOptions, PrecisionName
+from foundation_stereo_depth.stereo.prior import PRIORS, priors_of
+from foundation_stereo_depth.threads import count_threads
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -37,7 +44,9 @@ OUT_OF_MEMORY = (
     "Failed to allocate memory",
     "bad_alloc",
 )
-"""Words in a CPU's error for lack of memory, which has no type of its own."""
+"""Words in an error for lack of memory; a CPU's has no type of its own."""
+
+logger = logging.getLogger(__name__)
 
 NetworkOutput = tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]
 """Disparity at the network's size, in px of that size, and log-variance, the natural logarithm of px^2."""
@@ -60,72 +69,111 @@ class Backend(Protocol):
         ...
 
 
-def open_backend(path: Path, options: InferenceOptions) -> tuple[Backend, NetworkFacts]:
+def open_backend(path: Path, options: InferenceOptions, *, few_pairs: bool = False) -> tuple[Backend, NetworkFacts]:
     """Return a backend for the network in a `.pt`, `.safetensors` or `.onnx` file, and the facts in the file.
+
+    The installed network has two files: its weights for PyTorch, and the same network in 8 bits; `path` names the first
+    one, and the second is taken where `prefers_installed_onnx`.
+
+    Args:
+        path: the file.
+        options: backend, device and precision.
+        few_pairs: auto takes the runtime of .onnx files that starts sooner, rather than the one that runs faster.
 
     Raises:
         CheckpointError: the file cannot be used.
         UserError: the backend does not run such a file, is not installed, or lacks the device or precision.
     """
-    backend, device, precision = options.backend, options.device, options.precision
-    if path.suffix != ".onnx":
-        if backend not in ("auto", "torch"):
+    if path == DEFAULT_WEIGHTS and prefers_installed_onnx(options):
+        opened = _open_onnx(DEFAULT_ONNX, options, few_pairs)
+        if opened[1].header.get(WEIGHTS_HASH) == hash_file(path):
+            return opened
+        problem = (
+            f"{DEFAULT_ONNX}: belongs to other weights than {path.name}; scripts/export_installed.py makes it again"
+        )
+        if options.backend != "auto":
+            raise CheckpointError(problem)
+        logger.warning("%s; PyTorch runs the network", problem)
+    if path.suffix == ".onnx":
+        return _open_onnx(path, options, few_pairs)
+    if options.backend not in ("auto", "torch"):
+        raise UserError(
+            f"--backend {options.backend}: runs .onnx files, not {path}; foundation-stereo-export converts it to one"
+        )
+    # PyTorch takes seconds to import.
+    from foundation_stereo_depth.checkpoint import read_trained  # noqa: PLC0415
+    from foundation_stereo_depth.inference.torch_backend import TorchBackend  # noqa: PLC0415
+
+    trained = read_trained(path)
+    backend = TorchBackend(
+        trained.network(), device=options.device, precision=options.precision, compile=options.compile
+    )
+    return backend, trained.facts
+
+
+def prefers_installed_onnx(options: InferenceOptions) -> bool:
+    """Return True where the installed network runs from its 8-bit .onnx file, rather than by PyTorch.
+
+    With `--backend auto` it does on CPUs, unless a precision or torch.compile is asked for: it takes half of PyTorch's
+    time or less, and PyTorch need not be imported (docs/results.md).
+
+    Raises:
+        UserError: a runtime of .onnx files is named together with a precision.
+    """
+    if options.backend in ("onnxruntime", "openvino"):
+        if options.precision != "auto":
             raise UserError(
-                f"--backend {backend}: runs .onnx files, not {path}; foundation-stereo-export converts it to one"
+                f"--backend {options.backend} --precision {options.precision}: the installed .onnx file computes in 8 "
+                "bits; leave --precision out, or export the network by foundation-stereo-export and name that file"
             )
-        trained = read_trained(path)
-        network = trained.network()
-        return TorchBackend(network, device=device, precision=precision, compile=options.compile), trained.facts
+        return True
+    if options.backend == "torch" or options.precision != "auto" or options.compile:
+        return False
+    runs_onnx = DEFAULT_ONNX.is_file() and any(map(_is_installed, ("openvino", "onnxruntime")))
+    return runs_onnx and (options.device == "cpu" or (options.device == "auto" and not _has_gpu()))
+
+
+def _has_gpu() -> bool:
+    """Return True where PyTorch finds a GPU; it is imported only where the system has one."""
+    if not _system_has_gpu() or not _is_installed("torch"):
+        return False
+    from foundation_stereo_depth.device import has_gpu  # noqa: PLC0415
+
+    return has_gpu()
+
+
+def _system_has_gpu() -> bool:
+    """Return True where there is a GPU that PyTorch has builds for: NVIDIA's by its driver, AMD's on Linux, Apple's."""
+    if sys.platform == "darwin":
+        return platform.machine() == "arm64"
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file, by which the installed .onnx names the weights that it was exported from."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_onnx(path: Path, options: InferenceOptions, few_pairs: bool) -> tuple[Backend, NetworkFacts]:
+    backend, device, precision = options.backend, options.device, options.precision
     if backend == "torch" or options.compile:
         asked = "--compile" if options.compile else "--backend torch"
         raise UserError(f"{asked}: needs a .pt or .safetensors file, not {path}")
-    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _prefers_openvino()):
+    if backend == "openvino" or (backend == "auto" and device in ("auto", "cpu") and _prefers_openvino(few_pairs)):
         return _with_facts(OpenVinoBackend(path, device=device, precision=precision), path)
     return _with_facts(OnnxRuntimeBackend(path, device=device, precision=precision), path)
-
-
-class TorchBackend:
-    """Runs a network by PyTorch.
-
-    Args:
-        network: in evaluation mode.
-        device: auto takes cuda, else mps, else cpu.
-        precision: auto takes bf16 where the device gains from it.
-        compile: compile the network at its first call.
-    """
-
-    fixed_size: tuple[int, int] | None = None
-
-    def __init__(self, network: nn.Module, *, device: DeviceName, precision: PrecisionName, compile: bool) -> None:
-        self.device = pick_device(device, Processes.single())
-        if precision == "auto" and getattr(network, "wants_float32", False):
-            precision = "fp32"
-        self._precision = pick_precision(precision, self.device)
-        self._network = fuse_batch_norms(network).to(self.device)
-        for part in self._network.modules():
-            if isinstance(part, nn.Conv2d):
-                part.to(self._precision)  # once, where autocast would do it at every call
-        self._network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        self._prior_planes = prior_planes_of(network)
-        if compile:
-            check_compiler(self.device)
-            self._network.compile()
-        self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
-
-    @torch.inference_mode()
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the prediction for left and right RGB bytes."""
-        # Bytes are copied to the device, and reordered there before they become floats, four times as large.
-        pair = torch.from_numpy(pairs).to(self.device).permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) / 255
-        inputs = (pair,)
-        if self._prior_planes:
-            inputs = (pair, torch.from_numpy(priors_of(pairs, self._prior_planes)).to(self.device))
-        with autocast(self.device, self._precision):
-            prediction = self._network(*inputs)
-        disparity_px, log_variance = (
-            values[:, 0].float().cpu().numpy() for values in (prediction.disparity_px, prediction.log_variance)
-        )
-        return disparity_px, log_variance
 
 
 class OnnxRuntimeBackend:
@@ -145,7 +193,7 @@ class OnnxRuntimeBackend:
         on_cuda = has_cuda and device != "cpu"
         settings = runtime.SessionOptions()
         settings.log_severity_level = 3  # errors, which are raised as well
-        settings.intra_op_num_threads = torch.get_num_threads()
+        settings.intra_op_num_threads = count_threads()
         # Its idle threads would spin, on the cores that the matcher and the camera need.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         encoded = _read(path)
@@ -184,24 +232,24 @@ class OpenVinoBackend:
         encoded = _read(path)
         self._path = path
         hints = {"fp32": {"INFERENCE_PRECISION_HINT": "f32"}, "bf16": {"INFERENCE_PRECISION_HINT": "bf16"}}
-        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        threads = {"INFERENCE_NUM_THREADS": count_threads()}
         config = {"PERFORMANCE_HINT": "LATENCY"} | threads | hints.get(precision, {})
         try:
             self._model: Any = core.read_model(encoded)
             self.metadata = _metadata(self._model)
             self._compile = partial(core.compile_model, device_name="CPU", config=config)
-            compiled: Any = self._compile(self._model)
         except Exception as error:  # of a foreign file
             raise CheckpointError(f"{path}: is not a complete ONNX file that OpenVINO runs ({error})") from error
-        partial_shapes = {_onnx_name(value): value.get_partial_shape() for value in compiled.inputs}
+        partial_shapes = {_onnx_name(value): value.get_partial_shape() for value in self._model.inputs}
         shapes = {
             name: [size.get_length() if size.is_static else None for size in shape] if shape.rank.is_static else []
             for name, shape in partial_shapes.items()
         }
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
-        self._by_shape: dict[tuple[int, ...], Any] = {}
+        self._by_size: dict[tuple[int, ...], Any] = {}
         is_int8 = any(node.get_type_name() == "FakeQuantize" for node in self._model.get_ops())
-        computed_in = "8 bits" if is_int8 else compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        inferred = core.get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+        computed_in = "8 bits" if is_int8 else hints.get(precision, {}).get("INFERENCE_PRECISION_HINT", inferred)
         self.description = f"OpenVINO, {computed_in} on cpu"
 
     def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
@@ -209,15 +257,26 @@ class OpenVinoBackend:
         inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
 
         def run() -> list[np.ndarray]:
-            if pairs.shape not in self._by_shape:
-                # Compiled for this shape it takes half the time of a model for any shape.
-                model = self._model.clone()
-                model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
-                self._by_shape[pairs.shape] = self._compile(model)
-            outputs = self._by_shape[pairs.shape](inputs, share_inputs=True)
-            return [np.array(outputs[name]) for name in ONNX_OUTPUTS]
+            # Pair by pair: compiling for another batch costs half a second of a processor, and gains no time on CPUs.
+            each = [
+                self._run_one({name: planes[i : i + 1] for name, planes in inputs.items()}) for i in range(len(pairs))
+            ]
+            return [np.concatenate(of_pairs) for of_pairs in zip(*each, strict=True)]
 
         return _run(self._path, pairs, run)
+
+    def _run_one(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Return the outputs for one pair, by a model that is compiled for its size at the first call.
+
+        Compiled for one size it takes half the time of a model for any size.
+        """
+        size = inputs[ONNX_INPUT].shape
+        if size not in self._by_size:
+            model = self._model.clone()
+            model.reshape({name: list(planes.shape) for name, planes in inputs.items()})
+            self._by_size[size] = self._compile(model)
+        outputs = self._by_size[size](inputs, share_inputs=True)
+        return [np.array(outputs[name]) for name in ONNX_OUTPUTS]
 
 
 def _with_facts(backend: OnnxRuntimeBackend | OpenVinoBackend, path: Path) -> tuple[Backend, NetworkFacts]:
@@ -272,13 +331,16 @@ def _planes(shapes: dict[str, list[Any]]) -> dict[str, int | None]:
     return {name: shape[1] if len(shape) > 1 and isinstance(shape[1], int) else None for name, shape in shapes.items()}
 
 
-def _prefers_openvino() -> bool:
-    """Return True where OpenVINO is installed on an x86 CPU: onnxruntime takes 1.5 to 1.7 times as long there.
+def _prefers_openvino(few_pairs: bool) -> bool:
+    """Return True where OpenVINO is installed on an x86 CPU: onnxruntime takes 1.5 to 2 times as long for a pair there.
 
-    That holds for Intel's and for AMD's (docs/results.md); on other CPUs the two have not been compared.
+    That holds for Intel's and for AMD's (docs/results.md); on other CPUs the two have not been compared. OpenVINO takes
+    0.8 s of a processor longer to start, as much as it gains over some thirty pairs, so not for few ones.
     """
+    if few_pairs and _is_installed("onnxruntime"):
+        return False
     is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return is_x86 and importlib.util.find_spec("openvino") is not None
+    return _is_installed("openvino") and (is_x86 or not _is_installed("onnxruntime"))
 
 
 def import_openvino() -> Any:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from foundation_stereo_depth import __version__
 from foundation_stereo_depth.calibration.files import read_calibration_of
-from foundation_stereo_depth.checkpoint import NetworkFacts
 from foundation_stereo_depth.data.dataset import (
     DATASET_ROOT_VARIABLE,
     StereoDataset,
@@ -36,6 +35,7 @@ from foundation_stereo_depth.inference import report
 from foundation_stereo_depth.inference.predictor import open_network
 from foundation_stereo_depth.inference.report import Plain, Score
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
+from foundation_stereo_depth.network_facts import NetworkFacts
 from foundation_stereo_depth.options.command_line import group_from_dict
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
 from foundation_stereo_depth.options.inference import (
@@ -70,18 +70,19 @@ def evaluate(options: EvaluateOptions) -> str:
     if root is None:
         variable = f" or ${DATASET_ROOT_VARIABLE}" if asked.dataset == "fsd" else ""
         raise UserError(f"--dataset {asked.dataset}: needs --dataset-root{variable}, the folder where it is")
+    dataset = open_dataset(asked.dataset, root, download=asked.download)
+    asked_height, asked_width = network.size_for(dataset.read(0).left.shape[1] if network.size == "auto" else 0)
     predictor = None
     if network.checkpoint != "none":
-        predictor = open_network(network, options.inference, height=network.height, width=network.width)
+        predictor = open_network(network, options.inference, height=asked_height, width=asked_width)
     has_sigma = predictor is not None and predictor.facts.predicts_uncertainty
     distribution = predictor.facts.distribution if predictor is not None and has_sigma else "laplace"
     # Without a network the baseline is scored at the size that networks are trained at.
     size = DataOptions() if predictor is None else predictor
-    height, width = network.height or size.height, network.width or size.width
+    height, width = asked_height or size.height, asked_width or size.width
     if network.run_id is not None:  # before the work, not after it
         check_run(network.mlflow_tracking_uri, network.run_id)
     device = pick_device(options.inference.device, Processes.single())
-    dataset = open_dataset(asked.dataset, root, download=asked.download)
 
     preparation = _Preparation(options.rig)
     methods: dict[str, StereoMatcher] = {}

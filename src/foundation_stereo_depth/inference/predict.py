@@ -43,6 +43,9 @@ On eleven real pairs in the right order, swapping leaves 2.1 to 3.4 times the re
 shift per pixel, 1.03 to 1.95 times for a network of one epoch. Swapped pairs give the inverse.
 """
 
+_FEW_PAIRS = 16
+"""Up to as many, the sooner start of onnxruntime is worth more than the speed of OpenVINO."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,13 +77,13 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
         pairs = pairs.without(done)
     for name in pairs.files:  # before a long run, not in the middle of it
         writer.check_free(name)
-    predictor = _open_matcher(options)
+    checked = _check_views(pairs)
+    missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
+    predictor, missing = _open_matcher(options, missing, few=pairs.count is not None and pairs.count <= _FEW_PAIRS)
     _check_uncertainty(predictor, options)
     many = "frames" if pairs.count is None else count_of(pairs.count, "pair")
     logger.info("%s; %s of %s", predictor.description, many, pairs.left)
     rectification = Rectification(writer.calibration, predictor, rectify=options.output.rectify)
-    checked = _check_views(pairs)
-    missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
         with tqdm(total=pairs.stated_count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
@@ -126,13 +129,23 @@ class ClassicalMatcher:
         return [sgbm.match(left, right) for left, right in pairs]
 
 
-def _open_matcher(options: PredictOptions) -> "Predictor | ClassicalMatcher":
+def _open_matcher(
+    options: PredictOptions, pairs: Iterator[NamedPair], *, few: bool
+) -> tuple["Predictor | ClassicalMatcher", Iterator[NamedPair]]:
+    """Return the matcher, and the pairs; the size of the first one decides on the network's, which all are run at."""
     network = options.network
     if network.method == "sgbm":
-        return ClassicalMatcher()
-    from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415 (it imports torch)
+        return ClassicalMatcher(), pairs
+    # It opens what --method sgbm does not need.
+    from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415
 
-    return open_network(network, options.inference, height=network.height, width=network.width)
+    width_px = 0
+    if network.size == "auto":
+        first = next(pairs, None)
+        width_px = 0 if first is None else first.left.shape[1]
+        pairs = pairs if first is None else chain([first], pairs)
+    height, width = network.size_for(width_px)
+    return open_network(network, options.inference, height=height, width=width, few_pairs=few), pairs
 
 
 def _check_uncertainty(predictor: "Predictor | ClassicalMatcher", options: PredictOptions) -> None:

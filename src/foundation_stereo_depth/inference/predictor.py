@@ -6,15 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from jaxtyping import Float32, UInt8
 
-from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.data.views import ChannelOrder, View, as_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
 from foundation_stereo_depth.log import count_of
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.options.inference import (
     BackendName,
@@ -24,9 +23,9 @@ from foundation_stereo_depth.options.inference import (
     PrecisionName,
 )
 from foundation_stereo_depth.outputs import PairMatch
+from foundation_stereo_depth.stereo.confidence import probability_within
 from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
 from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
-from foundation_stereo_depth.uncertainty import probability_within
 
 RIG_SIGMA_PX = 0.15
 """Standard deviation, px of the network's size up to `RIG_WIDTH_PX`, that a network trained on perfect pairs cannot
@@ -46,6 +45,7 @@ def open_network(
     height: int | None = None,
     width: int | None = None,
     disparity_scale: float = 1.0,
+    few_pairs: bool = False,
 ) -> "Predictor":
     """Return the predictor of a file, of a run, or of the installed network.
 
@@ -55,6 +55,7 @@ def open_network(
         height: at which the network works, px; None takes the one that it was trained at.
         width: the same.
         disparity_scale: a factor on the disparity, for weights of unknown scale; options as `source` name their own.
+        few_pairs: prefer what starts soon to what runs fast.
 
     Raises:
         CheckpointError: the file cannot be used.
@@ -63,7 +64,7 @@ def open_network(
     with TemporaryDirectory(prefix="foundation-stereo-") as folder:
         path = find_network_file(source, Path(folder))
         try:
-            backend, facts = open_backend(path, inference)
+            backend, facts = open_backend(path, inference, few_pairs=few_pairs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -246,8 +247,8 @@ class Predictor:
         variance = np.exp(log_variance) * np.float32(scale**2) + np.float32(rig_sigma_px**2)
         sigma_px = np.sqrt(variance)
         # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
-        sigma_at_size_px = torch.from_numpy(sigma_px * np.float32(width / self.width))
-        confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution).numpy()
+        sigma_at_size_px = sigma_px * np.float32(width / self.width)
+        confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution)
         return StereoMatch(
             disparity_px=resized_px,
             valid=np.isfinite(resized_px),
@@ -257,5 +258,5 @@ class Predictor:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Return True for a GPU's or a CPU's lack of memory; the CPU's has no type of its own."""
-    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+    """Return True for a GPU's or a CPU's lack of memory."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)

@@ -7,9 +7,10 @@ from foundation_stereo_depth.model.fused import FusedNetwork, fused_from_guided
 from foundation_stereo_depth.model.guided import GuidedNetwork
 from foundation_stereo_depth.model.predecessor import PredecessorUNet
 from foundation_stereo_depth.model.prediction import StereoNetwork, StereoPrediction
-from foundation_stereo_depth.model.prior import PRIORS, network_inputs, prior_planes_of, priors_of, wants_prior
+from foundation_stereo_depth.model.prior import network_inputs, prior_planes_of, wants_prior
 from foundation_stereo_depth.model.unet import UNet
 from foundation_stereo_depth.options.training import ModelOptions
+from foundation_stereo_depth.stereo.prior import PRIORS, priors_of
 
 __all__ = [
     "PRIORS",

@@ -24,7 +24,7 @@ class StereoPrediction(NamedTuple):
 class StereoNetwork(Protocol):
     """Takes left RGB and right RGB, 0..1, as six channels of any height and width from 32 up.
 
-    One with an attribute `prior_planes` takes a prior of that many planes (`model.prior.PRIORS`) as a second input.
+    One with an attribute `prior_planes` takes a prior of that many planes (`stereo.prior.PRIORS`) as a second input.
     """
 
     def __call__(self, pair: Float[Tensor, "B 6 H W"], *prior: Float[Tensor, "B planes H W"]) -> StereoPrediction:

@@ -45,7 +45,7 @@ class RefinementNetwork(nn.Module):
     name: ClassVar[str]
     """As `--model` takes it."""
     prior_planes: ClassVar[int]
-    """A key of `model.prior.PRIORS`."""
+    """A key of `stereo.prior.PRIORS`."""
     input_planes: ClassVar[int]
     """Of the U-Net."""
     corrections: ClassVar[int]

@@ -239,6 +239,10 @@ _LONGEST_LINE = 4000
 """Characters of an error message; a path alone may have hundreds."""
 
 
+_LEFT_OUT = ("torch", "torchvision", "mlflow", "numba", "matplotlib", "safetensors")
+"""Packages that an installation for prediction alone may lack (README.md)."""
+
+
 def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, finishes_files: bool = False) -> int:
     """Run a command and return its exit status.
 
@@ -270,6 +274,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
         return _print_error(command, str(error), 2)
     except KeyboardInterrupt:
         return _print_error(command, "interrupted", 130)
+    except ModuleNotFoundError as error:
+        if error.name not in _LEFT_OUT:
+            raise
+        return _print_error(command, f"needs {error.name}, which is not installed here; `uv sync` installs it", 2)
     except OSError as error:
         if error.filename is None:
             raise

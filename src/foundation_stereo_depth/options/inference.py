@@ -73,12 +73,62 @@ class NetworkOptions(NetworkSourceOptions):
     )
 
 
+SIZE_HELP = "both at once, as 640x480; auto takes 640x480 for images at least 480 px wide, 320x240 for smaller ones"
+AUTO_SIZES = ((640, 480), (320, 240))
+"""Width and height, px, among which `--size auto` chooses, the largest first."""
+_USED_FRACTION = 0.75
+"""An image has at least this fraction of the width of the size that is chosen for it."""
+
+
+def check_size(size: str | None, **sides: int | None) -> None:
+    """Check `--size`: auto, or a width and a height; it excludes the options that name one side.
+
+    Raises:
+        UserError: it has another form, a side is out of range, or another option names one.
+    """
+    if size is None:
+        return
+    if given := [flag_of(name) for name, side in sides.items() if side is not None]:
+        raise UserError(f"--size {size}: names what {' and '.join(given)} names too; leave one of them out")
+    if size != "auto" and not all(32 <= side <= 4096 for side in parse_two_numbers("--size", size)):
+        raise UserError(f"--size {size}: both sides have to be from 32 to 4096 px")
+
+
+def size_for(size: str, image_width_px: int) -> tuple[int, int]:
+    """Return the height and width that `--size` means for images of this width, px.
+
+    >>> size_for("auto", 1280), size_for("auto", 320), size_for("416x128", 1280)
+    ((480, 640), (240, 320), (128, 416))
+    """
+    if size == "auto":
+        used = (each for each in AUTO_SIZES if image_width_px >= _USED_FRACTION * each[0])
+        width, height = next(used, AUTO_SIZES[-1])
+    else:
+        width, height = parse_two_numbers("--size", size)
+    return height, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizedNetworkOptions(NetworkOptions):
+    """network: a file, or a run"""
+
+    size: str | None = option(None, SIZE_HELP, metavar="auto|WxH")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.size, width=self.width, height=self.height)
+
+    def size_for(self, image_width_px: int) -> tuple[int | None, int | None]:
+        """Return the height and width to work at for images of this width, px; None is the network's own."""
+        return (self.height, self.width) if self.size is None else size_for(self.size, image_width_px)
+
+
 MethodName = Literal["network", "sgbm"]
 METHOD_HELP = "sgbm: OpenCV's semi-global matcher, which needs no network"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictNetworkOptions(NetworkOptions):
+class PredictNetworkOptions(SizedNetworkOptions):
     """network: a file, a run, or the classical matcher"""
 
     method: MethodName = option("network", METHOD_HELP)
@@ -86,7 +136,9 @@ class PredictNetworkOptions(NetworkOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method == "sgbm":
-            check_no_network(checkpoint=self.checkpoint, run_id=self.run_id, height=self.height, width=self.width)
+            check_no_network(
+                checkpoint=self.checkpoint, run_id=self.run_id, height=self.height, width=self.width, size=self.size
+            )
 
 
 def check_no_network(**options: object) -> None:
@@ -105,7 +157,9 @@ class InferenceOptions(OptionGroup):
     """machine"""
 
     backend: BackendName = option(
-        "auto", "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else onnxruntime"
+        "auto",
+        "auto takes torch for weights; for an .onnx OpenVINO on x86 CPUs, else (or for few images) onnxruntime. The "
+        "installed network is both: auto takes its .onnx in 8 bits on CPUs, torch on GPUs",
     )
     device: DeviceName = option("auto", DEVICE_HELP, metavar=DEVICE_METAVAR)
     precision: PrecisionName = option(
@@ -342,7 +396,7 @@ EvaluatedCheckpoint = Path | Literal["default", "none"] | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatedNetworkOptions(NetworkOptions):
+class EvaluatedNetworkOptions(SizedNetworkOptions):
     """network: a file, or a run"""
 
     # Wider than in the base class, on purpose: evaluate opens no network where it is `none`.

@@ -50,6 +50,7 @@ _ALTERNATIVES = (
     ({"left", "right"}, {"side_by_side"}),
     ({"left", "right", "side_by_side"}, {"images"}),
     ({"calibration"}, {"focal_px", "baseline_m"}),
+    ({"size"}, {"height", "width", "network_height", "network_width"}),
     ({"half"}, {"int8"}),
     ({"overwrite"}, {"skip_existing"}),
 )

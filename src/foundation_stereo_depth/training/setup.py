@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from foundation_stereo_depth.checkpoint import (
-    DEFAULT_WEIGHTS,
     Checkpoint,
     TrainedNetwork,
     check_size,
@@ -26,6 +25,7 @@ from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.model import create_network, fused_from_guided
 from foundation_stereo_depth.model.predecessor import with_uncertainty_head
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import flag_of
 from foundation_stereo_depth.options.training import AugmentOptions, ModelOptions, TrainOptions
