@@ -9,7 +9,7 @@ import pytest
 
 
 class FakeCamera:
-    """A webcam of a fake machine."""
+    """A webcam of a fake machine: it obeys, unless it offers another value than the requested one, or refuses."""
 
     def __init__(self, image: np.ndarray, *, fps: float = 100.0, late_s: float = 0.0) -> None:
         self.image = image
@@ -21,6 +21,7 @@ class FakeCamera:
         self.corrupt = 0
         self.opened = 0
         self.offers: dict[int, float] = {}
+        self.refused: set[int] = set()
         self.driver_times = True
         self.settings: dict[int, float] = {
             cv2.CAP_PROP_FRAME_WIDTH: image.shape[1],
@@ -48,6 +49,8 @@ class FakeCapture:
 
     def set(self, name: int, value: float) -> bool:
         assert self.camera is not None
+        if name in self.camera.refused:
+            return False
         self.camera.settings[name] = self.camera.offers.get(name, value)
         return True
 

@@ -1,9 +1,11 @@
 import os
 
+import cv2
 import pytest
+import torch
 
 import foundation_stereo_depth
-from foundation_stereo_depth.threads import count_threads, limit_spinning
+from foundation_stereo_depth.threads import count_threads, limit_spinning, use_threads
 
 VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 
@@ -46,3 +48,14 @@ def test_threads_of_a_computation_are_those_that_the_user_asks_for(
 def test_threads_of_a_computation_are_at_most_the_cores(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert 1 <= count_threads() <= (os.cpu_count() or 1)
+
+
+def test_number_of_threads_is_set_for_what_is_loaded_and_for_what_will_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"):
+        monkeypatch.setenv(name, "1")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(cv2, "setNumThreads", asked.append)
+    use_threads(3)
+    assert asked == [3, 3]
+    assert os.environ["OMP_NUM_THREADS"] == "3"

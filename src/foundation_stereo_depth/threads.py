@@ -1,6 +1,7 @@
 """How many threads compute, and how those of OpenMP wait. Imports nothing heavy: it has to run before torch does."""
 
 import os
+import sys
 
 _SPIN_COUNT = "1000"
 """Rounds of a loop, about a microsecond; libgomp's own choice is up to minutes."""
@@ -26,3 +27,17 @@ def count_threads() -> int:
 
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(psutil.cpu_count(logical=False) or usable, usable)
+
+
+def use_threads(count: int) -> None:
+    """Have PyTorch, OpenVINO, onnxruntime and OpenCV compute with so many threads; those of them that start later.
+
+    Args:
+        count: threads of each.
+    """
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(count)
+    os.environ["OPENCV_FOR_THREADS_NUM"] = str(count)
+    if "torch" in sys.modules:  # it has read the variables already
+        sys.modules["torch"].set_num_threads(count)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(count)

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.calibration.settings import CameraSettings
 from foundation_stereo_depth.data import file_kinds
 from foundation_stereo_depth.data.videos import VideoProgress
 from foundation_stereo_depth.errors import CameraError
@@ -32,6 +33,14 @@ _PLAUSIBLE_AGE_S = 2.0
 """A driver's time stamp that is older than this comes from another clock than `time.monotonic`."""
 _MANUAL_EXPOSURE, _AUTO_EXPOSURE = (1.0, 3.0) if sys.platform == "linux" else (0.25, 0.75)
 """The meaning of CAP_PROP_AUTO_EXPOSURE depends on the backend: V4L2 here, DirectShow and Media Foundation there."""
+_AUTOMATIC: dict[int, tuple[int, float, float]] = {
+    cv2.CAP_PROP_FOCUS: (cv2.CAP_PROP_AUTOFOCUS, 0.0, 1.0),
+    cv2.CAP_PROP_EXPOSURE: (cv2.CAP_PROP_AUTO_EXPOSURE, _MANUAL_EXPOSURE, _AUTO_EXPOSURE),
+    cv2.CAP_PROP_WB_TEMPERATURE: (cv2.CAP_PROP_AUTO_WB, 0.0, 1.0),
+}
+"""Setting -> what chooses it automatically, and the values that switch that off and on."""
+_ABSENT = (-1.0, 0.0)
+"""What backends of OpenCV return for a control that a camera does not have."""
 _BACKEND = {"linux": cv2.CAP_V4L2, "darwin": cv2.CAP_AVFOUNDATION, "win32": cv2.CAP_DSHOW}.get(
     sys.platform, cv2.CAP_ANY
 )
@@ -140,6 +149,7 @@ class Camera:
         # An index may name another camera once this one has been unplugged; its port does not.
         self._address = (stable_path(int(address)) or address) if address.isdecimal() else address
         self._locked: dict[int, float] = {}
+        self._absent: set[int] = set()
         self._reported: set[str] = set()
         self._progress = VideoProgress()
         if is_pipeline(address) and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
@@ -201,44 +211,57 @@ class Camera:
         if not self.reopen():
             raise CameraError(self._explain_failure())
 
-    def read_colour_settings(self) -> dict[int, float]:
-        """Return exposure, gain and white balance to lock, OpenCV property -> value: given, or chosen by the camera."""
-        wanted = {
-            cv2.CAP_PROP_EXPOSURE: self._options.exposure,
-            cv2.CAP_PROP_GAIN: self._options.exposure if self._options.exposure == "lock" else "auto",
-            cv2.CAP_PROP_WB_TEMPERATURE: self._options.white_balance,
-        }
-        return {
-            name: self._capture.get(name) if value == "lock" else float(value)
-            for name, value in wanted.items()
-            if value != "auto"
-        }
+    def read_setting(self, name: int) -> float | None:
+        """Return the value of an OpenCV property; None where the camera was found to have no such control."""
+        return None if name in self._absent else self._capture.get(name)
 
-    def lock_colours(self, values: dict[int, float]) -> None:
-        """Switch automatic exposure and white balance off and keep these values, also after a reopening."""
-        self._locked = values
-        self._apply(self._capture, self._lock_settings())
+    def read_settings(self) -> CameraSettings:
+        """Return focus, exposure, gain and white balance as the camera reports them."""
+        return CameraSettings(
+            focus=self.read_setting(cv2.CAP_PROP_FOCUS),
+            exposure=self.read_setting(cv2.CAP_PROP_EXPOSURE),
+            gain=self.read_setting(cv2.CAP_PROP_GAIN),
+            white_balance=self.read_setting(cv2.CAP_PROP_WB_TEMPERATURE),
+        )
+
+    def lock(self, values: Mapping[int, float | None]) -> None:
+        """Switch the automatic control of these settings off and set them, also after a reopening.
+
+        Args:
+            values: OpenCV property -> value; None keeps the present one.
+        """
+        self._apply(self._capture, _switches(values, off=True))  # an automatic control refuses values
+        self._locked |= {name: self._capture.get(name) if value is None else value for name, value in values.items()}
+        self._apply(self._capture, {name: self._locked[name] for name in values})
+
+    def unlock(self, names: Mapping[int, object]) -> None:
+        """Have the camera choose these settings again."""
+        self._locked = {name: value for name, value in self._locked.items() if name not in names}
+        self._apply(self._capture, _switches(names, off=False))
+
+    def find_changed(self) -> str | None:
+        """Return one line where a locked setting is not what it was locked to, or automatic again; else None."""
+        for name, value in self._locked.items():
+            if name in self._absent:
+                continue
+            for automatic, off in _switches({name: None}, off=True).items():
+                if automatic not in self._absent and abs(self._capture.get(automatic) - off) > _TOLERANCE:
+                    return f"{self.role}: {_SETTING_NAMES[automatic]} is on again"
+            if abs((actual := self._capture.get(name)) - value) > _TOLERANCE:
+                return f"{self.role}: {_SETTING_NAMES[name]} was locked at {value:g}, and is {actual:g} now"
+        return None
 
     def release(self) -> None:
         """Close the device or file."""
         self._capture.release()
 
-    def _lock_settings(self) -> dict[int, float]:
-        locks: dict[int, float] = {}
-        if cv2.CAP_PROP_EXPOSURE in self._locked:
-            locks[cv2.CAP_PROP_AUTO_EXPOSURE] = _MANUAL_EXPOSURE
-        if cv2.CAP_PROP_WB_TEMPERATURE in self._locked:
-            locks[cv2.CAP_PROP_AUTO_WB] = 0.0
-        return locks | self._locked
-
     def _open(self) -> Any:
         with silence_opencv():
             capture = self._open_capture()
         if self.is_device and capture.isOpened():
-            if not self._locked:  # the last program may have left the camera locked
-                capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, _AUTO_EXPOSURE)
-                capture.set(cv2.CAP_PROP_AUTO_WB, 1.0)
-            self._apply(capture, self._requested_settings() | self._lock_settings())
+            for name, value in _switches(self._initially_automatic(), off=False).items():
+                capture.set(name, value)  # the last program may have left the camera locked
+            self._apply(capture, self._requested_settings() | _switches(self._locked, off=True) | self._locked)
         return capture
 
     def _open_capture(self) -> Any:
@@ -254,6 +277,12 @@ class Camera:
             return cv2.VideoCapture(int(self._address), _BACKEND)
         return cv2.VideoCapture(str(Path(self._address).resolve()), cv2.CAP_V4L2)
 
+    def _initially_automatic(self) -> dict[int, None]:
+        """Return the settings that the camera is to choose. Autofocus is left as it is, unless it is requested."""
+        names = [cv2.CAP_PROP_EXPOSURE, cv2.CAP_PROP_WB_TEMPERATURE]
+        names += [cv2.CAP_PROP_FOCUS] if self._options.focus == "auto" else []
+        return dict.fromkeys(name for name in names if name not in self._locked)
+
     def _requested_settings(self) -> dict[int, float]:
         """Return what the options request. The pixel format comes first: sizes and rates depend on it."""
         options = self._options
@@ -267,20 +296,24 @@ class Camera:
             settings[cv2.CAP_PROP_FPS] = options.fps
         return settings
 
-    def _apply(self, capture: Any, settings: dict[int, float]) -> None:
+    def _apply(self, capture: Any, settings: Mapping[int, float]) -> None:
         """Set all, then read all back; log once each setting that differs from the request."""
-        for name, value in settings.items():
-            capture.set(name, value)
+        refused = {name for name, value in settings.items() if not capture.set(name, value)}
         for name, value in settings.items():
             actual = capture.get(name)
-            if abs(actual - value) > 0.5:
-                message = (
-                    f"{self.role}: {_SETTING_NAMES[name]} {_format_setting(name, value)} was requested, the camera "
-                    f"uses {_format_setting(name, actual)}"
-                )
-                if message not in self._reported:  # a camera that is reopened every second warns once
-                    logger.warning(message)
-                self._reported.add(message)
+            if name in refused and actual in _ABSENT:
+                self._absent.add(name)
+            if abs(actual - value) <= _TOLERANCE or (name in self._absent and name in _OPTIONAL):
+                continue
+            message = (
+                f"{self.role}: {_SETTING_NAMES[name]} {_format_setting(name, value)} was requested, the camera "
+                f"{'refuses it and ' if name in refused else ''}uses {_format_setting(name, actual)}"
+            )
+            if name == cv2.CAP_PROP_AUTOFOCUS and value == 0:
+                message += "; a calibration holds only while the lens does not move"
+            if message not in self._reported:  # a camera that is reopened every second warns once
+                logger.warning(message)
+            self._reported.add(message)
 
     def _explain_failure(self) -> str:
         if not self.live:
@@ -309,13 +342,30 @@ _SETTING_NAMES = {
     cv2.CAP_PROP_AUTO_EXPOSURE: "automatic exposure",
     cv2.CAP_PROP_AUTO_WB: "automatic white balance",
     cv2.CAP_PROP_FOURCC: "pixel format",
+    cv2.CAP_PROP_FOCUS: "focus",
+    cv2.CAP_PROP_AUTOFOCUS: "autofocus",
 }
+_OPTIONAL = {
+    *_AUTOMATIC,
+    *(automatic for automatic, _, _ in _AUTOMATIC.values()),
+    cv2.CAP_PROP_GAIN,
+}
+"""Settings that many cameras lack, which is no reason for a warning."""
+_SWITCHES = {automatic for automatic, _, _ in _AUTOMATIC.values()}
+_TOLERANCE = 0.5
+
+
+def _switches(names: Mapping[int, object], *, off: bool) -> dict[int, float]:
+    """Return what switches the automatic control of these settings off, or on: OpenCV property -> value."""
+    return {_AUTOMATIC[name][0]: _AUTOMATIC[name][1 if off else 2] for name in names if name in _AUTOMATIC}
 
 
 def _format_setting(name: int, value: float) -> str:
     if name == cv2.CAP_PROP_FOURCC:
         letters = int(value).to_bytes(4, "little", signed=value < 0).decode("ascii", "replace")
         return letters if letters.isprintable() and value > 0 else "an unknown format"
+    if name in _SWITCHES:
+        return "off" if any(value == off for switch, off, _ in _AUTOMATIC.values() if switch == name) else "on"
     return f"{value:g}"
 
 

@@ -15,6 +15,7 @@ from foundation_stereo_depth.errors import CalibrationError, CameraError, UserEr
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import AUTO_SIZES, size_for
+from foundation_stereo_depth.threads import use_threads
 from live_camera.options import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEMO,
@@ -22,11 +23,13 @@ from live_camera.options import (
     DemoOptions,
     ListCamerasOptions,
     LiveViewOptions,
+    MatcherOptions,
     SourceOptions,
 )
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.calibration.rig import RigCalibration
+    from foundation_stereo_depth.calibration.settings import RigSettings
     from foundation_stereo_depth.data.pairs import Pairs
     from foundation_stereo_depth.options.inference import MethodName
     from foundation_stereo_depth.stereo.match import StereoMatcher
@@ -157,6 +160,7 @@ def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundat
         _check_calibrate_options(options)
         from foundation_stereo_depth.calibration.rig import implausible_baseline
         from live_camera.board import Board
+        from live_camera.camera_settings import read_settings_beside
         from live_camera.collect import detect_pairs
         from live_camera.report import write_results
         from live_camera.solve import calibrate
@@ -180,6 +184,10 @@ def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundat
             )
         result = calibrate(found.pairs, board, *found.size)
         result.rejected.update(found.rejected)
+        first = next((files[0] for files in images.files.values()), None)
+        if first is not None and (settings := read_settings_beside(first)) is not None:
+            rig = dataclasses.replace(result.calibration, settings=settings)
+            result = dataclasses.replace(result, calibration=rig)
         if odd := implausible_baseline(result.calibration):
             logger.warning("%s: is --square-mm the side of one square, measured on the board?", odd)
         print(write_results(result, found.pairs, found.example, options.board, output))
@@ -239,7 +247,8 @@ def _check_calibration(options: CalibrateOptions, path: Path) -> int:
         with tempfile.TemporaryDirectory() as folder:
             live = dataclasses.replace(options.result, output=Path(folder, "check.npz"))
             views = dataclasses.replace(options.views, views=min(options.views.views, _CHECK_PAIRS))
-            found = detect_pairs(_collect_live(dataclasses.replace(options, result=live, views=views), board), board)
+            collecting = dataclasses.replace(options, result=live, views=views)
+            found = detect_pairs(_collect_live(collecting, board, rig.settings), board)
     if found.size is None or not found.pairs:
         raise CalibrationError(f"the board was not found in both views of any of {len(found.rejected)} pairs")
     if found.size != (rig.height, rig.width):
@@ -265,26 +274,40 @@ def _find_board_images(options: CalibrateOptions) -> "Pairs | None":
     return find_pairs(left, *(right or [None]))
 
 
-def _collect_live(options: CalibrateOptions, board: "Board") -> "Pairs":
-    """Collect pairs beside the output; return them."""
+def _collect_live(options: CalibrateOptions, board: "Board", calibrated: "RigSettings | None" = None) -> "Pairs":
+    """Collect pairs beside the output, with the settings of the cameras; return them.
+
+    Args:
+        options: of the command.
+        board: the board that is held before the cameras.
+        calibrated: settings of the cameras that a calibration to check was made with.
+    """
     from foundation_stereo_depth.data.pairs import find_pairs
+    from live_camera.camera_settings import write_settings
     from live_camera.collect import collect_pairs
     from live_camera.rig import open_rig
     from live_camera.view import ImageWindow
 
     folder = options.result.output.with_suffix("")
-    if folder.exists() and any(folder.iterdir()):
+    if any(folder.glob("*.png")):
         raise UserError(
             f"{folder}: contains pairs collected before; calibrate from them by --images '{folder}/left_*.png' "
             f"'{folder}/right_*.png', or move them, or give another --output"
         )
     with ExitStack() as stack:
         window = None if options.views.headless else stack.enter_context(ImageWindow("Calibration"))
-        rig = stack.enter_context(open_rig(options.source, options.camera))
-        collected = collect_pairs(rig, board, folder, options.views.views, window)
+        rig = stack.enter_context(open_rig(options.source, options.camera, calibrated=calibrated))
+        if rig.settings is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_settings(folder, rig.settings)
+        collected = collect_pairs(
+            rig, board, folder, options.views.views, window, screen=None if window is None else window.screen
+        )
     logger.info("%s: %s collected", folder, count_of(collected, "pair"))
     if collected == 0:
-        raise UserError("no pair was collected; the text below the image states what was missing")
+        raise UserError(
+            "no pair was collected; the text under the images, and beside the progress bar, states what was missing"
+        )
     return find_pairs(f"{folder}/left_*.png", f"{folder}/right_*.png")
 
 
@@ -306,6 +329,8 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
     def run() -> int:
         options = command_line.build_options(LiveViewOptions, explicit)
         options.source.check_given()
+        if options.show.cpu_threads is not None:
+            use_threads(options.show.cpu_threads)  # before what computes is imported
         from foundation_stereo_depth.data.rectify import create_rectifier, warn_of_near_limit
         from live_camera.recording import check_recordable, unused_path
         from live_camera.rig import open_rig
@@ -328,7 +353,8 @@ def live_view_command(argv: Sequence[str] | None = None, program: str = "foundat
             extra_view = (
                 RerunView(options.show, unused_path(options.show.save_dir, ".rrd")) if options.show.rerun else None
             )
-            rig = open_rig(options.source, camera, realtime=not options.show.headless)
+            known = calibration.settings if calibration is not None else None
+            rig = open_rig(options.source, camera, realtime=not options.show.headless, calibrated=known)
             depth = "depth in metres" if calibration is not None else "no calibration, so disparity only"
             logger.info("%s; %s", matcher.description, depth)
             stats = live_view(rig, rectify, matcher, options.show, extra_view=extra_view)
@@ -371,7 +397,7 @@ def _create_matcher(
 
     if source.watch_checkpoint and source.weights == "auto" and source.run_id is not None:
         source = dataclasses.replace(source, weights="last")
-    path = find_network_file(source, downloads)
+    path = find_newest_network(source, downloads) if source.unnamed else find_network_file(source, downloads)
     if source.size == "auto":
         options = _with_size_that_keeps_up(path, options, calibration)
     if not source.watch_checkpoint:
@@ -405,6 +431,23 @@ def _with_size_that_keeps_up(
     )
     logger.info("--size auto: %dx%d (%s)", width, height, reason)
     return with_size(height, width)
+
+
+def find_newest_network(source: MatcherOptions, downloads: Path) -> Path:
+    """Return the best checkpoint of the newest run that is kept here, or else the installed network; log which."""
+    from foundation_stereo_depth.inference.predictor import find_network_file
+
+    installed = find_network_file(source, downloads)
+    if not Path("mlflow.db").is_file():
+        logger.info("no network is named, and no run is kept here: the installed one")
+        return installed
+    try:
+        newest = find_network_file(dataclasses.replace(source, run_id="latest"), downloads)
+    except UserError as error:
+        logger.info("no network is named: the installed one, since the newest run has none (%s)", error)
+        return installed
+    logger.info("no network is named: %s of the newest run; --checkpoint default is the installed one", newest)
+    return newest
 
 
 def load_network(path: Path, options: LiveViewOptions) -> "Matcher":

@@ -28,6 +28,11 @@ MAX_EDGE_WIDTH_PX = 4.5
 Rendered edges take 2, those of 26 sharp images of real webcams 2.7 to 3.5 (measured).
 """
 _REFERENCE_WIDTH_PX = 640
+_LEGEND = "green: the board was there  ·  red: not yet  ·  yellow: corners found now  ·  q: end"
+_MIN_SHOWN_WIDTH_PX = 900
+"""Of both views side by side: the text below them needs as much."""
+_MARGIN_PX = 80
+"""Around the window, with its title bar."""
 
 
 @dataclass(kw_only=True)
@@ -170,16 +175,31 @@ class Collector:
             return Feedback(accepted=True, message="pair saved", left=left, right=right)
         return Feedback(accepted=False, message=message, left=left, right=right)
 
-    def draw(self, frame: CapturedPair, feedback: Feedback) -> UInt8[np.ndarray, "H2 W2 3"]:
-        """Return both views side by side, RGB, tinted by their coverage, with the corners, above a row of text."""
+    def draw(
+        self, frame: CapturedPair, feedback: Feedback, screen: tuple[int, int] | None = None
+    ) -> UInt8[np.ndarray, "H2 W2 3"]:
+        """Return both views side by side, RGB, tinted by their coverage, with the corners, above rows of text.
+
+        Args:
+            frame: as the cameras gave it.
+            feedback: the result of offering it.
+            screen: width and height that the image has to fit, px; None where they are unknown.
+        """
         height, width = frame.left_rgb.shape[:2]
         views = np.hstack([frame.left_rgb, frame.right_rgb])
         shown = np.asarray(cv2.addWeighted(views, 0.7, self.draw_coverage(height, width), 0.3, 0), np.uint8)
         for view, shift in ((feedback.left, 0), (feedback.right, width)):
             for column, row in () if view is None else view.corners_px:
                 cv2.circle(shown, (round(float(column)) + shift, round(float(row))), 3, (255, 220, 0), 1)
+        scale = fit_scale(2 * width, height, screen)
+        fitted = np.asarray(cv2.resize(shown, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
         text = f"{len(self.pairs)} of {self._wanted} pairs  ·  {feedback.message}"
-        return np.vstack([shown, draw.draw_text_row(text, 2 * width, draw.TEXT)])
+        colour = draw.NOTICE if feedback.accepted else draw.TEXT
+        rows = [
+            draw.draw_text_row(line, fitted.shape[1], row_colour)[..., ::-1]  # of a BGR canvas
+            for line, row_colour in ((text, colour), (_LEGEND, draw.QUIET))
+        ]
+        return np.vstack([fitted, *rows])
 
     def draw_coverage(self, height: int, width: int) -> PairImage:
         """Return where corners have been detected so far, in both views side by side, RGB."""
@@ -200,6 +220,8 @@ def collect_pairs(
     folder: Path,
     wanted: int,
     show: Callable[[UInt8[np.ndarray, "H W 3"]], bool] | None = None,
+    *,
+    screen: tuple[int, int] | None = None,
 ) -> int:
     """Write suitable pairs as left_NN.png and right_NN.png, with coverage.png; return their number.
 
@@ -209,6 +231,7 @@ def collect_pairs(
         folder: destination; made where it does not exist.
         wanted: number of pairs.
         show: displays an image; returns False to end the collection.
+        screen: width and height that the image has to fit, px; None where they are unknown.
     """
     folder.mkdir(parents=True, exist_ok=True)
     collector = Collector(board, wanted)
@@ -222,9 +245,17 @@ def collect_pairs(
                 write_rgb(folder / "coverage.png", collector.draw_coverage(*frame.left_rgb.shape[:2]))
                 bar.update()
             bar.set_postfix_str(feedback.message)
-            if collector.complete or (show is not None and not show(collector.draw(frame, feedback))):
+            if collector.complete or (show is not None and not show(collector.draw(frame, feedback, screen))):
                 break
     return len(collector.pairs)
+
+
+def fit_scale(width: int, height: int, screen: tuple[int, int] | None) -> float:
+    """Return the factor by which an image of a size, px, fits the screen with its text; small images are enlarged."""
+    wanted = max(1.0, _MIN_SHOWN_WIDTH_PX / width)
+    if screen is None:
+        return wanted
+    return min(wanted, (screen[0] - _MARGIN_PX) / width, (screen[1] - 2 * draw.ROW_PX - _MARGIN_PX) / height)
 
 
 def edge_width_px(image: Image, view: BoardView) -> float:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.rectify import Rectifier, Resizer
 from foundation_stereo_depth.data.row_check import Rectify, check_first_pair
 from foundation_stereo_depth.stereo import sgbm
@@ -49,6 +50,7 @@ class Diagnostics:
         self._frame_warnings: list[str] = []
         self._arrangement: str | None = None
         self._rows: str | None = None
+        self._size: str | None = None
         self._checked = 0
         self._last: set[str] = set()
 
@@ -57,7 +59,8 @@ class Diagnostics:
         if frame is not None:
             self._check_frame(frame)
         problem = self._matcher.problem if isinstance(self._matcher, WatchedMatcher) else None
-        found = [*self._frame_warnings, self._rig.warning, self._arrangement, self._rows, problem]
+        found = [*self._frame_warnings, self._rig.warning, self._rig.changed_setting, self._size]
+        found += [self._arrangement, self._rows, problem]
         warnings = [line for line in found if line is not None]
         for line in warnings:
             if line not in self._last:
@@ -70,6 +73,8 @@ class Diagnostics:
             self._arrangement = check_arrangement(frame, self._rectify, self._rig.source)
             if self._checked == 0 and self._arrangement is None:
                 self._rows = check_first_pair(frame.left_rgb, frame.right_rgb, self._rectify)
+        if self._checked == 0 and self._rig.live:
+            self._size = check_frame_size(frame, self._rectify.calibration)
         self._checked += 1
         if self._rig.live:
             self._frame_warnings = self._frames.check(frame)
@@ -96,6 +101,17 @@ class FrameCheck:
             elif frozen_s > _FROZEN_AFTER_S:
                 found.append(f"the {side} view is frozen: reconnect the camera")
         return found
+
+
+def check_frame_size(frame: StereoFrame, calibration: RigCalibration | None) -> str | None:
+    """Return one line where cameras give another frame size than they were calibrated at; else None."""
+    height, width = frame.left_rgb.shape[:2]
+    if calibration is None or (width, height) == (calibration.width, calibration.height):
+        return None
+    return (
+        f"frames are {width}x{height}, the calibration was made at {calibration.width}x{calibration.height}: depth is "
+        "right only where the cameras scale the whole image; many crop it"
+    )
 
 
 def check_arrangement(frame: StereoFrame, rectify: Rectify, source: SourceOptions) -> str | None:

@@ -7,7 +7,7 @@ import functools
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.colours import Bgr, Canvas, ColourScale, apply_colours
 
@@ -15,11 +15,16 @@ BACKGROUND: Bgr = (30, 28, 26)
 TEXT: Bgr = (225, 225, 225)
 QUIET: Bgr = (150, 150, 150)
 WARNING: Bgr = (60, 180, 255)
+NOTICE: Bgr = (120, 230, 140)
 ROW_PX = 24
 BAR_PX = 74
 _TEXT_PX, _MARGIN_PX, _BAR_COLOURS_PX = 15, 10, 16
 _EPIPOLAR_ROWS = 16
 _TICKS = 5
+CONTOUR_STEP_M = 0.5
+_BORDER_PX = 4
+_SMOOTHED_PX = 5
+"""Contours of a median of so many pixels: noise would draw islands."""
 
 
 def draw_pair(
@@ -34,6 +39,25 @@ def draw_pair(
             row = number * height // _EPIPOLAR_ROWS
             cv2.line(both, (0, row), (2 * width, row), (80, 220, 80), 1)
     return both
+
+
+def draw_contours(view: Canvas, depth_m: Float32[np.ndarray, "h w"], scale: ColourScale) -> None:
+    """Draw lines of equal depth into a view, one each 0.5 m up to the end of the colour range, in the map's colours."""
+    height, width = view.shape[:2]
+    smooth = np.asarray(cv2.medianBlur(np.nan_to_num(depth_m, nan=0.0), _SMOOTHED_PX), np.float32)
+    smooth = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
+    # A border, so that the edge of the image is no contour.
+    smooth = cv2.copyMakeBorder(smooth, _BORDER_PX, _BORDER_PX, _BORDER_PX, _BORDER_PX, cv2.BORDER_REPLICATE)
+    moved = (-_BORDER_PX, -_BORDER_PX)
+    thickness = max(1, round(width / 480))
+    for number in range(1, int(scale.high / CONTOUR_STEP_M) + 1):
+        level_m = np.float32(number * CONTOUR_STEP_M)
+        nearer = ((smooth < level_m) & (smooth > 0)).astype(np.uint8)
+        found, _ = cv2.findContours(nearer, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE, offset=moved)
+        long = [line for line in found if len(line) > width // 8]
+        colour = apply_colours(np.full((1, 1), level_m), scale, 1, 1, None)[0, 0].tolist()
+        cv2.drawContours(view, long, -1, (0, 0, 0), thickness + 2)
+        cv2.drawContours(view, long, -1, colour, thickness)
 
 
 def compose_window(body: Canvas, title: str, scale: ColourScale | None, rows: list[tuple[str, Bgr]]) -> Canvas:
@@ -89,10 +113,11 @@ def draw_cursor(image: Canvas, column: int, row: int, half_px: int) -> None:
 
 
 def draw_help(keys: dict[str, str], height: int, width: int) -> Canvas:
-    """Return the list of the keys."""
+    """Return the list of the keys, and what the colours mean."""
     image = np.full((height, width, 3), BACKGROUND, np.uint8)
+    step_px = min(_TEXT_PX + 8, (height - _TEXT_PX - _MARGIN_PX) // len(keys))
     for number, (key, meaning) in enumerate(keys.items()):
-        row = 30 + number * (_TEXT_PX + 8)
+        row = _TEXT_PX + _MARGIN_PX + number * step_px
         _write(image, key, (2 * _MARGIN_PX, row), WARNING)
         _write(image, meaning, (2 * _MARGIN_PX + 70, row), TEXT)
     return image

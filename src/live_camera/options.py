@@ -87,8 +87,15 @@ class CameraOptions(OptionGroup):
     camera_height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
     fps: float | None = option(None, "frames per second; for videos and images the playback rate", minimum=0.01)
     fourcc: str = option("MJPG", "pixel format; two uncompressed streams seldom fit one USB port")
+    focus: Literal["lock", "auto"] | float = option(
+        "lock",
+        "lock: autofocus off, each camera at the calibration's focus, else at its present one; auto; or a value, in "
+        "the driver's own unit",
+    )
     exposure: Literal["lock", "auto"] | float = option(
-        "lock", "lock: both keep the value that the left camera chose; auto; or a value, in the driver's own unit"
+        "lock",
+        "exposure and gain; lock: both cameras keep the calibration's, or what the left one chooses where that is "
+        "missing, too dark or too bright; auto; or a value, in the driver's own unit",
     )
     white_balance: Literal["lock", "auto"] | float = option("lock", "the same for the colour temperature, kelvin")
 
@@ -113,7 +120,7 @@ class RigOptions(CalibrationFileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class MatcherOptions(NetworkSourceOptions):
-    """network: a file, a run, or the classical matcher"""
+    """network: a file, a run, or the classical matcher; else the newest run kept here, else the installed network"""
 
     weights: Literal["auto", "best", "last", "best.pt", "last.pt"] = option(
         "auto",
@@ -147,8 +154,13 @@ class MatcherOptions(NetworkSourceOptions):
             check_no_network(checkpoint=self.checkpoint, run_id=self.run_id, watch_checkpoint=self.watch_checkpoint)
             if self.size == "auto":
                 raise UserError("--size auto: is for networks; name a size, as in --size 640x480")
-        if self.watch_checkpoint and self.checkpoint is None and self.run_id is None:
+        if self.watch_checkpoint and self.unnamed:
             raise UserError("--watch-checkpoint: needs the --run-id of a run, or a --checkpoint, to watch")
+
+    @property
+    def unnamed(self) -> bool:
+        """True where no network is named."""
+        return self.checkpoint is None and self.run_id is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +169,9 @@ class ShowOptions(OptionGroup):
 
     headless: bool = option(False, "no windows, for machines without a display")
     save_depth: Path | None = option(
-        None, "folder to write the depth of each pair to, as NPY in metres, with times and the calibration"
+        None,
+        "write the depth of each pair, with times and the calibration: a folder, as NPY in metres; or .mkv, a lossless "
+        "16-bit video in mm",
     )
     json: bool = option(False, "print one JSON line a second: rates, and depth in the middle of the image")
     frames: int | None = option(None, "stop after this many pairs", minimum=1)
@@ -181,11 +195,35 @@ class ShowOptions(OptionGroup):
         None, "nearest and farthest depth of the colours, metres; else those of the first image; the keys change it"
     )
     colormap: ColourMapName = option("turbo", "colours of depth and disparity")
+    contours: bool = option(False, "draw contours of depth into the left view, one each 0.5 m; the key d changes it")
+    cpu_threads: int | None = option(
+        None, "processor threads of the matcher; else $OMP_NUM_THREADS, else one per core", minimum=1, maximum=1024
+    )
+    serve: str | None = option(
+        None, "also show the view in web browsers: PORT, for this machine alone, or HOST:PORT (0.0.0.0:8080 for all)"
+    )
     rerun: bool = option(False, "also show a point cloud in 3-D; needs `uv sync --extra rerun`")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_depth_range(self.depth_range)
+        if self.serve is not None:
+            parse_address(self.serve)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return host and port of `--serve`; the host of a port alone is this machine.
+
+    >>> parse_address("8080")
+    ('127.0.0.1', 8080)
+
+    Raises:
+        UserError: it has another form.
+    """
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdecimal() and int(port) <= 65535) or (":" in text and not host):
+        raise UserError(f"--serve {text}: has to be a port, or a host and a port, as in 8080 or 0.0.0.0:8080")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 @dataclass(frozen=True, kw_only=True)

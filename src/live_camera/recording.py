@@ -1,6 +1,7 @@
 """Files of a live view: recordings of the raw pairs, and snapshots of single pairs. Both are written in threads."""
 
 import contextlib
+import errno
 import itertools
 import logging
 import queue
@@ -18,13 +19,11 @@ import numpy as np
 
 from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
-from foundation_stereo_depth.data.codecs import encode_npy, write_rgb
+from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.outputs import write_outputs
-from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame
@@ -152,10 +151,10 @@ class Recorder:
         if self.path.stat().st_size > _COUNTED_BYTES:
             incomplete = _estimate_frames(self.path) < _MIN_WRITTEN * self.written - 1
         else:
-            incomplete = _count_frames(self.path) < self.written
+            incomplete = count_frames(self.path) < self.written
         if incomplete:
             raise UserError(
-                f"--record {self.path}: holds {_count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk "
+                f"--record {self.path}: holds {count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk "
                 "did not store all of them"
             )
 
@@ -171,9 +170,7 @@ class Recorder:
 
     def _check_disk(self, frame: StereoFrame) -> None:
         """Raise where the disk is nearly full, or the file does not grow: OpenCV does not report failed writes."""
-        disk = shutil.disk_usage(self.path.parent)
-        if disk.free < min(_MIN_FREE_BYTES, _MIN_FREE_PART * disk.total):
-            raise _StoppedError("the disk is nearly full")
+        check_room(self.path.parent)
         self._unchecked_bytes += 2 * frame.left_rgb.nbytes
         if self._unchecked_bytes > _CHECK_EVERY_BYTES:
             before, self._file_bytes = self._file_bytes, self.path.stat().st_size
@@ -182,11 +179,22 @@ class Recorder:
                 raise _StoppedError("the file does not grow any more; is the disk full?")
 
     def _stopped(self, reason: str) -> UserError:
-        return UserError(f"--record {self.path}: stopped after {count_of(_count_frames(self.path), 'pair')}: {reason}")
+        return UserError(f"--record {self.path}: stopped after {count_of(count_frames(self.path), 'pair')}: {reason}")
 
 
 class _StoppedError(Exception):
     """The recording cannot continue; the pairs so far are kept."""
+
+
+def check_room(folder: Path) -> None:
+    """Check that the disk of a folder has room for more.
+
+    Raises:
+        OSError: it is nearly full, or was removed.
+    """
+    disk = shutil.disk_usage(folder)
+    if disk.free < min(_MIN_FREE_BYTES, _MIN_FREE_PART * disk.total):
+        raise OSError(errno.ENOSPC, "the disk is nearly full")
 
 
 def _estimate_frames(path: Path) -> int:
@@ -198,7 +206,7 @@ def _estimate_frames(path: Path) -> int:
     return count
 
 
-def _count_frames(path: Path) -> int:
+def count_frames(path: Path) -> int:
     """Return how many frames of a video can be read, without decoding them."""
     count = 0
     if path.is_file():
@@ -258,56 +266,6 @@ class FrameTimes:
         self._file.close()
 
 
-class DepthWriter:
-    """Writes the depth of each pair to a folder, with the time of each and the calibration; to be used in a `with`.
-
-    The folder gets `depth_000000.npy` and so on (float32 [H, W], metres, NaN unknown), `depth.times.csv`, and
-    `depth.calibration.npz`, of rectified images of this size.
-
-    Args:
-        folder: made where it does not exist; has to be empty.
-        calibration: of the depth maps.
-
-    Raises:
-        UserError: the folder is not empty, or cannot be written to.
-    """
-
-    def __init__(self, folder: Path, calibration: StereoCalibration) -> None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"--save-depth {folder}: exists already; name a new or an empty folder")
-        self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._times = FrameTimes(folder / "depth.times.csv")
-        except OSError as error:
-            raise UserError(f"--save-depth {folder}: cannot be written ({error.strerror})") from error
-        save_calibration(folder / "depth.calibration.npz", rectified_rig(calibration))
-        self._written = 0
-
-    def __enter__(self) -> "DepthWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._times.close()
-        logger.info("%s: %d depth maps written", self._folder, self._written)
-
-    def __call__(self, matched: MatchedFrame) -> None:
-        """Write the depth of one pair.
-
-        Raises:
-            UserError: the disk is full or removed.
-        """
-        assert matched.depth_m is not None, "no calibration"
-        encoded = encode_npy(matched.depth_m)
-        path = self._folder / f"depth_{self._written:06d}.npy"
-        try:
-            write_atomically(path, lambda file: file.write(encoded), durable=False)
-            self._times.add(matched.frame)
-        except OSError as error:
-            raise UserError(f"--save-depth {path}: cannot be written ({error.strerror or error})") from error
-        self._written += 1
-
-
 class Recordings:
     """Starts and stops the recordings of a rig; to be used in a `with`, whose end closes the file properly.
 
@@ -349,44 +307,48 @@ class Recordings:
             save_calibration(calibration_beside(path), self._calibration)
         self._rig.on_frame = self._recorder.add
 
-    def stop(self) -> None:
-        """Finish the recording, if one runs, and log its result; the view continues in any case."""
+    def stop(self) -> str | None:
+        """Finish the recording, if one runs; log and return its result. The view continues in any case."""
         recorder, self._recorder, self._rig.on_frame = self._recorder, None, None
         if recorder is None:
-            return
+            return None
         try:
             recorder.finish()
         except UserError as error:
             self.incomplete += 1
             logger.warning(str(error))
-            return
+            return str(error)
         if recorder.written == 0:
             for kept in (calibration_beside(recorder.path), times_beside(recorder.path)):
                 kept.unlink(missing_ok=True)
-            logger.warning("%s: not written, since no pair arrived", recorder.path)
-            return
+            text = f"{recorder.path}: not written, since no pair arrived"
+            logger.warning(text)
+            return text
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
         logger.info(
             "%s: %s recorded%s; --side-by-side %s plays them",
             *(recorder.path, count_of(recorder.written, "pair"), dropped, recorder.path),
         )
         self.written.append(recorder.path)
+        return text
 
-    def stop_if_failed(self) -> None:
-        """Stop a recording that cannot continue."""
+    def stop_if_failed(self) -> str | None:
+        """Stop a recording that cannot continue; return the reason."""
         if self._recorder is not None and self._recorder.failure is not None:
-            self.stop()
+            return self.stop()
+        return None
 
-    def toggle(self, folder: Path) -> None:
-        """Stop the recording, or start one in a folder, named by date and time.
+    def toggle(self, folder: Path) -> str | None:
+        """Stop the recording, or start one in a folder, named by date and time; return what was done.
 
         Raises:
             UserError: it cannot be written.
         """
         if self._recorder is not None:
-            self.stop()
-        else:
-            self.start(unused_path(folder, ".mkv"), codec=_FAST_CODEC)
+            return self.stop()
+        path = unused_path(folder, ".mkv")
+        self.start(path, codec=_FAST_CODEC)
+        return f"recording {path}; r stops"
 
 
 def unused_path(folder: Path, suffix: str = "") -> Path:
@@ -421,24 +383,32 @@ class Snapshots:
         self._pool.shutdown()
         self.log_finished()
 
-    def save(self, matched: MatchedFrame, images: dict[str, Canvas]) -> None:
-        """Start saving a pair, its maps, and the images of the windows."""
+    def save(self, matched: MatchedFrame, images: dict[str, Canvas]) -> Path:
+        """Start saving a pair, its maps, and the images of the windows; return the folder."""
         folder = unused_path(self.folder)
         folder.mkdir(parents=True)
         self._pending.append((folder, self._pool.submit(_save, folder, matched, images, self._calibration)))
+        return folder
 
-    def log_finished(self) -> None:
-        """Log the result of each snapshot that was finished since the last call; the view continues in any case."""
+    def log_finished(self) -> str | None:
+        """Log the result of each snapshot that was finished since the last call; return that of the last one.
+
+        The view continues in any case.
+        """
+        text = None
         finished = [snapshot for snapshot in self._pending if snapshot[1].done()]
         self._pending = [snapshot for snapshot in self._pending if snapshot not in finished]
         for folder, future in finished:
             try:
                 future.result()
             except OSError as error:
-                logger.warning("%s: not saved (%s)", folder, error.strerror or error)
+                text = f"{folder}: not saved ({error.strerror or error})"
+                logger.warning(text)
             else:
-                logger.info("%s: snapshot saved", folder)
+                text = f"{folder}: snapshot saved"
+                logger.info(text)
                 self.written.append(folder)
+        return text
 
 
 def _save(folder: Path, matched: MatchedFrame, images: dict[str, Canvas], calibration: RigCalibration | None) -> None:

@@ -110,6 +110,7 @@ def format_report(result: CalibrationResult, board: str) -> str:
         "standard deviations, by the covariance of the fit: " + describe_precision(result),
         f"coverage: corners in {result.coverage[0]:.0%} of the left image, {result.coverage[1]:.0%} of the right one",
         f"half a pixel of disparity is {', '.join(errors)}",
+        *_describe_settings(rig),
         "",
         f"{'pair':16} {'left':>8} {'right':>8} {'both':>8} {'rows':>8}   RMS, and largest row difference, px",
     ]
@@ -127,6 +128,13 @@ def format_report(result: CalibrationResult, board: str) -> str:
             f"  the board {view.description}: {1000 * depth_m * view.depth_ratio:.0f} mm" for view in result.proposed
         ]
     return "\n".join(lines)
+
+
+def _describe_settings(rig: RigCalibration) -> list[str]:
+    if rig.settings is None:
+        return []
+    sides = zip(("left", "right"), rig.settings, strict=True)
+    return [f"settings of the {side} camera, in its driver's units: {settings}" for side, settings in sides]
 
 
 def describe_precision(result: CalibrationResult) -> str:

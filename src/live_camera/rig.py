@@ -17,9 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt8
 
+from foundation_stereo_depth.calibration.settings import CameraSettings, RigSettings
 from foundation_stereo_depth.data.pairs import Pairs, find_pairs
 from foundation_stereo_depth.errors import CameraError, UserError
 from live_camera.camera import Camera, Frame, is_device, is_stream, is_video
+from live_camera.camera_settings import lock_settings
 from live_camera.options import CameraOptions, SourceOptions
 from live_camera.sources import (
     CorruptFrameError,
@@ -41,8 +43,8 @@ _MAX_CORRUPT_IN_A_ROW = 10
 _SKEW_PATIENCE_S = 2.0
 _STALLED_S, _STALLED_PAIRS = 2.0, 3
 """No pair for so long, and for as long as so many pairs take: something is wrong; drivers give up after ten seconds."""
-_SETTLING_S = 1.5
-"""Automatic exposure and white balance settle in about this time before they are locked."""
+_SETTINGS_EVERY_S = 5.0
+"""Between two checks of the settings of the cameras, which a driver or another program may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +71,11 @@ class Rig:
         source: which camera is which, and how much skew is allowed.
         fps: the rate at which recordings are played, pairs per second; None plays as fast as pairs are taken.
         nominal_fps: the rate of the source, where it is known otherwise than by its files.
+        settings: of the cameras of the left and the right view; None for anything but devices.
 
     Attributes:
-        source: as given.
+        source, settings: as given.
+        changed_setting: a setting that is not what it was locked to, in one line; None where there is none.
         waiting_for: the lost camera that is being reopened; None where there is none.
         skew_dropped: number of pairs dropped because their frames were too far apart in time.
         skew_ms: skew of the newest pair, dropped or not.
@@ -87,10 +91,14 @@ class Rig:
         *,
         fps: float | None = None,
         nominal_fps: float | None = None,
+        settings: RigSettings | None = None,
     ) -> None:
         self._cameras = cameras
         self._nominal_fps = nominal_fps
         self.source = source
+        self.settings = settings
+        self.changed_setting: str | None = None
+        self._settings_checked_at_s = time.monotonic()
         self._interval_s = 1 / fps if fps and not cameras.live else 0.0
         self._changed = threading.Condition()
         self._newest: StereoFrame | None = None
@@ -196,12 +204,21 @@ class Rig:
                 frame = self._read_pair()
                 if frame is not None:
                     self._publish(frame)
+                    self._check_settings()
                     due_s = max(due_s, time.monotonic() - self._interval_s) + self._interval_s
         except BaseException as error:  # raised again by `next`
             self._failure = error
         with self._changed:
             self._finished = True
             self._changed.notify_all()
+
+    def _check_settings(self) -> None:
+        """Find settings that changed by themselves, every few seconds: a lens that moved voids the calibration."""
+        now_s = time.monotonic()
+        if self.settings is not None and now_s - self._settings_checked_at_s > _SETTINGS_EVERY_S:
+            self._settings_checked_at_s = now_s
+            changed = (camera.find_changed() for camera in self._cameras.cameras)
+            self.changed_setting = next((line for line in changed if line is not None), None)
 
     def _read_pair(self) -> StereoFrame | None:
         """Return the next pair; None where it is dropped, or a camera is lost."""
@@ -307,24 +324,29 @@ class Rig:
         self._shape = left.shape
 
 
-def open_rig(source: SourceOptions, camera: CameraOptions, *, realtime: bool = True) -> Rig:
-    """Open the cameras or files that the options name, apply the settings and lock exposure and white balance.
+def open_rig(
+    source: SourceOptions, camera: CameraOptions, *, realtime: bool = True, calibrated: RigSettings | None = None
+) -> Rig:
+    """Open the cameras or files that the options name, apply the settings and lock focus, exposure and white balance.
 
     Args:
         source: which cameras.
         camera: settings that are requested of them.
         realtime: play recordings at their own rate; otherwise only where a rate is given.
+        calibrated: settings of the left and the right camera while they were calibrated; None where they are unknown.
 
     Raises:
         UserError: they cannot be opened, or do not belong together.
     """
     source.check_given()
     cameras = _open_source(source, camera)
-    if cameras.cameras and all(camera.is_device for camera in cameras.cameras):
-        _lock_colours(cameras)
+    settings = None
+    if cameras.cameras and all(each.is_device for each in cameras.cameras):
+        settings = _lock_settings(cameras.cameras, source, camera, calibrated)
     return Rig(
         cameras,
         source,
+        settings=settings,
         fps=camera.fps or ((cameras.fps or 1.0) if realtime else None),
         nominal_fps=None if cameras.live else camera.fps,
     )
@@ -370,23 +392,16 @@ def _open_source(source: SourceOptions, options: CameraOptions) -> StereoSource:
         raise
 
 
-def _lock_colours(source: StereoSource) -> None:
-    """Lock both cameras to the exposure and white balance that the left one chose, so that colours are the same."""
-    until_s = time.monotonic() + _SETTLING_S
-    if not source.cameras[0].read_colour_settings():
-        return
-    while time.monotonic() < until_s:
-        for camera in source.cameras:
-            if camera.grab() is None:  # the rig's thread waits for it
-                logger.warning(
-                    "%s: gave no frame at first, so exposure and white balance of both cameras stay automatic; "
-                    "restart to lock them",
-                    camera.role,
-                )
-                return
-    values = source.cameras[0].read_colour_settings()
-    for camera in source.cameras:
-        camera.lock_colours(values)
+def _lock_settings(
+    cameras: list[Camera], source: SourceOptions, camera: CameraOptions, calibrated: RigSettings | None
+) -> RigSettings:
+    """Lock the cameras' settings; return those of the left and of the right view."""
+    known: tuple[CameraSettings | None, ...] = calibrated or (None, None)
+    # One device gives both views; swapped views are those of the other camera.
+    known = known[: len(cameras)] if not source.swap else known[::-1][: len(cameras)]
+    found = lock_settings(cameras, camera, known)
+    views = (found[0], found[-1])
+    return (views[1], views[0]) if source.swap else views
 
 
 def _is_capture(address: str) -> bool:

@@ -21,14 +21,16 @@ from tqdm import tqdm
 from foundation_stereo_depth.colours import colour_map_of
 from foundation_stereo_depth.data.rectify import Rectifier, Resizer
 from foundation_stereo_depth.errors import UserError
+from live_camera.depth_files import open_depth_writer
 from live_camera.diagnostics import Diagnostics
 from live_camera.draw import Canvas
 from live_camera.fusion import TemporalFusion
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher
 from live_camera.options import ShowOptions
-from live_camera.recording import DepthWriter, Recordings, Snapshots
+from live_camera.recording import Recordings, Snapshots
 from live_camera.rig import Rig, StereoFrame
-from live_camera.view import Status, Windows, centre_of, draw_windows, measure_box
+from live_camera.view import Status, ViewState, Windows, centre_of, draw_windows, measure_box
+from live_camera.web_view import WebView
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ _UPDATE_TEXT_EVERY_S = 0.25
 _WAIT_S = 0.05
 _KEPT_LATENCIES = 1000
 _JSON_EVERY_S = 1.0
+_NOTICE_S = 4.0
 
 
 class Prefetcher:
@@ -181,13 +184,12 @@ def live_view(
     Raises:
         UserError: the cameras, the calibration, the display or the disk do not allow it.
     """
-    stats, diagnostics = Statistics(), Diagnostics(rig, rectify, matcher)
+    stats, diagnostics, notice = Statistics(), Diagnostics(rig, rectify, matcher), Notice()
     matched: MatchedFrame | None = None
     with ExitStack() as stack:
         windows = None if options.headless else stack.enter_context(Windows())
-        if windows is not None:
-            windows.state.depth_range = options.depth_range
-            windows.state.colour_map = colour_map_of(options.colormap)
+        web = None if options.serve is None else stack.enter_context(WebView(options.serve))
+        state = _set_state(ViewState() if windows is None else windows.state, options)
         snapshots = stack.enter_context(Snapshots(options.save_dir, rectify.calibration))
         bar = stack.enter_context(
             tqdm(total=options.frames, unit="pair", desc="live", disable=not options.headless, dynamic_ncols=True)
@@ -197,32 +199,39 @@ def live_view(
         recordings = stack.enter_context(Recordings(rig, rectify.calibration))
         if options.record is not None:
             recordings.start(options.record)
-        views = _open_views(stack, options, rectify, JsonReport(stats, rig))
+        views = _open_views(stack, options, rectify, rig, JsonReport(stats, rig))
         views += [] if extra_view is None else [extra_view]
         stack.enter_context(rig)
         fuse = TemporalFusion(options.forgetting) if options.temporal_fusion else None
         prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse))
         while not prefetcher.ended:
             # -------- the newest pair and its disparity
-            paused = windows is not None and windows.state.paused and matched is not None
+            paused = state.paused and matched is not None
             fresh = None if paused else prefetcher.next(_WAIT_S)
             matched = matched if fresh is None else fresh
             # -------- problems of the cameras, the frames, the network or the disk
             warnings = diagnostics.update(None if fresh is None else fresh.frame)
-            recordings.stop_if_failed()
-            snapshots.log_finished()
+            notice.set(recordings.stop_if_failed() or snapshots.log_finished())
             # -------- windows and keys
             text = stats.text(rig)
             bar.set_postfix_str(f"{text}  ·  {matcher.description}", refresh=False)
-            if windows is not None and matched is not None:
+            watched = windows is not None or (web is not None and web.watched)
+            if watched and matched is not None:
                 status = Status(
-                    matcher=matcher.description, statistics=text, warnings=warnings, recording=recordings.running
+                    matcher=matcher.description,
+                    statistics=text,
+                    warnings=warnings,
+                    recording=recordings.running,
+                    notice=notice.text,
                 )
-                images = draw_windows(matched, windows.state, status, options.min_confidence)
-                keys = windows.show(images, (rectify.height, rectify.width))
-                if windows.closed:
-                    break
-                _save_by_key(keys, matched, images, snapshots, recordings)
+                images = draw_windows(matched, state, status, options.min_confidence)
+                if web is not None:
+                    web.show(images)
+                if windows is not None:
+                    keys = windows.show(images, (rectify.height, rectify.width))
+                    if windows.closed:
+                        break
+                    notice.set(_save_by_key(keys, matched, images, snapshots, recordings))
             if paused:
                 time.sleep(_WAIT_S)
             # -------- statistics and other views of the new pair
@@ -267,10 +276,18 @@ class JsonReport:
         print(json.dumps(line), flush=True)
 
 
+def _set_state(state: ViewState, options: ShowOptions) -> ViewState:
+    """Set the view as the options have it; return its state, which keys change."""
+    state.depth_range, state.contours = options.depth_range, options.contours
+    state.colour_map = colour_map_of(options.colormap)
+    return state
+
+
 def _open_views(
     stack: ExitStack,
     options: ShowOptions,
     rectify: Rectifier | Resizer,
+    rig: Rig,
     report: JsonReport,
 ) -> list[Callable[[MatchedFrame], None]]:
     """Return what takes each result beside the windows: files of depth, lines of JSON."""
@@ -278,7 +295,8 @@ def _open_views(
     if options.save_depth is not None:
         if rectify.stereo_calibration is None:
             raise UserError("--save-depth: needs the rig's --calibration; without one there is no depth")
-        views.append(stack.enter_context(DepthWriter(options.save_depth, rectify.stereo_calibration)))
+        writer = open_depth_writer(options.save_depth, rectify.stereo_calibration, rig.fps)
+        views.append(stack.enter_context(writer))
     if options.json:
         views.append(report)
     return views
@@ -286,12 +304,32 @@ def _open_views(
 
 def _save_by_key(
     keys: str, matched: MatchedFrame, images: dict[str, Canvas], snapshots: Snapshots, recordings: Recordings
-) -> None:
-    """Save a snapshot by the key s, start or stop a recording by the key r."""
+) -> str | None:
+    """Save a snapshot by the key s, start or stop a recording by the key r; return what was done, None if nothing."""
+    answer = None
     try:
         if "s" in keys:
-            snapshots.save(matched, images)
+            answer = f"saving {snapshots.save(matched, images)}"
         if "r" in keys:
-            recordings.toggle(snapshots.folder)
+            answer = recordings.toggle(snapshots.folder)
     except (UserError, OSError) as error:  # a full disk does not end the view
-        logger.warning("not saved: %s", error)
+        answer = f"not saved: {error}"
+        logger.warning(answer)
+    return answer
+
+
+class Notice:
+    """The answer to a key, which is shown for a few seconds."""
+
+    def __init__(self) -> None:
+        self._text, self._until_s = "", 0.0
+
+    def set(self, text: str | None) -> None:
+        """Show a new answer; None leaves the one before."""
+        if text is not None:
+            self._text, self._until_s = text, time.monotonic() + _NOTICE_S
+
+    @property
+    def text(self) -> str:
+        """What to show now."""
+        return self._text if time.monotonic() < self._until_s else ""

@@ -19,6 +19,7 @@ from foundation_stereo_depth.stereo.geometry import depth_std_from_disparity, po
 from live_camera import draw
 from live_camera.matcher import MatchedFrame
 from live_camera.options import ShowOptions
+from live_camera.window_places import Place, keep_places, read_places
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,13 @@ KEYS = {
     "[  ]": "narrow or widen the colour range",
     "a": "adapt the colour range to the scene, or keep it",
     "c": "hide pixels of low confidence",
+    "d": "draw contours of depth into the left view, one each 0.5 m",
     "s": "save a snapshot: images, disparity, depth, point cloud",
     "r": "start or stop recording the raw pairs",
     "space": "pause",
     "h": "this help",
     "q  Esc": "quit; closing a window does the same",
+    "colours": "as the bar beside the map says; black: unknown, grey: hidden by c",
 }
 
 _ESCAPE = 27
@@ -41,6 +44,11 @@ _MIN_VIEW_WIDTH_PX = 480
 _SMALLEST_VIEW_PX = 160
 _SCREEN_MARGIN_PX, _GAP_PX, _FRAME_PX = 20, 10, 40
 """Around all windows; between two; and what a window manager puts above each window."""
+_FIRST_PAINT_MS = 20
+"""A new window is white until it has painted itself, which it does while OpenCV waits for a key."""
+_SIZE_TOLERANCE = 0.1
+_PLACED_AFTER = 10
+"""Images; by then the window manager has placed all windows."""
 _RANGE_STEP = 1.2
 _SMOOTHING = 0.15
 """Fraction by which the colour range approaches the scene's per image where it adapts."""
@@ -63,6 +71,7 @@ class ViewState:
     """
 
     lines: bool = False
+    contours: bool = False
     adapt_range: bool = False
     hide_uncertain: bool = False
     paused: bool = False
@@ -79,6 +88,8 @@ class ViewState:
         match chr(key):
             case "l":
                 self.lines = not self.lines
+            case "d":
+                self.contours = not self.contours
             case "a":
                 self.adapt_range = not self.adapt_range
             case "c":
@@ -123,12 +134,14 @@ class Status:
         statistics: rates, latency, skew.
         warnings: what is wrong at the moment, one line each.
         recording: a recording is being made.
+        notice: the answer to a key, shown for a few seconds.
     """
 
     matcher: str = ""
     statistics: str = ""
     warnings: list[str] = field(default_factory=list[str])
     recording: bool = False
+    notice: str = ""
 
 
 def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_confidence: float) -> dict[str, Canvas]:
@@ -157,6 +170,8 @@ def draw_windows(matched: MatchedFrame, state: ViewState, status: Status, min_co
         scales[CONFIDENCE_WINDOW] = ColourScale(low=0, high=100, unit="%", colour_map=cv2.COLORMAP_VIRIDIS)
         percent = matched.match.confidence * np.float32(100)
         bodies[CONFIDENCE_WINDOW] = apply_colours(percent, scales[CONFIDENCE_WINDOW], height, width, hidden)
+    if state.contours and matched.depth_m is not None:
+        draw.draw_contours(bodies[PAIR_WINDOW][:, :width], matched.depth_m, scale)
     cursor = state.cursor or centre_of(matched)
     _draw_cursors(bodies, cursor, height / matched.left.shape[0], width / matched.left.shape[1])
     values_text = describe_pixel(matched, *cursor)
@@ -258,7 +273,8 @@ def _describe_medians(matched: MatchedFrame, rows: slice, columns: slice) -> str
 def _title(name: str, state: ViewState, *, rectified: bool) -> str:
     if name == PAIR_WINDOW:
         rows = "rectified" if rectified else "not rectified: no calibration"
-        return f"left and right view, {rows}" + ("  ·  paused" if state.paused else "") + "  ·  h: help"
+        contours = "  ·  contours each 0.5 m" if state.contours and rectified else ""
+        return f"left and right view, {rows}" + contours + ("  ·  paused" if state.paused else "") + "  ·  h: help"
     if name == CONFIDENCE_WINDOW:
         return "confidence, P(|error| < 1 px)"
     quantity = "depth" if name == DEPTH_WINDOW else "disparity (no calibration, so no depth)"
@@ -273,9 +289,10 @@ def _rows(name: str, status: Status, values_text: str) -> list[tuple[str, Bgr]]:
     if name == PAIR_WINDOW:
         recording = "● recording  ·  " if status.recording else ""
         warning = "  ·  ".join(status.warnings)
+        second = (warning, draw.WARNING) if warning else (values_text, draw.TEXT)
         return [
             (recording + status.statistics, draw.TEXT),
-            (warning or values_text, draw.WARNING if warning else draw.TEXT),
+            (status.notice, draw.NOTICE) if status.notice else second,
         ]
     if name == CONFIDENCE_WINDOW:
         return [(status.matcher, draw.QUIET), ("", draw.QUIET)]
@@ -297,7 +314,11 @@ class Windows:
     def __init__(self) -> None:
         self.state = ViewState(screen=check_display())
         self.closed = False
-        self._open: dict[str, tuple[int, int]] = {}
+        self._open: set[str] = set()
+        self._kept = read_places(self.state.screen)
+        self._placed: dict[str, Place] = {}
+        self._first: dict[str, Place] = {}
+        self._shown = 0
         self._map_size = (1, 1)
         self._body_size = (1, 1)
 
@@ -305,6 +326,8 @@ class Windows:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if moved := self._moved_places():
+            keep_places(self.state.screen, moved)
         cv2.destroyAllWindows()
 
     def show(self, images: dict[str, Canvas], map_size: tuple[int, int]) -> str:
@@ -319,17 +342,29 @@ class Windows:
         self._body_size = (pair.shape[0] - 3 * draw.ROW_PX, pair.shape[1] // 2)
         for name in [name for name in self._open if name not in images]:
             cv2.destroyWindow(name)
-            del self._open[name]
+            self._open.discard(name)
+        new = [name for name in images if name not in self._open]
         for name, image in images.items():
-            if name not in self._open:
+            if name in new:
                 self._create(name, image)
             cv2.imshow(name, image)
-        return self.poll_keys()
+        keys = self.poll_keys(_FIRST_PAINT_MS if new else 0)
+        self._shown += 1
+        if self._shown == _PLACED_AFTER // 2:
+            self._place_again()
+        if self._shown == _PLACED_AFTER:
+            self._first = {name: place for name in self._open if (place := _place_of(name)) is not None}
+        return keys
 
-    def poll_keys(self) -> str:
-        """Apply the view's own keys and notice closed windows; return the other keys that were pressed."""
+    def poll_keys(self, wait_ms: int = 0) -> str:
+        """Apply the view's own keys and notice closed windows; return the other keys that were pressed.
+
+        Args:
+            wait_ms: how long the windows may take to paint themselves; 0 only if that is due.
+        """
         others = ""
-        while (key := cv2.pollKey()) != -1:
+        key = cv2.waitKey(wait_ms) if wait_ms else cv2.pollKey()
+        while key != -1:
             key &= 0xFF
             if key in (_ESCAPE, ord("q")):
                 self.closed = True
@@ -337,20 +372,46 @@ class Windows:
                 others += chr(key)
             else:
                 self.state.press(key)
+            key = cv2.pollKey()
         if any(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1 for name in self._open):
             self.closed = True
         return others
 
     def _create(self, name: str, image: Canvas) -> None:
         cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-        cv2.resizeWindow(name, image.shape[1], image.shape[0])
         left = _SCREEN_MARGIN_PX
         below = left + self._body_size[0] + 3 * draw.ROW_PX + _FRAME_PX + _GAP_PX
         beside = left + self._body_size[1] + draw.BAR_PX + _GAP_PX
         positions = {PAIR_WINDOW: (left, left), CONFIDENCE_WINDOW: (beside, below)}
-        cv2.moveWindow(name, *positions.get(name, (left, below)))
+        new = Place(*positions.get(name, (left, below)), image.shape[1], image.shape[0])
+        place = self._placed[name] = self._kept.get(name, new)
+        cv2.resizeWindow(name, place.width, place.height)
+        cv2.moveWindow(name, place.left, place.top)
         cv2.setMouseCallback(name, self._track_mouse, name)
-        self._open[name] = image.shape[:2]
+        self._open.add(name)
+
+    def _place_again(self) -> None:
+        """Request again the size of windows that did not get it: on a busy machine Qt may lose it, and the image."""
+        for name in self._open:
+            place, now = self._placed[name], _place_of(name)
+            if now is not None and abs(now.width - place.width) > _SIZE_TOLERANCE * place.width:
+                cv2.resizeWindow(name, place.width, place.height)
+                cv2.moveWindow(name, place.left, place.top)
+
+    def _moved_places(self) -> dict[str, Place]:
+        """Return where the user moved the windows to, or how large they were made.
+
+        OpenCV states the place of the image, and takes that of the frame around it: the difference to the place of the
+        image when the window was new is what the user did.
+        """
+        places: dict[str, Place] = {}
+        for name, first in self._first.items():
+            now = _place_of(name) if name in self._open else None
+            if now is not None and now != first:
+                asked = self._placed[name]
+                left, top = asked.left + now.left - first.left, asked.top + now.top - first.top
+                places[name] = Place(left, max(0, top), now.width, now.height)
+        return places
 
     def _track_mouse(self, event: int, column: int, row: int, _flags: int, name: Any) -> None:
         del event
@@ -364,15 +425,25 @@ class Windows:
         self.state.cursor = (column * map_width // body_width, row * map_height // body_height)
 
 
+def _place_of(name: str) -> Place | None:
+    """Return where the image of a window is on the screen; None where it was closed."""
+    if cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1:
+        return None
+    return Place(*cv2.getWindowImageRect(name))
+
+
 class ImageWindow:
     """A window that shows one RGB image after the other; to be used in a `with`.
+
+    Attributes:
+        screen: width and height of the screen, px; None where they are unknown.
 
     Raises:
         UserError: there is no display.
     """
 
     def __init__(self, title: str) -> None:
-        check_display()
+        self.screen = check_display()
         self._title = title
         cv2.namedWindow(title, cv2.WINDOW_AUTOSIZE | cv2.WINDOW_GUI_NORMAL)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fake_cameras import FakeCamera, machine  # noqa: F401
 
+from foundation_stereo_depth.calibration.settings import CameraSettings
 from foundation_stereo_depth.errors import CameraError
 from live_camera import camera as capture
 from live_camera.camera import Camera, CameraInfo, is_device, is_pipeline, is_stream, is_video, probe_sizes
@@ -61,22 +62,36 @@ def test_settings_are_read_back_and_differences_logged_once(
     assert machine[0].settings[cv2.CAP_PROP_FOURCC] == mjpg
 
 
-def test_locked_exposure_and_white_balance_survive_a_reopening(machine: dict[int, FakeCamera]) -> None:
+def test_locked_settings_survive_a_reopening_until_they_are_unlocked(machine: dict[int, FakeCamera]) -> None:
     machine[0] = FakeCamera(FRAME)
-    camera = Camera("0", "--left 0", CameraOptions(white_balance=5000.0))
-    chosen = camera.read_colour_settings()
-    assert chosen == {
-        cv2.CAP_PROP_EXPOSURE: 156.0,
-        cv2.CAP_PROP_GAIN: 8.0,
-        cv2.CAP_PROP_WB_TEMPERATURE: 5000.0,
-    }
-    camera.lock_colours(chosen)
+    machine[0].settings |= {cv2.CAP_PROP_AUTOFOCUS: 1.0, cv2.CAP_PROP_FOCUS: 30.0}
+    camera = Camera("0", "--left 0", CameraOptions())
+    assert machine[0].settings[cv2.CAP_PROP_AUTOFOCUS] == 1.0  # left as it was
+    camera.lock({cv2.CAP_PROP_EXPOSURE: None, cv2.CAP_PROP_WB_TEMPERATURE: 5000.0, cv2.CAP_PROP_FOCUS: None})
+    assert camera.find_changed() is None
     machine[0].settings[cv2.CAP_PROP_EXPOSURE] = 1.0
-    machine[0].settings[cv2.CAP_PROP_AUTO_WB] = 1.0
+    assert camera.find_changed() == "--left 0: exposure was locked at 156, and is 1 now"
+    machine[0].settings |= {cv2.CAP_PROP_AUTO_WB: 1.0, cv2.CAP_PROP_AUTOFOCUS: 1.0, cv2.CAP_PROP_EXPOSURE: 156.0}
+    assert camera.find_changed() == "--left 0: automatic white balance is on again"
     assert camera.reopen()
-    assert machine[0].settings[cv2.CAP_PROP_EXPOSURE] == 156.0
-    assert machine[0].settings[cv2.CAP_PROP_AUTO_WB] == 0.0
-    assert Camera("0", "--left 0", CameraOptions(exposure="auto", white_balance="auto")).read_colour_settings() == {}
+    assert camera.read_settings() == CameraSettings(focus=30.0, exposure=156.0, gain=8.0, white_balance=5000.0)
+    assert [machine[0].settings[name] for name in (cv2.CAP_PROP_AUTO_WB, cv2.CAP_PROP_AUTOFOCUS)] == [0.0, 0.0]
+    camera.unlock({cv2.CAP_PROP_WB_TEMPERATURE: None})
+    assert machine[0].settings[cv2.CAP_PROP_AUTO_WB] == 1.0
+    assert camera.find_changed() is None
+
+
+def test_controls_that_a_camera_lacks_are_none_without_a_warning(
+    machine: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture
+) -> None:
+    machine[0] = FakeCamera(FRAME)
+    machine[0].refused = {cv2.CAP_PROP_FOCUS, cv2.CAP_PROP_AUTOFOCUS, cv2.CAP_PROP_GAIN}
+    machine[0].settings |= dict.fromkeys(machine[0].refused, -1.0)
+    camera = Camera("0", "--left 0", CameraOptions())
+    camera.lock({cv2.CAP_PROP_FOCUS: 30.0, cv2.CAP_PROP_GAIN: None})
+    assert camera.read_settings() == CameraSettings(exposure=156.0, white_balance=4600.0)
+    assert camera.find_changed() is None
+    assert caplog.messages == []
 
 
 def test_camera_that_does_not_open_lists_the_cameras_found(

@@ -9,7 +9,7 @@ from rendered_rig import RenderedRig, chessboard, plane_at
 from foundation_stereo_depth.calibration.files import read_calibration
 from live_camera import draw
 from live_camera.board import Board
-from live_camera.collect import MAX_EDGE_WIDTH_PX, Collector, collect_pairs, edge_width_px
+from live_camera.collect import MAX_EDGE_WIDTH_PX, Collector, collect_pairs, edge_width_px, fit_scale
 from live_camera.options import BoardOptions
 
 GOLDEN = Path(__file__).parents[1] / "golden/calibration"
@@ -109,6 +109,16 @@ def test_shown_image_has_the_coverage_and_the_message_below(poses: list) -> None
 
     assert collect_pairs(iter(frames(poses[:1])), board(), Path("shown"), wanted=3, show=show) == 1
     assert len(shown) == 4
-    assert shown[0].shape == (480 + draw.ROW_PX, 1280, 3)
+    assert shown[0].shape == (480 + 2 * draw.ROW_PX, 1280, 3)
     assert (shown[3][:480] != shown[0][:480]).any()  # the area that was covered is tinted
-    assert np.array_equal(shown[0][480:], draw.draw_text_row("0 of 3 pairs  ·  hold the board still", 1280, draw.TEXT))
+    text = draw.draw_text_row("0 of 3 pairs  ·  hold the board still", 1280, draw.TEXT)[..., ::-1]
+    assert np.array_equal(shown[0][480 : 480 + draw.ROW_PX], text)
+
+
+@pytest.mark.parametrize("size", [(320, 240), (1280, 720), (1920, 1080)])
+def test_collection_fits_the_screen_and_its_text_is_readable(size: tuple[int, int]) -> None:
+    scale = fit_scale(2 * size[0], size[1], (1366, 768))
+    assert 2 * size[0] * scale <= 1366 - 60
+    assert size[1] * scale + 2 * draw.ROW_PX <= 768 - 60
+    assert 2 * size[0] * scale >= 900
+    assert fit_scale(2 * size[0], size[1], None) == max(1, 900 / (2 * size[0]))

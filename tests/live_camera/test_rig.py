@@ -1,5 +1,6 @@
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,18 +11,19 @@ from fake_cameras import FakeCamera, machine  # noqa: F401
 
 from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.errors import CameraError, DataError, UserError
+from live_camera import camera_settings
 from live_camera import rig as rig_module
 from live_camera.options import CameraOptions, SourceOptions
 from live_camera.rig import Rig, StereoFrame, open_rig
 
 LEFT, RIGHT = shifted_pair(48, 64, 5)
-UNLOCKED = CameraOptions(exposure="auto", white_balance="auto")
+UNLOCKED = CameraOptions(focus="auto", exposure="auto", white_balance="auto")
 
 
 @pytest.fixture
 def two_cameras(machine: dict[int, FakeCamera], monkeypatch: pytest.MonkeyPatch) -> dict[int, FakeCamera]:
     monkeypatch.setattr(rig_module, "_REOPEN_EVERY_S", 0.02)
-    monkeypatch.setattr(rig_module, "_SETTLING_S", 0.05)
+    monkeypatch.setattr(camera_settings, "SETTLING_S", 0.05)
     machine[0], machine[2] = FakeCamera(LEFT), FakeCamera(RIGHT)
     return machine
 
@@ -219,8 +221,8 @@ def test_settings_that_cannot_be_locked_are_logged(
     two_cameras[2].silent = True
     with open_rig(SourceOptions(left="0", right="2"), CameraOptions()):
         assert caplog.messages[0] == (
-            "--right 2: gave no frame at first, so exposure and white balance of both cameras stay automatic; restart "
-            "to lock them"
+            "--right 2: gave no frame at first, so focus, exposure and white balance of both cameras stay automatic; "
+            "restart to lock them"
         )
 
 
@@ -244,7 +246,7 @@ def test_side_by_side_device_is_requested_at_twice_the_width(machine: dict[int, 
     machine[1] = FakeCamera(np.hstack([LEFT, RIGHT]))
     with open_rig(
         SourceOptions(side_by_side="1"),
-        CameraOptions(camera_width=640, camera_height=480, exposure="auto", white_balance="auto"),
+        replace(UNLOCKED, camera_width=640, camera_height=480),
     ) as rig:
         first(rig)
     assert machine[1].settings[cv2.CAP_PROP_FRAME_WIDTH] == 1280

@@ -31,14 +31,14 @@ from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch
 from live_camera import camera as capture
+from live_camera import cli, view
 from live_camera import rig as rig_module
 from live_camera import session as live
-from live_camera import view
 from live_camera.camera import CameraInfo
 from live_camera.cli import calibrate_command, list_cameras_command, live_view_command
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame, Matcher, WatchedMatcher, sgbm_matcher
-from live_camera.options import CameraOptions, ShowOptions, SourceOptions
+from live_camera.options import CameraOptions, MatcherOptions, ShowOptions, SourceOptions
 from live_camera.recording import Recorder, Recordings, Snapshots, check_recordable
 from live_camera.rig import Rig, StereoFrame, open_rig
 from live_camera.session import live_view
@@ -174,7 +174,7 @@ def test_live_view_continues_after_a_camera_was_reconnected(
         if len(seen) == 5:
             machine[2].connected = False
 
-    cameras = CameraOptions(exposure="auto", white_balance="auto")
+    cameras = CameraOptions(focus="auto", exposure="auto", white_balance="auto")
     rig = open_rig(SourceOptions(left="0", right="2"), cameras)
     original = rig.next
 
@@ -452,7 +452,7 @@ def test_recording_stops_when_its_disk_is_removed(monkeypatch: pytest.MonkeyPatc
 
 def test_black_view_is_logged_once(machine: dict[int, FakeCamera], caplog: pytest.LogCaptureFixture) -> None:
     machine[0], machine[2] = FakeCamera(np.zeros_like(LEFT), fps=10), FakeCamera(RIGHT, fps=10)
-    cameras = CameraOptions(exposure="auto", white_balance="auto")
+    cameras = CameraOptions(focus="auto", exposure="auto", white_balance="auto")
     rig = open_rig(SourceOptions(left="0", right="2", max_skew_ms=1000), cameras)
     live_view(rig, no_rectification(), sgbm_matcher(height=H, width=W), ShowOptions(headless=True, frames=8))
     assert caplog.messages.count("the left view is black: is the lens covered?") == 1
@@ -731,3 +731,28 @@ def test_depth_of_each_pair_is_saved_with_times_and_calibration(
     assert line["centre_sigma_px"] is None
     assert live_view_command(flags) == 2
     assert "--save-depth depth: exists already" in capsys.readouterr().err
+
+
+def test_network_that_is_not_named_is_the_newest_run_of_the_folder_or_the_installed_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    found = {None: Path("installed"), "latest": Path("runs/1/best.pt")}
+
+    def find(source: MatcherOptions, _downloads: Path) -> Path:
+        if source.run_id not in found:
+            raise UserError("no run")
+        return found[source.run_id]
+
+    monkeypatch.setattr("foundation_stereo_depth.inference.predictor.find_network_file", find)
+    assert cli.find_newest_network(MatcherOptions(), Path()) == Path("installed")
+    Path("mlflow.db").touch()
+    assert cli.find_newest_network(MatcherOptions(), Path()) == Path("runs/1/best.pt")
+    del found["latest"]
+    assert cli.find_newest_network(MatcherOptions(), Path()) == Path("installed")
+    assert [message.partition(":")[2].split(",")[0] for message in caplog.messages] == [
+        " the installed one",
+        " runs/1/best.pt of the newest run; --checkpoint default is the installed one",
+        " the installed one",
+    ]
+    assert not MatcherOptions(checkpoint="default").unnamed

@@ -216,3 +216,30 @@ def test_missing_display_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":8765")
     with pytest.raises(UserError, match="DISPLAY is :8765, but no window opens there"):
         view.check_display()
+
+
+def test_contours_are_drawn_into_the_left_view_where_depth_passes_half_a_metre() -> None:
+    matched = matched_frame()  # 1 m on the left half, 2 m on the right one
+    plain = view.draw_windows(matched, ViewState(depth_range=(0.5, 3.0)), Status(), 0.5)
+    state = ViewState(depth_range=(0.5, 3.0))
+    state.press(ord("d"))
+    images = view.draw_windows(matched, state, Status(), 0.5)
+    changed = (shown(images, PAIR_WINDOW) != shown(plain, PAIR_WINDOW)).any(axis=2)
+    columns = np.flatnonzero(changed.any(axis=0))
+    assert columns.min() > 220
+    assert columns.max() < 260  # the step in the middle of the left view, 480 px wide; nothing in the right view
+    assert changed[:, columns.min() : columns.max() + 1].any(axis=1).mean() > 0.9
+    no_depth = view.draw_windows(matched_frame(depth=False), state, Status(), 0.5)
+    assert shown(no_depth, PAIR_WINDOW).shape == shown(plain, PAIR_WINDOW).shape
+
+
+def test_answer_to_a_key_is_shown_in_place_of_the_values() -> None:
+    images = view.draw_windows(matched_frame(), ViewState(), Status(notice="a: snapshot saved"), 0.5)
+    row = draw.draw_text_row("a: snapshot saved", images[PAIR_WINDOW].shape[1], draw.NOTICE)
+    assert np.array_equal(images[PAIR_WINDOW][-draw.ROW_PX :], row)
+
+
+def test_all_keys_fit_the_help_of_a_small_window() -> None:
+    image = draw.draw_help(view.KEYS, 250, 666)
+    rows = np.flatnonzero((image != np.array(draw.BACKGROUND, np.uint8)).any(axis=(1, 2)))
+    assert rows.max() < 249

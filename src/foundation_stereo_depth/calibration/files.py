@@ -32,6 +32,7 @@ from foundation_stereo_depth.calibration.rig import (
     create_rectified_rig,
     implausible_baseline,
 )
+from foundation_stereo_depth.calibration.settings import RigSettings, settings_of_values
 from foundation_stereo_depth.calibration.text import (
     LARGEST_FILE_BYTES,
     check_size,
@@ -76,6 +77,8 @@ _NAMES = {
     "width": ("imagewidth", "width"),
     "height": ("imageheight", "height"),
     "distortion_model": ("distortionmodel",),
+    "settings_l": ("settingsl",),
+    "settings_r": ("settingsr",),
 }
 
 
@@ -164,6 +167,8 @@ def save_calibration(
         "P2": rectified.right_projection,
         "Q": rectified.disparity_to_depth,
     }
+    if calibration.settings is not None:
+        arrays["settings_l"], arrays["settings_r"] = (np.array(each.values()) for each in calibration.settings)
     arrays |= {key: np.array(value) for key, value in (figures or {}).items()}
     write_atomically(path, lambda file: np.savez(file, **arrays), durable=True)
 
@@ -382,7 +387,15 @@ def _from_entries(found: Mapping[str, Any], metres: float | None, size: Size) ->
         rotation=rotation,
         translation_m=translation_m,
         rectification=rectification if {"R1", "R2"} <= set(found) or "T" not in found else None,
+        settings=_settings(found),
     )
+
+
+def _settings(found: Mapping[str, Any]) -> RigSettings | None:
+    if not {"settings_l", "settings_r"} <= set(found):
+        return None
+    left, right = (settings_of_values(numbers(found, name, (-1,)).tolist()) for name in ("settings_l", "settings_r"))
+    return left, right
 
 
 def _rectification(found: Mapping[str, Any], metres: float) -> Rectification | None:

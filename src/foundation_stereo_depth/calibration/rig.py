@@ -19,6 +19,7 @@ from foundation_stereo_depth.calibration.rectification import (
     check_given,
     compute_rectification,
 )
+from foundation_stereo_depth.calibration.settings import RigSettings
 from foundation_stereo_depth.errors import CalibrationError
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
 
@@ -52,6 +53,7 @@ class RigCalibration:
         distortion_model: radtan (OpenCV's usual model, up to 14 coefficients) or equidistant (its fisheye, 4).
         rotation, translation_m: X_right = R X_left + T.
         rectification: as the calibration gives it; None has it computed.
+        settings: of the left and the right camera while they were calibrated; None where they are unknown.
 
     Raises:
         CalibrationError: this is no horizontal rig with the left camera on the left, or numbers contradict each other.
@@ -67,6 +69,7 @@ class RigCalibration:
     rotation: Float[np.ndarray, "3 3"]
     translation_m: Float[np.ndarray, "3"]
     rectification: Rectification | None = None
+    settings: RigSettings | None = None
 
     def __post_init__(self) -> None:
         _check_cameras(self)
