@@ -22,6 +22,7 @@ from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.outputs import write_outputs
 from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
@@ -153,8 +154,8 @@ class Recorder:
             incomplete = count_frames(self.path) < self.written
         if incomplete:
             raise UserError(
-                f"--record {self.path}: holds {count_frames(self.path)} of {self.written} pairs; the disk did not "
-                "store all of them"
+                f"--record {self.path}: holds {count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk "
+                "did not store all of them"
             )
 
     def _open_writer(self, height: int, width: int) -> Any:
@@ -178,7 +179,7 @@ class Recorder:
                 raise _StoppedError("the file does not grow any more; is the disk full?")
 
     def _stopped(self, reason: str) -> UserError:
-        return UserError(f"--record {self.path}: stopped after {count_frames(self.path)} pairs: {reason}")
+        return UserError(f"--record {self.path}: stopped after {count_of(count_frames(self.path), 'pair')}: {reason}")
 
 
 class _StoppedError(Exception):
@@ -324,8 +325,10 @@ class Recordings:
             logger.warning(text)
             return text
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
-        text = f"{recorder.path}: {recorder.written} pairs recorded{dropped}"
-        logger.info("%s; --side-by-side %s plays them", text, recorder.path)
+        logger.info(
+            "%s: %s recorded%s; --side-by-side %s plays them",
+            *(recorder.path, count_of(recorder.written, "pair"), dropped, recorder.path),
+        )
         self.written.append(recorder.path)
         return text
 
