@@ -82,7 +82,7 @@ def draw_board(options: BoardOptions, paper: PaperName) -> Page:
     across, down = _size_in_squares(options)
     upright = PAPER_MM[paper]
     width_mm, height_mm = max(
-        (upright, upright[::-1]), key=lambda size: min(_usable(size)[0] / across, _usable(size)[1] / down)
+        (upright, (upright[1], upright[0])), key=lambda size: min(_usable(size)[0] / across, _usable(size)[1] / down)
     )
     usable = _usable((width_mm, height_mm))
     largest_mm = min(usable[0] / across, usable[1] / down)
