@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -28,7 +29,7 @@ from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import _RetryQueue
-from foundation_stereo_depth.training import run
+from foundation_stereo_depth.training import run, setup
 from foundation_stereo_depth.training import train as training
 from foundation_stereo_depth.training.loss import heteroscedastic_loss
 from foundation_stereo_depth.training.preview import draw_preview
@@ -43,8 +44,9 @@ STEPS_PER_EPOCH = 3
 
 @pytest.fixture
 def simple_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render synthetic scenes of six primitives, in a fifth of the time."""
+    """Render synthetic scenes of six primitives by PyTorch, which compiles nothing first."""
     monkeypatch.setattr(torch_scenes, "PIECES", 6)
+    monkeypatch.setattr(setup, "SceneSource", partial(torch_scenes.ProceduralSource, device=torch.device("cpu")))
 
 
 def history_of(folder: str | Path) -> list[dict[str, float]]:
@@ -246,6 +248,20 @@ def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracki
     assert len(Path("out/bad_samples.txt").read_text().splitlines()) == 2
     assert run_of("out", tracking_uri).data.tags["bad_samples"] == "2"
     assert "2 samples could not be read and were skipped" in caplog.text
+
+
+def test_the_first_epochs_train_at_half_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
+    shapes = []
+
+    def watched(network, source, plan, options, *, epoch, progress):
+        for batch, inputs in examples(network, source, plan, options, epoch=epoch, progress=progress):
+            shapes.append((epoch, *batch.left.shape[2:]))
+            yield batch, inputs
+
+    examples = training._examples
+    monkeypatch.setattr(training, "_examples", watched)
+    train(tiny_options(dataset_root=fsd_tree, height=64, width=80, epochs=3, half_size_epochs=2))
+    assert set(shapes) == {(0, 32, 40), (1, 32, 40), (2, 64, 80)}
 
 
 def test_a_data_set_without_one_known_pixel_trains_without_nan(tmp_path: Path, tiny_options) -> None:

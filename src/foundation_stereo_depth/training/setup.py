@@ -18,9 +18,10 @@ from foundation_stereo_depth.checkpoint import (
     load_checkpoint,
     read_trained,
 )
-from foundation_stereo_depth.data.batch import Source
+from foundation_stereo_depth.data.batch import HalfSizeSource, Source
 from foundation_stereo_depth.data.dataset import DATASET_ROOT_VARIABLE, find_dataset_root
 from foundation_stereo_depth.data.loader import open_files
+from foundation_stereo_depth.data.synthetic.source import SceneSource
 from foundation_stereo_depth.data.synthetic.torch_scenes import ProceduralSource
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.log import count_of
@@ -28,10 +29,12 @@ from foundation_stereo_depth.model import create_network, fused_from_guided
 from foundation_stereo_depth.model.predecessor import with_uncertainty_head
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import flag_of
-from foundation_stereo_depth.options.training import AugmentOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options.training import LEAST_SIZE_PX, AugmentOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 
 logger = logging.getLogger(__name__)
+
+_HALF_SIZE_FRACTION = 0.6  # of the epochs
 
 
 def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
@@ -60,7 +63,8 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             base = replace(base, model=given.facts.model, augment=_augmentation_of(given, initial))
         options = command_line.build_options(TrainOptions, explicit, base=base)
         warn_of_unused_flags(explicit, options)
-        return options, None
+        half_size_epochs = choose_half_size_epochs(options)
+        return replace(options, optimizer=replace(options.optimizer, half_size_epochs=half_size_epochs)), None
     path = Path(resume)
     if path.is_dir():
         path = path / "last.pt"
@@ -84,6 +88,28 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
     return command_line.build_options(TrainOptions, explicit, base=saved), checkpoint
 
 
+def choose_half_size_epochs(options: TrainOptions) -> int:
+    """Return how many epochs the run begins with at half its size; `auto` becomes a number here.
+
+    A resumed run keeps the number, whatever its `--epochs` then says.
+
+    Raises:
+        UserError: the half is smaller than networks take.
+    """
+    asked, data = options.optimizer.half_size_epochs, options.data
+    too_small = min(data.height, data.width) < 2 * LEAST_SIZE_PX
+    if asked == "auto":
+        has_files = data.dataset_root is not None or data.cache_root is not None
+        if too_small or has_files or options.model.model != "unet" or options.optimizer.initial_weights is not None:
+            return 0
+        return int(_HALF_SIZE_FRACTION * options.optimizer.epochs)
+    if asked and too_small:
+        raise UserError(
+            f"--half-size-epochs {asked}: the half of {data.width}x{data.height} is below {LEAST_SIZE_PX}x{LEAST_SIZE_PX}"
+        )
+    return asked
+
+
 def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions) -> None:
     """Log a warning for typed flags that change nothing, given the others."""
     model, data = options.model.model, options.data
@@ -105,9 +131,17 @@ def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions)
 
 
 class Data(NamedTuple):
-    """What a run trains and validates on, and the facts about it that are recorded."""
+    """What a run trains and validates on, and the facts about it that are recorded.
+
+    Attributes:
+        train: at the size that the options name.
+        half_size_train: the same at half of it.
+        validation: at full size.
+        facts: names, numbers and texts.
+    """
 
     train: Source
+    half_size_train: Source
     validation: Source
     facts: dict[str, object]
 
@@ -134,11 +168,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
                 "no data set given (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE
             )
 
-        def scenes(length: int, seed: int) -> ProceduralSource:
-            return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
+        def scenes(length: int, seed: int, divisor: int = 1) -> Source:
+            height, width = asked.height // divisor, asked.width // divisor
+            if device.type == "cuda":
+                return ProceduralSource(length=length, seed=seed, height=height, width=width, device=device)
+            return SceneSource(length=length, seed=seed, height=height, width=width)
 
         return Data(
             scenes(asked.procedural_samples, options.runtime.seed),
+            scenes(asked.procedural_samples, options.runtime.seed, 2),
             # A seed of their own, the same in all runs, makes figures of different runs comparable.
             scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
             {
@@ -157,7 +195,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         files.split.by,
         count_of(int(str(files.facts["reading_threads"])), "thread"),
     )
-    return Data(files.train, files.validation, dict(files.facts))
+    return Data(files.train, HalfSizeSource(files.train), files.validation, dict(files.facts))
 
 
 def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Module:

@@ -31,7 +31,7 @@ from foundation_stereo_depth.signals import detach_lost_terminal, stop_signals
 from foundation_stereo_depth.training.loss import loss_terms, loss_weights, weighted_loss
 from foundation_stereo_depth.training.restart import find_earlier_start
 from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped
-from foundation_stereo_depth.training.setup import first_network, open_data
+from foundation_stereo_depth.training.setup import choose_half_size_epochs, first_network, open_data
 from foundation_stereo_depth.training.state import Metrics, Snapshot, TrainingState, learning_rate_at
 from foundation_stereo_depth.training.validate import Evaluation, evaluate
 from foundation_stereo_depth.uncertainty import fitted_scale
@@ -78,6 +78,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
     if resumed is not None:
         state.restore(resumed, processes)
     forward = _wrap(network, options, processes, device)
+    half_size_epochs = choose_half_size_epochs(options)
     total_steps = len(_training_plan(data.train, 0, options, processes)) * options.optimizer.epochs
 
     with Record(options, run_id, processes) as record, StopSignals() as stop:
@@ -87,10 +88,11 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
         _warn_of_little_work(data.train, options, state)
 
         for epoch in range(state.progress.epoch, options.optimizer.epochs):
-            plan = _training_plan(data.train, epoch, options, processes)
+            source = data.half_size_train if epoch < half_size_epochs else data.train
+            plan = _training_plan(source, epoch, options, processes)
             progress = EpochProgress(epoch, len(plan), state, options, processes)
             network.train()
-            for batch, inputs in _examples(network, data.train, plan, options, epoch=epoch, progress=progress):
+            for batch, inputs in _examples(network, source, plan, options, epoch=epoch, progress=progress):
                 # -------------------------------------------------------------------------------------- one step
                 with autocast(device, precision):
                     prediction = forward(*inputs)
@@ -120,7 +122,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 if is_logged or done % _SNAPSHOT_EVERY[device.type] == 0:
                     snapshot = state.snapshot()
                     if snapshot.first_bad_step >= 0:
-                        raise _not_finite(snapshot.first_bad_step, epoch, plan, data.train, record)
+                        raise _not_finite(snapshot.first_bad_step, epoch, plan, source, record)
                     progress.show(snapshot)
                     if is_logged:
                         record.log_steps(state.progress.samples, state.take_interval())
