@@ -250,18 +250,18 @@ def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracki
     assert "2 samples could not be read and were skipped" in caplog.text
 
 
-def test_the_first_epochs_train_at_half_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
+def test_images_grow_from_a_quarter_to_the_full_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
     shapes = []
 
-    def watched(network, source, plan, options, *, epoch, progress):
-        for batch, inputs in examples(network, source, plan, options, epoch=epoch, progress=progress):
-            shapes.append((epoch, *batch.left.shape[2:]))
+    def watched(network, source, plan, augment, *, epoch, **others):
+        for batch, inputs in examples(network, source, plan, augment, epoch=epoch, **others):
+            shapes.append((epoch, *batch.left.shape[2:], augment.augment))
             yield batch, inputs
 
     examples = training._examples
     monkeypatch.setattr(training, "_examples", watched)
-    train(tiny_options(dataset_root=fsd_tree, height=64, width=80, epochs=3, half_size_epochs=2))
-    assert set(shapes) == {(0, 32, 40), (1, 32, 40), (2, 64, 80)}
+    train(tiny_options(dataset_root=fsd_tree, height=128, width=160, epochs=3, small_epochs=2))
+    assert set(shapes) == {(0, 32, 40, False), (1, 64, 80, False), (2, 128, 160, True)}
 
 
 def test_a_data_set_without_one_known_pixel_trains_without_nan(tmp_path: Path, tiny_options) -> None:

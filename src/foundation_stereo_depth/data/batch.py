@@ -99,10 +99,16 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class HalfSizeSource:
-    """The samples of another source at half its width and height."""
+class ReducedSource:
+    """The samples of another source, their width and height divided.
+
+    Attributes:
+        source: at full size.
+        divisor: of width and height, which are rounded down.
+    """
 
     source: Source
+    divisor: int
 
     def __len__(self) -> int:
         return len(self.source)
@@ -113,12 +119,13 @@ class HalfSizeSource:
 
     def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
         """Yield one batch per entry of `plan`: views averaged, disparities those of the nearest pixels."""
-        return map(_halved, self.source.batches(plan, epoch))
+        for batch in self.source.batches(plan, epoch):
+            yield _reduced(batch, self.divisor)
 
 
-def _halved(batch: StereoBatch) -> StereoBatch:
+def _reduced(batch: StereoBatch, divisor: int) -> StereoBatch:
     height, width = batch.left.shape[-2:]
-    size = (height // 2, width // 2)
+    size = (height // divisor, width // divisor)
     rows, columns = (torch.as_tensor(nearest_indices(*ends)) for ends in ((height, size[0]), (width, size[1])))
     return replace(
         batch,

@@ -166,10 +166,11 @@ class OptimizerOptions(OptionGroup):
         "random weights",
         fixed=True,
     )
-    half_size_epochs: int | Literal["auto"] = option(
+    small_epochs: int | Literal["auto"] = option(
         "auto",
-        "train so many epochs, the first ones, at half the width and height, where a network that sees both views alone "
-        "learns faster; auto takes three fifths of them with --model unet on synthetic scenes, else none",
+        "train so many epochs, the first ones, on small images without augmentation, where a network learns faster: "
+        "half of them at a quarter of the width and height, half at half; auto takes four fifths of all with --model "
+        "unet on synthetic scenes, else none",
         minimum=0,
         fixed=True,
     )
