@@ -138,4 +138,5 @@ def test_no_command_looks_up_a_name_or_writes_into_the_home_folder(tiny, tmp_pat
 
 
 def test_predicting_from_python_takes_the_documented_lines() -> None:
-    assert doctest.testmod(predictor) == (0, 6)
+    assert doctest.testmod(predictor) == (0, 7)
+    assert Path("depth.png").read_bytes().startswith(b"\x89PNG")

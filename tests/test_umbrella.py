@@ -54,6 +54,12 @@ def test_a_mistyped_flag_is_answered_by_the_nearest(typed: str, meant: str, caps
     assert capsys.readouterr().err == message
 
 
+def test_a_flag_of_another_command_is_answered_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["predict", "left.png", "right.png", "--epochs", "5"])
+    assert "unknown argument --epochs, a flag of train; --help" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("words", "completions"),
@@ -61,6 +67,7 @@ def test_a_mistyped_flag_is_answered_by_the_nearest(typed: str, meant: str, caps
         (["foundation-stereo", "pre"], ["predict"]),
         (["foundation-stereo", "train", "--model", "f"], ["fused"]),
         (["foundation-stereo", "train", "--val-"], ["--val-fraction"]),
+        (["foundation-stereo-calibrate", "--paper", ""], ["a4", "letter"]),
         (["foundation-stereo-depth", "--val-"], ["--val-fraction"]),
         (["foundation-stereo-predict", "le"], ["left.png"]),
     ],
@@ -73,6 +80,38 @@ def test_bash_completes_commands_flags_values_and_files(words: list[str], comple
         ["bash", "-c", completion_script("bash") + "\n" + code], capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == completions
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
+@pytest.mark.parametrize(
+    ("line", "completions"),
+    [
+        ("foundation-stereo pre", ["predict"]),
+        ("foundation-stereo train --model f", ["fused"]),
+        ("foundation-stereo-depth --val-", ["--val-fraction"]),
+    ],
+)
+def test_a_real_fish_completes(line: str, completions: list[str]) -> None:
+    code = f'{completion_script("fish")}\ncomplete -C "{line}"'
+    ended = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True, check=True)
+    assert [answer.split("\t")[0] for answer in ended.stdout.splitlines()] == completions
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+def test_a_bare_zsh_completes() -> None:
+    """Type into an interactive zsh without any configuration, which has not set completion up."""
+    Path("completion.zsh").write_text(completion_script("zsh"))
+    typed = """
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        await() { local read; until [[ $seen == *$1* ]]; do zpty -r shell read || return 1; seen+=$read; done; }
+        zpty -w shell 'source ./completion.zsh; foundation-stereo() echo "ran $*"; echo loa""ded'
+        await loaded
+        zpty -w shell $'foundation-stereo train --model fu\t'
+        await 'ran train --model fused'
+    """
+    ended = subprocess.run(["zsh", "-f", "-c", typed], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_fish_completes_values_of_a_flag() -> None:

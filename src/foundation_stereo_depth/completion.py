@@ -15,7 +15,11 @@ def completion_script(shell: str) -> str:
     flags = {name: _visible_flags(load(command.options)) for name, command in COMMANDS.items()}
     if shell == "fish":
         return "\n".join(_fish_lines(flags))
-    zsh = ["autoload -U +X bashcompinit && bashcompinit"] if shell == "zsh" else []
+    zsh = [
+        "(( $+functions[compdef] )) || { autoload -U compinit && compinit -i }",  # a bare zsh has not done so
+        "autoload -U +X bashcompinit && bashcompinit",
+    ]
+    zsh = zsh if shell == "zsh" else []
     return "\n".join([*zsh, *_bash_lines(flags)])
 
 

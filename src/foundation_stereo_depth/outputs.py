@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -78,9 +79,7 @@ def write_outputs(
     files: dict[Path, bytes] = {}  # all are encoded before the first is written
     for (what, suffix), path in paths.items():
         if what == "figure":
-            shown = scale or scale_of_match(match, depth_m, figures) or _NOTHING_KNOWN
-            panels = [match_panel(match, depth_m, shown, figures.grey_below), confidence_panel(match)]
-            files[path] = encode_figure(title, left, panels)
+            files[path] = encode_match(left, match, depth_m, title=title, figures=figures, scale=scale)
         elif what == "cloud":
             if depth_m is not None and calibration is not None:
                 keep = depth_m < max_depth_m
@@ -99,6 +98,76 @@ def write_outputs(
         raise
     _warn_of_clipped(paths.get(("disparity", ".png")), match)
     return list(files)
+
+
+def encode_match(
+    left: UInt8[np.ndarray, "H W 3"],
+    match: StereoMatch,
+    depth_m: Float[np.ndarray, "H W"] | None,
+    *,
+    title: str = "left",
+    figures: FigureOptions = FigureOptions(),  # noqa: B008 (it is frozen)
+    scale: ColourScale | None = None,
+) -> bytes:
+    """Return the figure of a match as a PNG: the left view, depth (without one disparity), confidence."""
+    shown = scale or scale_of_match(match, depth_m, figures) or _NOTHING_KNOWN
+    panels = [match_panel(match, depth_m, shown, figures.grey_below), confidence_panel(match)]
+    return encode_figure(title, left, panels)
+
+
+_BY_SUFFIX = {".png": "figure", ".npy": "depth", ".pfm": "depth", ".ply": "cloud"}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairMatch(StereoMatch):
+    """A match with the view that it belongs to, so that it can be saved and shown.
+
+    Attributes:
+        left: the left view, RGB.
+    """
+
+    left: UInt8[np.ndarray, "H W 3"]
+
+    @classmethod
+    def of(cls, match: StereoMatch, left: UInt8[np.ndarray, "H W 3"]) -> "PairMatch":
+        """Return a match with its left view."""
+        return cls(
+            disparity_px=match.disparity_px,
+            valid=match.valid,
+            sigma_px=match.sigma_px,
+            confidence=match.confidence,
+            left=left,
+        )
+
+    def save(self, path: Path | str, calibration: StereoCalibration | None = None) -> Path:
+        """Write a file of the kind that its suffix names, replacing an existing one; return its path.
+
+        `.png` is a figure of depth, or of disparity without a calibration, and of confidence; `.npy` and `.pfm` are
+        maps of numbers, of the same; `.ply` is a point cloud in metres.
+
+        Args:
+            path: where to; folders that do not exist are created.
+            calibration: of the pair, at any size of the same aspect.
+
+        Raises:
+            UserError: no file has this suffix, or a point cloud is asked for without a calibration.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in _BY_SUFFIX:
+            raise UserError(f"{path}: a match is saved as {', '.join(_BY_SUFFIX)}")
+        what = _BY_SUFFIX[suffix]
+        if calibration is None:
+            if what == "cloud":
+                raise UserError(f"{path}: a point cloud needs a calibration: match.save(path, calibration)")
+            what = "disparity" if what == "depth" else what
+        rig = None if calibration is None else calibration.resized(*self.disparity_px.shape)
+        write_outputs({(what, suffix): path}, self.left, self, rig)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """Return what a notebook shows of the match: a figure of disparity and confidence."""
+        return encode_match(self.left, self, None)
 
 
 class OutputWriter:

@@ -1,5 +1,6 @@
 """Runs in MLflow: the only module that imports it. Training survives the loss of a server; records are sent later."""
 
+import json
 import logging
 import os
 import re
@@ -20,7 +21,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 import mlflow
 import sqlalchemy
 import sqlalchemy.exc
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelOutput,
+    LoggedModelStatus,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -39,7 +50,7 @@ CHECKPOINT_FOLDER_TAG = "checkpoint_folder"
 """The tag of a run that holds the path of its local folder of checkpoints."""
 
 _UNKNOWN, _EXISTS = "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"
-_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", _UNKNOWN}
+_REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", _UNKNOWN}
 """Error codes of requests that would fail again."""
 _TRY_AGAIN_AFTER_S = 60.0
 """An unreachable server costs training a few seconds per this time."""
@@ -49,6 +60,8 @@ _LOCAL_ARTIFACTS = "./mlruns"
 LATEST = "latest"
 """In place of a run's id: the run that was started last."""
 _SHORTEST_PREFIX = 4
+_MODEL_PARAMETERS = ("model", "base_channels", "depth", "height", "width", "loss", "parameters")
+"""Parameters of a run that describe its network."""
 _SEARCHED_RUNS = 1000
 
 
@@ -131,7 +144,8 @@ class Tracker:
         self.run_id: str = run.info.run_id
         self.address = page_of_run(self.uri, run.info.experiment_id, self.run_id)
         self._artifacts = _local_folder(str(run.info.artifact_uri))
-        self._sent_samples: set[int] | None = None if run_id is not None else set()
+        self._is_new = run_id is None
+        self._sent_samples: dict[str, set[int]] = {}
         self.has_parameters = bool(run.data.params)
         self._monitor: SystemMetricsMonitor | None = None
         self._metrics.send(lambda: self._start_monitor(resume=run_id is not None))
@@ -150,6 +164,65 @@ class Tracker:
         """Record facts about the run that may change."""
         entries = [RunTag(name, str(value)[:_LONGEST_VALUE]) for name, value in tags.items()]
         self._metrics.send(lambda: self._client.log_batch(self.run_id, tags=entries))
+
+    def log_dataset(self, name: str, *, source: str, fingerprint: str, counts: Mapping[str, object]) -> None:
+        """Record what the run is trained on, which its page and the list of runs show.
+
+        Args:
+            name: short.
+            source: folders, or what else the samples come from.
+            fingerprint: of the samples.
+            counts: facts about its size.
+        """
+        dataset = Dataset(
+            name=name,
+            digest=fingerprint,
+            source_type="local",
+            source=json.dumps({"uri": source}),
+            profile=json.dumps(dict(counts)),
+        )
+        tagged = DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
+        self._metrics.send(lambda: self._client.log_inputs(self.run_id, [tagged]))
+
+    def log_best(self, name: str, epoch: int, metrics: Mapping[str, float], tags: Mapping[str, object]) -> None:
+        """Record the run's best network among its models: figures and the place of its file, which is not copied.
+
+        Args:
+            name: of the model.
+            epoch: counted from 1, also of one in progress.
+            metrics: recorded as `best/*` of the run too.
+            tags: facts about the model.
+        """
+        now_ms = int(time.time() * 1000)
+        entries = {f"best/{key}": value for key, value in metrics.items()}
+
+        def send() -> None:
+            model_id = self._find_or_create_model(name, epoch)
+            self._client.set_logged_model_tags(model_id, {key: str(value) for key, value in tags.items()})
+            first = next(iter(entries))
+            there = self._client.get_metric_history(self.run_id, first)
+            if not any((point.step, point.value) == (epoch, entries[first]) for point in there):
+                points = [
+                    Metric(key, value, now_ms, epoch, model_id=model_id, run_id=self.run_id)
+                    for key, value in entries.items()
+                ]
+                self._client.log_batch(self.run_id, metrics=points)
+
+        self._metrics.send(send, key="best")
+
+    def _find_or_create_model(self, name: str, epoch: int) -> str:
+        run = self._client.get_run(self.run_id)
+        if run.outputs is not None and run.outputs.model_outputs:
+            return run.outputs.model_outputs[0].model_id
+        model = self._client.create_logged_model(
+            run.info.experiment_id,
+            name=re.sub(r"[^\w+-]", "-", name),
+            source_run_id=self.run_id,
+            params={key: run.data.params[key] for key in _MODEL_PARAMETERS if key in run.data.params},
+        )
+        self._client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+        self._client.log_outputs(self.run_id, [LoggedModelOutput(model.model_id, epoch)])
+        return model.model_id
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of one epoch, counted from 1."""
@@ -183,24 +256,37 @@ class Tracker:
         entries = [Metric(name, value, now_ms, samples) for name, value in metrics.items()]
 
         def send() -> None:
-            if self._sent_samples is None:
-                history = self._client.get_metric_history(self.run_id, entries[0].key)
-                self._sent_samples = {point.step for point in history}
-            if samples not in self._sent_samples:
+            first = entries[0].key
+            if first not in self._sent_samples:
+                history = [] if self._is_new else self._client.get_metric_history(self.run_id, first)
+                self._sent_samples[first] = {point.step for point in history}
+            if samples not in self._sent_samples[first]:
                 self._client.log_batch(self.run_id, metrics=entries)
-                self._sent_samples.add(samples)
+                self._sent_samples[first].add(samples)
 
         self._metrics.send(send)
 
-    def log_figure(self, path: Path, name: str, epoch: int) -> None:
-        """Record an image file among the images of the run, which its page shows with a slider for the epoch."""
+    def log_figure(self, path: Path, name: str, step: int) -> None:
+        """Record an image file among the images of the run, which its page shows with a slider for the step."""
+        self._files.send(lambda: self._log_image(path, name, step), key=(path, name))
+
+    def log_missing_figures(self, figures: Sequence[tuple[Path, str, int]]) -> None:
+        """Record those images, given as for `log_figure`, that the run lacks."""
 
         def send() -> None:
-            if path.exists():
-                with Image.open(path) as image:
-                    self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=epoch, synchronous=True)
+            names = [
+                Path(found.path).name.replace("%", "+") for found in self._client.list_artifacts(self.run_id, "images")
+            ]
+            for path, name, step in figures:
+                if not any(found.startswith(f"{name}+step+{step}+") for found in names):
+                    self._log_image(path, name, step)
 
-        self._files.send(send, key=(path, name))
+        self._files.send(send)
+
+    def _log_image(self, path: Path, name: str, step: int) -> None:
+        if path.exists():  # it may have waited for long
+            with Image.open(path) as image:
+                self._client.log_image(self.run_id, image.convert("RGB"), key=name, step=step, synchronous=True)
 
     def send_file(self, path: Path, folder: str, *, link: bool = False) -> None:
         """Copy a local file to the run's artifacts.

@@ -30,6 +30,7 @@ _ERROR_BIN_BITS = 18
 _ERROR_BINS = (0x7F800000 >> _ERROR_BIN_BITS) + 1
 _NLL_STEPS_PER_NAT = 2**16
 _LARGEST_NLL = 2.0**28
+_LARGEST_SIGMA_PX = 2.0**15
 _RATIO_BINS_PER_DOUBLING, _RATIO_DOUBLINGS = 32, 16
 """Errors are counted by their ratio to the standard deviation, from 2^-16 to 2^16 of it, in steps of 2 %."""
 RATIO_BINS = 2 * _RATIO_DOUBLINGS * _RATIO_BINS_PER_DOUBLING
@@ -266,6 +267,30 @@ def uncertainty_counts(
         ),
         by_error=binned((error_px.view(torch.int32) >> _ERROR_BIN_BITS).to(torch.int64), _ERROR_BINS, steps),
     )
+
+
+@torch.no_grad()
+def likelihood_sums(
+    disparity_px: Float[Tensor, "B 1 H W"],
+    log_variance: Float[Tensor, "B 1 H W"],
+    true_disparity_px: Float[Tensor, "B 1 H W"],
+    distribution: str,
+) -> Int64[Tensor, "3"]:
+    """Return [valid pixels, standard deviation in 2^-20 px, -log likelihood in 2^-16 nat]; sums of batches add up."""
+    valid = valid_mask(true_disparity_px)
+    log_variances = torch.where(valid, log_variance.float(), 0.0)
+    sigma_px = (0.5 * log_variances).exp().nan_to_num(nan=_LARGEST_SIGMA_PX).clamp(max=_LARGEST_SIGMA_PX)
+    nll = DISTRIBUTIONS[distribution].nll(absolute_error(disparity_px, true_disparity_px), log_variances)[1]
+    nll_steps = (nll.nan_to_num(nan=_LARGEST_NLL).clamp(max=_LARGEST_NLL) * _NLL_STEPS_PER_NAT).round().to(torch.int64)
+    return torch.stack([valid.sum(), (round_to_steps(sigma_px) * valid).sum(), (nll_steps * valid).sum()])
+
+
+def likelihood_figures(sums: Int64[Tensor, "3"]) -> dict[str, float]:
+    """Return the mean standard deviation in px and the mean NLL in nats; empty where no pixel was valid."""
+    valid, sigma, nll = sums.tolist()
+    if valid == 0:
+        return {}
+    return {"mean_sigma_px": sigma / STEPS_PER_PX / valid, "nll_nat": nll / _NLL_STEPS_PER_NAT / valid}
 
 
 @torch.no_grad()

@@ -68,6 +68,7 @@ class Board:
                 "of all depths"
             )
         self.columns, self.rows = options.inner_corners
+        self._square_mm = options.square_mm
         square_m = options.square_mm / 1000
         across, down = np.meshgrid(np.arange(self.columns), np.arange(self.rows))
         self._circles = options.pattern == "circles"
@@ -76,6 +77,37 @@ class Board:
         grid = np.stack([across.ravel(), down.ravel(), np.zeros(self.columns * self.rows)], axis=-1)
         self.points_m: Float32[np.ndarray, "K 3"] = (grid * square_m).astype(np.float32)
         self._charuco = _create_charuco_detectors(options, square_m) if options.pattern == "charuco" else []
+
+    def black_squares(self) -> list[tuple[int, int]]:
+        """Return column and row of the black squares of a chessboard or a ChArUco board."""
+        white = {
+            (int(left_mm / self._square_mm), int(top_mm / self._square_mm)) for left_mm, top_mm, _ in self.markers()
+        }
+        squares = [(column, row) for row in range(self.rows + 1) for column in range(self.columns + 1)]
+        if white:
+            return [square for square in squares if square not in white]
+        return [(column, row) for column, row in squares if (column + row) % 2 == 0]
+
+    def markers(self) -> list[tuple[float, float, UInt8[np.ndarray, "n n"]]]:
+        """Return the markers of a ChArUco board: left and upper edge, mm from the board's corner; and the cells.
+
+        The cells hold the marker's black border; 0 is black. Other boards have none.
+        """
+        if not self._charuco:
+            return []
+        board = self._charuco[0].getBoard()
+        dictionary = board.getDictionary()
+        cells = dictionary.markerSize + 2
+        return [
+            (
+                float(1000 * corners[:, 0].min()),
+                float(1000 * corners[:, 1].min()),
+                np.asarray(cv2.aruco.generateImageMarker(dictionary, int(marker), cells), np.uint8),
+            )
+            for corners, marker in zip(
+                (np.asarray(corners) for corners in board.getObjPoints()), np.ravel(board.getIds()), strict=True
+            )
+        ]
 
     def detect(self, image: UInt8[np.ndarray, "H W 3"], *, fast: bool = False) -> BoardView | None:
         """Return the board in an image, or None where it is not found; a ChArUco board may be partly visible.

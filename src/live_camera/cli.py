@@ -142,12 +142,15 @@ def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundat
         examples=(
             "--left 0 --right 2 --corners 9x6 --square-mm 25",
             "--images 'left*.jpg' 'right*.jpg' --corners 9x6 --square-mm 25",
+            "--print-board board.pdf",
         ),
     )
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
         options = command_line.build_options(CalibrateOptions, explicit)
+        if options.printing.print_board is not None:
+            return _print_board(options, options.printing.print_board)
         _check_calibrate_options(options)
         from foundation_stereo_depth.calibration.rig import implausible_baseline
         from live_camera.board import Board
@@ -184,11 +187,32 @@ def calibrate_command(argv: Sequence[str] | None = None, program: str = "foundat
     return command_line.run_command(parser.prog, explicit, run)
 
 
+def _print_board(options: CalibrateOptions, path: Path) -> int:
+    """Write the board as a page to print."""
+    if path.exists() and not options.result.overwrite:
+        raise UserError(f"{path}: exists already; give --overwrite, or another name")
+    from foundation_stereo_depth.files import write_atomically
+    from live_camera.print_board import calibrate_flags, draw_board, encode_page
+
+    paper = options.printing.paper
+    page = draw_board(options.board, paper)
+    encoded = encode_page(page, path.suffix.lower())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(encoded), durable=False)
+    print(path)
+    logger.info(
+        "print it on %s at 100 %% (actual size), glue it onto something flat, and measure the line of 100 mm; then: "
+        "foundation-stereo calibrate --left 0 --right 2 %s",
+        "A4" if paper == "a4" else "Letter", calibrate_flags(page.board),
+    )  # fmt: skip
+    return 0
+
+
 def _check_calibrate_options(options: CalibrateOptions) -> None:
     if options.views.images is None and not options.source.given:
         raise UserError(
             "needs --left and --right (or --side-by-side), the cameras, or --images, images of the board: "
-            "'left*.jpg' 'right*.jpg'"
+            "'left*.jpg' 'right*.jpg'; --print-board board.pdf makes a board to print"
         )
     if options.views.images is not None and (options.source.given or options.source != SourceOptions()):
         raise UserError("--images takes images as they are; leave out --left, --right and other options of the source")

@@ -292,11 +292,32 @@ class CalibrationResultOptions(OptionGroup):
             raise UserError(f"--output {self.output}: has to end in .npz")
 
 
+PaperName = Literal["a4", "letter"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrintOptions(OptionGroup):
+    """printing"""
+
+    print_board: Path | None = option(
+        None,
+        "write the board to this file (.pdf, .svg or .png), true to scale with a ruler of 100 mm, and end; without "
+        "--square-mm with the largest squares that fit",
+    )
+    paper: PaperName = option("a4", "of --print-board")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.print_board is not None and self.print_board.suffix.lower() not in (".pdf", ".svg", ".png"):
+            raise UserError(f"--print-board {self.print_board}: has to end in .pdf, .svg or .png")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
     """All options of `foundation-stereo-calibrate`."""
 
     board: BoardOptions = BoardOptions()
+    printing: PrintOptions = PrintOptions()
     views: ViewOptions = ViewOptions()
     source: SourceOptions = SourceOptions()
     camera: CameraOptions = CameraOptions()

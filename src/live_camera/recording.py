@@ -22,6 +22,7 @@ from foundation_stereo_depth.data.codecs import encode_npy, write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.outputs import write_outputs
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from live_camera.camera import silence_opencv
@@ -154,8 +155,8 @@ class Recorder:
             incomplete = _count_frames(self.path) < self.written
         if incomplete:
             raise UserError(
-                f"--record {self.path}: holds {_count_frames(self.path)} of {self.written} pairs; the disk did not "
-                "store all of them"
+                f"--record {self.path}: holds {_count_frames(self.path)} of {count_of(self.written, 'pair')}; the disk "
+                "did not store all of them"
             )
 
     def _open_writer(self, height: int, width: int) -> Any:
@@ -181,7 +182,7 @@ class Recorder:
                 raise _StoppedError("the file does not grow any more; is the disk full?")
 
     def _stopped(self, reason: str) -> UserError:
-        return UserError(f"--record {self.path}: stopped after {_count_frames(self.path)} pairs: {reason}")
+        return UserError(f"--record {self.path}: stopped after {count_of(_count_frames(self.path), 'pair')}: {reason}")
 
 
 class _StoppedError(Exception):
@@ -366,8 +367,8 @@ class Recordings:
             return
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
         logger.info(
-            "%s: %d pairs recorded%s; --side-by-side %s plays them",
-            *(recorder.path, recorder.written, dropped, recorder.path),
+            "%s: %s recorded%s; --side-by-side %s plays them",
+            *(recorder.path, count_of(recorder.written, "pair"), dropped, recorder.path),
         )
         self.written.append(recorder.path)
 

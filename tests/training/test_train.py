@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import os
@@ -29,7 +30,7 @@ from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import _RetryQueue
-from foundation_stereo_depth.training import run, setup
+from foundation_stereo_depth.training import run, setup, validate
 from foundation_stereo_depth.training import train as training
 from foundation_stereo_depth.training.loss import heteroscedastic_loss
 from foundation_stereo_depth.training.preview import draw_preview
@@ -76,6 +77,17 @@ def test_a_run_writes_checkpoints_previews_and_its_record(
     assert record.info.status == "FINISHED"
     assert record.info.run_name == "unet synthetic 48x32"
     assert record.data.tags["best_epoch"] in ("1", "2")
+    [used] = record.inputs.dataset_inputs
+    assert (used.dataset.name, json.loads(used.dataset.profile)["train_samples"]) == ("synthetic", 4)
+    [output] = record.outputs.model_outputs
+    model = mlflow.MlflowClient(tracking_uri).get_logged_model(output.model_id)
+    assert (model.name, model.tags["file"]) == ("unet-synthetic-48x32", str(Path("out/best.safetensors").resolve()))
+    assert model.params["base_channels"] == "4"
+    assert min(point.value for point in model.metrics) == pytest.approx(
+        float(record.data.tags["best_validation/epe_px"]), rel=1e-3
+    )
+    assert not Path(model.artifact_location.removeprefix("file://")).exists()  # nothing is stored twice
+    assert "mean_sigma_px" in str(sorted(record.data.metrics))
     assert not [name for name in record.data.metrics if name.startswith("data/")]  # they are zero
     assert record.data.params["base_channels"] == "4"
     assert record.data.params["dataset"] == "made-up scenes"
@@ -247,7 +259,7 @@ def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracki
     train(tiny_options(dataset_root=fsd_tree, skip_bad=True, val_fraction=0.0))
     assert len(Path("out/bad_samples.txt").read_text().splitlines()) == 2
     assert run_of("out", tracking_uri).data.tags["bad_samples"] == "2"
-    assert "2 samples could not be read and were skipped" in caplog.text
+    assert "2 samples skipped, since unreadable" in caplog.text
 
 
 def test_images_grow_from_a_quarter_to_the_full_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
@@ -638,3 +650,133 @@ def test_every_option_of_a_run_is_in_its_checkpoint(tiny_options) -> None:
     options = tiny_options(epochs=1)
     train(options)
     assert command_line.options_from_dict(TrainOptions, load_checkpoint(Path("out/last.pt")).options) == options
+
+
+class Clock:
+    """Makes validations within epochs due at given numbers of samples, as the passing of time does."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, due_at_samples: set[int]) -> None:
+        self._due, self._state = set(due_at_samples), None
+        add_step = TrainingState.add_step
+
+        def add_and_see(state: TrainingState, *sums: object, **others: object) -> None:
+            add_step(state, *sums, **others)  # pyright: ignore
+            # The step is counted after this; its last sample decides.
+            if state.progress.samples + 2 in self._due:
+                state.validation_votes += 1
+
+        patch.setattr(TrainingState, "add_step", add_and_see)
+
+
+def validations_of(folder: str) -> list[tuple]:
+    return [
+        (epoch, samples, {name: value for name, value in metrics.items() if name in LOSSES})
+        for epoch, samples, metrics in load_checkpoint(Path(folder) / "last.pt").training["validations"]
+    ]
+
+
+def points_by_samples(folder: str, uri: str) -> list[tuple[int, float]]:
+    client, run_id = mlflow.MlflowClient(uri), load_checkpoint(Path(folder) / "last.pt").run_id
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, "validation_steps/epe_px")]
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_validating_within_an_epoch_changes_no_bit_of_training(ema_decay: float, tiny_options, monkeypatch) -> None:
+    train(tiny_options(output_dir=Path("plain"), ema_decay=ema_decay))
+    Clock(monkeypatch, {2, 4, 8})
+    train(tiny_options(output_dir=Path("within"), ema_decay=ema_decay))
+    assert history_of("plain") == history_of("within")
+    plain, within = (load_checkpoint(Path(folder) / "last.pt") for folder in ("plain", "within"))
+    for name in ("weights", "training"):
+        before, after = getattr(plain, name), getattr(within, name)
+        before, after = (part.get("weights", part) for part in (before, after))
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert plain.training["validations"] == []
+    epochs = [epoch for epoch, _, _ in validations_of("within")]
+    assert epochs == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 2])  # and after epochs, once there are some within
+
+
+@pytest.mark.parametrize("killed_in", ["validation", "best.pt", "last.pt"])
+def test_a_run_killed_in_a_validation_within_an_epoch_resumes_to_the_same_bits(
+    killed_in: str, tiny, tiny_options, monkeypatch, tracking_uri
+) -> None:
+    with monkeypatch.context() as patch:
+        Clock(patch, {4, 8})
+        train(tiny_options(output_dir=Path("whole")))
+
+    with monkeypatch.context() as patch:
+        Clock(patch, {4, 8})
+        if killed_in == "validation":
+            patch.setattr(training, "evaluate", _kill)
+        else:
+            save = run.Record.save
+            patch.setattr(run.Record, "save", lambda *given: _save_until(save, killed_in, *given))
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_options(output_dir=Path("parts")))
+    assert load_checkpoint(Path("parts/last.pt")).training["validation_is_pending"]
+    with monkeypatch.context() as patch:
+        Clock(patch, {8})
+        train(*resolve({"resume": "parts/last.pt", "mlflow_tracking_uri": tracking_uri}))
+
+    assert history_of("parts") == history_of("whole")
+    assert validations_of("parts") == validations_of("whole")
+    assert [samples for _, samples, _ in validations_of("parts")] == [4, 6, 8, 12]
+    for name in ("best.pt", "last.pt"):
+        whole, parts = (load_checkpoint(Path(folder) / name) for folder in ("whole", "parts"))
+        assert parts.progress == whole.progress
+        assert all(torch.equal(parts.weights[key], value) for key, value in whole.weights.items())
+    assert sorted(points_by_samples("parts", tracking_uri)) == sorted(points_by_samples("whole", tracking_uri))
+    tags = [run_of(folder, tracking_uri).data.tags["best_epoch"] for folder in ("parts", "whole")]
+    assert tags[0] == tags[1]
+    client, run_id = mlflow.MlflowClient(tracking_uri), load_checkpoint(Path("parts/last.pt")).run_id
+    images = sorted(Path(image.path).name.split("+timestamp")[0] for image in client.list_artifacts(run_id, "images"))
+    assert {name for name in images if "steps" in name} == {"validation_steps+step+4", "validation_steps+step+8"}
+
+
+def _kill(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _save_until(save: Callable[..., None], name: str, record: run.Record, state: TrainingState, *names: str) -> None:
+    """Save; is killed before it saves `name` once a validation within an epoch is done."""
+    if state.validations and (names[0] if names else "last.pt") == name:
+        raise KeyboardInterrupt
+    save(record, state, *names)
+
+
+def test_a_run_that_ends_its_first_epoch_late_has_a_best_checkpoint_before(tiny_options, monkeypatch) -> None:
+    Clock(monkeypatch, {2})
+    monkeypatch.setattr(TrainingState, "finish_epoch", _kill)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_options())
+    best = load_checkpoint(Path("out/best.pt"))
+    assert best.progress.samples == 2
+    assert math.isfinite(best.metrics["validation/epe_px"])
+    assert Path("out/previews/samples_000000002.png").exists()
+
+
+def test_validations_within_epochs_take_the_same_few_samples(tiny_options, monkeypatch) -> None:
+    monkeypatch.setattr(validate, "_COMPARED_SAMPLES", 2)
+    Clock(monkeypatch, {4})
+    train(tiny_options(epochs=1))
+    checkpoint = load_checkpoint(Path("out/last.pt"))
+    [epoch] = checkpoint.training["history"]
+    assert epoch["validation/compared_epe_px"] != epoch["validation/epe_px"]
+    assert checkpoint.training["validations"][-1][2]["validation/epe_px"] == epoch["validation/compared_epe_px"]
+    compared, other = validate.compared_and_other(5)
+    assert (compared.tolist(), other.tolist()) == ([0, 2], [1, 3, 4])
+
+
+def test_time_makes_a_validation_due(tiny_options, monkeypatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(run.time, "monotonic", lambda: now_s[0])
+    record = run.Record(tiny_options(validate_every_minutes=20.0), None, Processes.from_environment())
+    now_s[0] = 1199.0
+    assert not record.is_validation_due()
+    now_s[0] = 1201.0
+    assert record.is_validation_due()
+    off = run.Record(
+        tiny_options(validate_every_minutes=0.0, output_dir=Path("off")), None, Processes.from_environment()
+    )
+    now_s[0] = 1e6
+    assert not off.is_validation_due()

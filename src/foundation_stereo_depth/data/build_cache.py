@@ -26,6 +26,7 @@ from foundation_stereo_depth.data.sample import SourceStamp
 from foundation_stereo_depth.data.split import take_spread
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import DataError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options.datasets import DatasetSource, parse_dataset_sources
 from foundation_stereo_depth.options.training import CacheBuildOptions
 
@@ -101,7 +102,8 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
     part = _find_part(options)
     dataset = open_mixture(sources, cache.root)
     if dataset.incomplete:
-        part.log(f"{len(dataset.incomplete)} frames lack a file and are left out, the first: {dataset.incomplete[0]}")
+        frames = count_of(len(dataset.incomplete), "frame")
+        part.log(f"{frames} without all files left out, the first: {dataset.incomplete[0]}")
     taken = part.select(take_spread(dataset.names, options.max_samples))
     report = CacheReport(workers=part.count_workers(options.workers))
     keep_freed_memory()

@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 
 from foundation_stereo_depth.data.codecs import Image, read_rgb_images, read_rgb_pair
 from foundation_stereo_depth.data.file_kinds import IMAGE_SUFFIXES, is_hidden, is_image, is_video, name_other_kinds
-from foundation_stereo_depth.data.videos import read_frames
+from foundation_stereo_depth.data.prefetch import prefetch
+from foundation_stereo_depth.data.videos import read_frame_count, read_frames
 from foundation_stereo_depth.errors import DataError
 
 SideBySide = UInt8[np.ndarray, "H W_both 3"]
@@ -44,6 +45,7 @@ class Pairs:
         count: how many pairs; None where only reading will tell, as with videos.
         files: the files of each pair under its name; empty for videos.
         side_by_side: the user says that both views stand side by side in `left`, however narrow it is.
+        workers: threads that read image files ahead, each up to two pairs; 0 reads a pair when it is asked for.
     """
 
     left: str
@@ -51,6 +53,16 @@ class Pairs:
     count: int | None
     files: dict[str, tuple[Path, ...]]
     side_by_side: bool = False
+    workers: int = 0
+
+    @property
+    def stated_count(self) -> int | None:
+        """How many pairs there are, or of videos as many as they state; None where they state nothing."""
+        if self.count is not None:
+            return self.count
+        stated = [read_frame_count(Path(video)) for video in (self.left, self.right) if video is not None]
+        known = [frames for frames in stated if frames is not None]
+        return min(known, default=None)
 
     def without(self, names: Collection[str]) -> "Pairs":
         """Return the pairs of other names."""
@@ -59,8 +71,7 @@ class Pairs:
 
     def __iter__(self) -> Iterator[NamedPair]:
         if self.files:
-            for name in self.files:
-                left, right = self.read(name)
+            for name, (left, right) in zip(self.files, prefetch(self.files, self.read, self.workers), strict=True):
                 yield NamedPair(name=name, left=left, right=right)
             return
         paths = [Path(video) for video in (self.left, self.right) if video is not None]

@@ -129,6 +129,16 @@ def _is_complete_avi(path: Path) -> bool:
     return position >= end
 
 
+def read_frame_count(video: Path) -> int | None:
+    """Return how many frames a video states that it has; None where it states none, as streams do."""
+    capture = cv2.VideoCapture(str(video))
+    try:
+        frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    finally:
+        capture.release()
+    return int(frames) if 0 < frames < math.inf else None
+
+
 def read_fps(video: Path) -> float:
     """Return the nominal frames per second of a video; 30 where it states none."""
     capture = cv2.VideoCapture(str(video))

@@ -94,7 +94,7 @@ def evaluate(options: EvaluateOptions) -> str:
     lines: list[Plain] = []
     totals: dict[str, Score] = {}
     # On a CPU, reading ahead would take the cores that are being timed.
-    workers = 0 if device.type == "cpu" else 2
+    workers = (0 if device.type == "cpu" else 2) if asked.workers == "auto" else asked.workers
     positions = _asked_positions(dataset, root, None if predictor is None else predictor.facts, asked)
     warm = False
     samples = prefetch(positions, dataset.read, workers)
@@ -110,7 +110,11 @@ def evaluate(options: EvaluateOptions) -> str:
 
     result = {
         "settings": {
-            **{k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(asked).items() if k != "json"},
+            **{
+                k: str(v) if isinstance(v, Path) else v
+                for k, v in dataclasses.asdict(asked).items()
+                if k not in ("json", "output", "workers")
+            },
             "dataset_root": str(root),
             "calibration": None if options.rig.calibration is None else str(options.rig.calibration),
             "rectify": options.rig.rectify,
@@ -131,8 +135,7 @@ def evaluate(options: EvaluateOptions) -> str:
         "scenes": lines,
         "overall": {name: _with_curves(score) for name, score in totals.items()},
     }
-    if network.run_id is not None:
-        _record(options, network.run_id, result, totals)
+    _keep_results(options, result, totals)
     return json.dumps(result, indent=2) if asked.json else report.table(result)
 
 
@@ -309,17 +312,34 @@ def _versions() -> Plain:
     }
 
 
-def _record(options: EvaluateOptions, run_id: str, result: Plain, totals: dict[str, Score]) -> None:
-    """Add the results to the run: figures as metrics; JSON, table and plots as files."""
+def _keep_results(options: EvaluateOptions, result: Plain, totals: dict[str, Score]) -> None:
+    if options.evaluation.output is not None:
+        _write_results(options.evaluation.output, _name_of_evaluation(options), result, totals)
+    if options.network.run_id is not None:
+        _record(options, options.network.run_id, result, totals)
+
+
+def _name_of_evaluation(options: EvaluateOptions) -> str:
     asked = options.evaluation
     name = asked.dataset + ("-validation" if asked.split == "validation" else "")
-    name += "-native" if asked.at_native_size else ""
+    return name + ("-native" if asked.at_native_size else "")
+
+
+def _write_results(folder: Path, name: str, result: Plain, totals: dict[str, Score]) -> None:
+    """Write JSON, table and plots to a folder, in place of older ones."""
     predicted = {k: s.uncertainty for k, s in totals.items() if s.uncertainty is not None and s.errors.valid}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / "table.txt").write_text(report.table(result) + "\n")
+    if predicted:
+        report.reliability_figure(predicted, name).savefig(folder / "reliability.png", dpi=80)
+        report.sparsification_figure(predicted, name).savefig(folder / "sparsification.png", dpi=80)
+
+
+def _record(options: EvaluateOptions, run_id: str, result: Plain, totals: dict[str, Score]) -> None:
+    """Add the results to the run: figures as metrics; JSON, table and plots as files."""
+    name = _name_of_evaluation(options)
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "results.json").write_text(json.dumps(result, indent=2) + "\n")
-        Path(folder, "table.txt").write_text(report.table(result) + "\n")
-        if predicted:
-            report.reliability_figure(predicted, name).savefig(Path(folder, "reliability.png"), dpi=80)
-            report.sparsification_figure(predicted, name).savefig(Path(folder, "sparsification.png"), dpi=80)
+        _write_results(Path(folder), name, result, totals)
         metrics = report.flat_metrics(result["overall"], f"evaluate/{name}")
         add_to_run(options.network.mlflow_tracking_uri, run_id, metrics, Path(folder), f"evaluate/{name}")

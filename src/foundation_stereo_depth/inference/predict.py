@@ -58,6 +58,7 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
         UserError: the pairs, the network or the output cannot be used as asked.
     """
     pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
+    pairs = dataclasses.replace(pairs, workers=options.inference.workers)
     options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
     fps = None if pairs.files else read_fps(Path(pairs.left))
     with OutputWriter(options.output, options.figures, fps=fps) as writer:
@@ -82,7 +83,7 @@ def _predict_pairs(pairs: Pairs, writer: OutputWriter, options: PredictOptions) 
     missing = (pair for pair in _swap(checked, options.output.swap) if not writer.is_done(pair.name))
     written, predicting_s = 0, 0.0
     try:
-        with tqdm(total=pairs.count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
+        with tqdm(total=pairs.stated_count, unit="pair", desc="predicting", dynamic_ncols=True, leave=False) as bar:
             for batch in _batches(_check_first(missing, predictor, rectification, options), options):
                 for pair in batch:
                     writer.check_free(pair.name)

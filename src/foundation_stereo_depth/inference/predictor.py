@@ -11,8 +11,10 @@ from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.checkpoint import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.data.sample import resize_image
+from foundation_stereo_depth.data.views import ChannelOrder, View, as_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options.fields import expand_home
 from foundation_stereo_depth.options.inference import (
     BackendName,
@@ -21,6 +23,7 @@ from foundation_stereo_depth.options.inference import (
     NetworkSourceOptions,
     PrecisionName,
 )
+from foundation_stereo_depth.outputs import PairMatch
 from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
 from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
 from foundation_stereo_depth.uncertainty import probability_within
@@ -108,11 +111,13 @@ class Predictor:
 
     >>> import numpy as np
     >>> from foundation_stereo_depth import Predictor, StereoCalibration
-    >>> left = right = np.zeros((120, 160, 3), np.uint8)  # RGB, rectified
+    >>> left = right = np.zeros((120, 160, 3), np.uint8)  # or paths of images; rectified
     >>> match = Predictor.open()(left, right)  # or open("best.pt"), or open("<id of an MLflow run>")
     >>> rig = StereoCalibration.centred(height=120, width=160, focal_px=140.0, baseline_m=0.06)
     >>> match.depth_m(rig).shape, match.sigma_px.shape, match.confidence.shape
     ((120, 160), (120, 160), (120, 160))
+    >>> match.save("depth.png", rig).name  # a figure; .npy and .pfm are metres, .ply a point cloud
+    'depth.png'
 
     Args:
         backend: runs the network.
@@ -164,13 +169,20 @@ class Predictor:
         """The network, its size, and what it runs on, for messages."""
         return f"{self.facts.model.model} at {self.width}x{self.height}, {self._backend.description}"
 
-    def __call__(self, left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> StereoMatch:
-        """Return the match of one rectified pair, RGB.
+    def __call__(self, left: View, right: View, *, order: ChannelOrder = "rgb") -> PairMatch:
+        """Return the match of one rectified pair.
+
+        Args:
+            left: path of an image, or an array: grey or colour; bytes, 16 bits, or floats from 0 to 1.
+            right: the same.
+            order: of the channels of arrays; "bgr" for those of `cv2.imread`.
 
         Raises:
-            UserError: the two differ in size, or memory does not suffice.
+            UserError: a view is no image, the two differ in size, or memory does not suffice.
+            DataError: a file cannot be read.
         """
-        return self.batch([(left, right)])[0]
+        left_rgb, right_rgb = as_rgb(left, "left", order), as_rgb(right, "right", order)
+        return PairMatch.of(self.batch([(left_rgb, right_rgb)])[0], left_rgb)
 
     def batch(
         self,
@@ -202,8 +214,8 @@ class Predictor:
             if not _is_out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory with {len(pairs)} pairs at {self.width}x{self.height} ({self._backend.description}); "
-                "try a lower --batch-size, or a smaller --width and --height"
+                f"out of memory with {count_of(len(pairs), 'pair')} at {self.width}x{self.height} "
+                f"({self._backend.description}); try a lower --batch-size, or a smaller --width and --height"
             ) from error
         if not all(np.isfinite(disparity_px).any() for disparity_px in disparities_px):
             raise CheckpointError(

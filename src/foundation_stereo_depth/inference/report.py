@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.metrics import DisparityErrors
 from foundation_stereo_depth.uncertainty import RELIABLE_WITHIN_PX, UncertaintyCounts
 
@@ -135,7 +136,7 @@ def _notes(report: Plain) -> list[str]:
     where = report["device"]["network"] or "on the CPU"
     dataset = settings["dataset"] + (" validation" if settings["split"] == "validation" else "")
     lines.append(
-        f"{dataset}, {len(report['scenes'])} scenes at {size}: EPE, RMSE and AUSE in px of that size, NLL "
+        f"{dataset}, {count_of(len(report['scenes']), 'scene')} at {size}: EPE, RMSE and AUSE in px of that size, NLL "
         f"in nats, ms per pair (median), the rest in %; {where}"
     )
     return lines

@@ -205,6 +205,8 @@ def _suggest_flag(parser: argparse.ArgumentParser, argument: str) -> str:
         return ""
     known = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     beginning = [flag for flag in known if typed.startswith("--") and flag.startswith(typed)]
+    if not beginning and (owners := settings_module.commands_with(typed)):
+        return f", a flag of {' and '.join(owners)}"
     near = beginning or difflib.get_close_matches(typed, known, n=1, cutoff=0.7)
     return f"; did you mean {near[0]}?" if near else ""
 

@@ -123,6 +123,13 @@ class BatchedInferenceOptions(InferenceOptions):
     """machine"""
 
     batch_size: int = option(1, "pairs per call of the network", minimum=1)
+    workers: int = option(
+        2,
+        "threads that read image files ahead, each up to two pairs; 0 reads between predictions",
+        minimum=0,
+        maximum=64,
+        aliases=("--num-workers",),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,6 +322,18 @@ class BenchmarkOptions(OptionGroup):
         False,
         "score at each image's own size: the network runs at its size as always, and its disparity and sigma are "
         "resized back, their values scaled with the width; sgbm runs at the image's size",
+    )
+    output: Path | None = option(
+        None,
+        "also write results.json, table.txt, reliability.png and sparsification.png to this folder",
+        short="-o",
+    )
+    workers: int | Literal["auto"] = option(
+        "auto",
+        "threads that read scenes ahead, each up to two; auto takes 2 with a GPU, 0 on a CPU, whose cores are timed",
+        minimum=0,
+        maximum=64,
+        aliases=("--num-workers",),
     )
     json: bool = option(False, "print one JSON object instead of a table")
 

@@ -163,10 +163,23 @@ def _words(path: Path, flag: str, value: Any, flags: Mapping[str, bool]) -> Iter
 
 def _all_flags() -> set[str]:
     """Return the flags of all commands."""
-    found = {"--verbose", "--quiet"}
-    for address in OPTIONS_OF_COMMANDS.values():
-        module, name = address.split(":")
-        for group in get_type_hints(getattr(importlib.import_module(module), name)).values():
-            for field in dataclasses.fields(group):
-                found |= {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}", *field.metadata["aliases"]}
+    return {"--verbose", "--quiet"}.union(*map(_flags_of_options, OPTIONS_OF_COMMANDS.values()))
+
+
+def commands_with(flag: str) -> list[str]:
+    """Return the names of the commands that have a flag, as `foundation-stereo` takes them."""
+    umbrella_names = {command: name for name, command in SYNONYMS.items()}
+    return [
+        umbrella_names.get(command, command)
+        for command, address in OPTIONS_OF_COMMANDS.items()
+        if flag in _flags_of_options(address)
+    ]
+
+
+def _flags_of_options(address: str) -> set[str]:
+    module, name = address.split(":")
+    found: set[str] = set()
+    for group in get_type_hints(getattr(importlib.import_module(module), name)).values():
+        for field in dataclasses.fields(group):
+            found |= {flag_of(field.name), f"--no-{flag_of(field.name)[2:]}", *field.metadata["aliases"]}
     return found

@@ -229,6 +229,12 @@ class TrackingOptions(OptionGroup):
     log_steps: int = option(
         50, "send the figures of training to MLflow every so many steps, as train_steps/* by samples seen", minimum=1
     )
+    validate_every_minutes: float = option(
+        20.0,
+        "also validate within an epoch, every so many minutes, on at most 1024 of the validation samples, with preview "
+        "and best.pt; charted as validation_steps/* by samples seen; 0 validates after epochs alone",
+        minimum=0.0,
+    )
     checkpoint_minutes: float = option(10.0, "also save last.pt within an epoch, every so many minutes", minimum=0.0)
 
 

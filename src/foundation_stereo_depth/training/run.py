@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from foundation_stereo_depth.data.dataset import find_dataset_root
 from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import LockedError, exclusive_lock, remove_abandoned, write_atomically
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.model import StereoPrediction
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 SIGMA_SCALE = "validation/sigma_scale"
 """The factor on the predicted deviation that makes its 68 % interval contain 68 % of the validation pixels."""
 _PREVIEWS = "previews"
-_BEST_BY = "validation/epe_px"
+_EPOCH_IMAGES, _STEP_IMAGES = "validation", "validation_steps"
 _EPOCH_METRIC = "train/loss"  # every epoch has it, so it shows which epochs MLflow has
 
 
@@ -53,7 +55,7 @@ class Record:
 
     def __init__(self, options: TrainOptions, run_id: str | None, processes: Processes) -> None:
         self._options = options
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s = self._validated_at_s = time.monotonic()
         self._marker = RunMarker(options)
         with ExitStack() as lock:
             self._tracker = _open_tracker(options, run_id, lock) if processes.is_first else None
@@ -83,23 +85,37 @@ class Record:
             self._tracker.finish("FINISHED" if error is None else "KILLED" if stopped else "FAILED")
             self._log_address()
 
-    def start(self, facts: Mapping[str, object], history: Sequence[Metrics]) -> None:
-        """Send the parameters of the run, and everything that MLflow lacks of the epochs before a resume."""
+    def start(self, facts: Mapping[str, object], state: TrainingState) -> None:
+        """Send the parameters of the run, and everything that MLflow lacks of what was done before a resume."""
         if self._tracker is None:
             return
         plain = command_line.options_to_dict(self._options)
         if not self._tracker.has_parameters:  # a new run, or one whose store was lost as it began
             options = {name: value for group in plain.values() for name, value in group.items() if name != "resume"}
             self._tracker.log_parameters(options | dict(facts))
+            counts = {name: facts[name] for name in ("train_samples", "validation_samples", "split_by")}
+            self._tracker.log_dataset(
+                _dataset_name(self._options),
+                source=str(facts["dataset"]),
+                fingerprint=str(facts.get("dataset_fingerprint", "synthetic")),
+                counts=counts,
+            )
         self._tracker.set_tags({CHECKPOINT_FOLDER_TAG: self.folder.resolve()})
         self._log_address()
-        if history:
-            self._tracker.set_tags(_best_epoch(history))
-            self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in history])
-            # Files go to a store of their own, which may lack other epochs.
-            figures = [self._preview_path(epoch) for epoch in range(1, len(history) + 1)]
-            self._tracker.send_missing_files([figure for figure in figures if figure.exists()], _PREVIEWS)
-            self._send_checkpoints(["best.pt", "last.pt"])
+        if not (state.history or state.validations):
+            return
+        self._log_best(state)
+        self._tracker.log_missing_epochs(_EPOCH_METRIC, [_charted(metrics) for metrics in state.history])
+        for validation in state.validations:
+            self._tracker.log_samples(validation.samples, _by_samples(validation.metrics))
+        # Files go to a store of their own, which may lack other epochs.
+        figures = [(self._preview_path(epoch), _EPOCH_IMAGES, epoch) for epoch in range(1, len(state.history) + 1)]
+        for validation in state.validations:
+            path = self._preview_of_samples(validation.samples)
+            figures.append((path, _STEP_IMAGES, validation.samples))
+        self._tracker.send_missing_files([path for path, _, _ in figures if path.exists()], _PREVIEWS)
+        self._tracker.log_missing_figures(figures)
+        self._send_checkpoints(["best.pt", "last.pt"])
 
     def log_steps(self, samples: int, figures: Metrics) -> None:
         """Send the means over the last steps to MLflow; the step there is the number of samples seen so far."""
@@ -110,11 +126,16 @@ class Record:
         """Return True if last.pt is older than --checkpoint-minutes."""
         return time.monotonic() - self._saved_at_s > 60 * self._options.tracking.checkpoint_minutes
 
+    def is_validation_due(self) -> bool:
+        """Return True, in the first process, if --validate-every-minutes have passed since the last validation."""
+        minutes = self._options.tracking.validate_every_minutes
+        return self._tracker is not None and 0 < 60 * minutes < time.monotonic() - self._validated_at_s
+
     def save(self, state: TrainingState, name: str = "last.pt") -> None:
         """Write a checkpoint of the present state."""
         if self._tracker is None:
             return
-        metrics = state.history[-1] if state.history else {}
+        metrics = state.newest_metrics
         save_checkpoint(
             self.folder / name,
             Checkpoint(
@@ -138,21 +159,62 @@ class Record:
             return
         metrics, epoch = state.history[-1], len(state.history)
         preview = self._preview_path(epoch)
+        self._save_validation(state, is_best, examples, preview, f"validation after epoch {epoch}")
+        self._tracker.log_epoch(epoch, _charted(metrics))
+        if state.validations:
+            self._tracker.log_samples(state.progress.samples, _by_samples(state.validations[-1].metrics))
+        self._send_validation(state, is_best, (preview, _EPOCH_IMAGES, epoch))
+
+    def finish_validation(
+        self, state: TrainingState, is_best: bool, examples: Sequence[tuple[StereoBatch, StereoPrediction]]
+    ) -> None:
+        """Save the state after a validation within an epoch, then send the figures of that to MLflow."""
+        if self._tracker is None:
+            return
+        newest = state.validations[-1]
+        preview = self._preview_of_samples(newest.samples)
+        title = f"validation after {newest.epoch:.2f} epochs, {newest.samples:,} samples"
+        self._save_validation(state, is_best, examples, preview, title)
+        self._tracker.log_samples(newest.samples, _by_samples(newest.metrics))
+        self._send_validation(state, is_best, (preview, _STEP_IMAGES, newest.samples))
+
+    def _save_validation(
+        self,
+        state: TrainingState,
+        is_best: bool,
+        examples: Sequence[tuple[StereoBatch, StereoPrediction]],
+        preview: Path,
+        title: str,
+    ) -> None:
         if examples:
+            metrics = state.newest_metrics
             epe = f", EPE {metrics['validation/epe_px']:.2f} px" if "validation/epe_px" in metrics else ""
-            figure = draw_preview(examples, title=f"validation after epoch {epoch}{epe}")
+            figure = draw_preview(examples, title=f"{title}{epe}")
             write_atomically(preview, lambda file: figure.savefig(file, dpi=75, format="png"), durable=False)
         # last.pt comes last: a run that resumes from it relies on the best one and the previews until then.
         if is_best:
             self.save(state, "best.pt")
         self.save(state)
-        self._tracker.log_epoch(epoch, _charted(metrics))
+        self._validated_at_s = time.monotonic()
+
+    def _send_validation(self, state: TrainingState, is_best: bool, figure: tuple[Path, str, int]) -> None:
+        assert self._tracker is not None
         if is_best:
-            self._tracker.set_tags(_best_epoch(state.history))
-        if examples:
-            self._tracker.send_file(preview, _PREVIEWS, link=True)
-            self._tracker.log_figure(preview, "validation", epoch)
+            self._log_best(state)
+        self._tracker.send_file(figure[0], _PREVIEWS, link=True)
+        self._tracker.log_figure(*figure)
         self._send_checkpoints(["last.pt", *(["best.pt"] if is_best else [])])
+
+    def _log_best(self, state: TrainingState) -> None:
+        assert self._tracker is not None
+        epe_px, epochs = state.find_best()
+        if not math.isfinite(epe_px):
+            return
+        tags = {"best_epoch": f"{round(epochs, 2):g}", "best_validation/epe_px": f"{epe_px:.4g}"}
+        self._tracker.set_tags(tags)
+        name = self._options.tracking.run_name or _default_name(self._options)
+        file = (self.folder / "best.safetensors").resolve()
+        self._tracker.log_best(name, math.ceil(epochs), {"epe_px": epe_px}, {"file": file, **tags})
 
     def _log_address(self) -> None:
         assert self._tracker is not None
@@ -168,8 +230,9 @@ class Record:
         self._tracker.send_file(listing, "data")
         self._tracker.set_tags({"bad_samples": len(bad)})
         logger.warning(
-            "%d samples could not be read and were skipped, listed in %s; the first: %s", len(bad), listing, bad[0]
-        )
+            "%s skipped, since unreadable; listed in %s; the first: %s",
+            count_of(len(bad), "sample"), listing, bad[0],
+        )  # fmt: skip
 
     def list_rebuilt_entries(self, rebuilt: Sequence[str]) -> None:
         """Append the cache entries that this epoch found damaged and rebuilt, if any, to a list."""
@@ -191,6 +254,9 @@ class Record:
     def _preview_path(self, epoch: int) -> Path:
         return self._previews / f"epoch_{epoch:04d}.png"
 
+    def _preview_of_samples(self, samples: int) -> Path:
+        return self._previews / f"samples_{samples:09d}.png"
+
     def _send_checkpoints(self, names: Sequence[str]) -> None:
         assert self._tracker is not None
         for path in (self.folder / name for name in names):
@@ -205,19 +271,18 @@ def _charted(metrics: Metrics) -> Metrics:
 
 def _default_name(options: TrainOptions) -> str:
     """Return a run's name from its network, data and size: `guided fsd+kitti2015 320x240`."""
-    data = options.data
-    sources = parse_dataset_sources(data.dataset_root, data.dataset)
-    names = [source.name for source in sources] or [data.dataset if find_dataset_root(None) else "synthetic"]
-    return f"{options.model.model} {'+'.join(dict.fromkeys(names))} {data.width}x{data.height}"
+    return f"{options.model.model} {_dataset_name(options)} {options.data.width}x{options.data.height}"
 
 
-def _best_epoch(history: Sequence[Metrics]) -> dict[str, object]:
-    """Return the tags of the epoch, from 1, with the lowest validation EPE; none without such an epoch."""
-    errors_px = {epoch: metrics[_BEST_BY] for epoch, metrics in enumerate(history, start=1) if _BEST_BY in metrics}
-    if not errors_px:
-        return {}
-    best = min(errors_px, key=lambda epoch: errors_px[epoch])
-    return {"best_epoch": best, f"best_{_BEST_BY}": f"{errors_px[best]:.4g}"}
+def _dataset_name(options: TrainOptions) -> str:
+    sources = parse_dataset_sources(options.data.dataset_root, options.data.dataset)
+    names = [source.name for source in sources] or [options.data.dataset if find_dataset_root(None) else "synthetic"]
+    return "+".join(dict.fromkeys(names))
+
+
+def _by_samples(metrics: Metrics) -> Metrics:
+    """Return the metrics of a validation by the names of those within epochs."""
+    return {name.replace("validation/", "validation_steps/", 1): value for name, value in metrics.items()}
 
 
 def _open_tracker(options: TrainOptions, run_id: str | None, lock: ExitStack) -> Tracker:

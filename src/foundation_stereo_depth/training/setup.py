@@ -198,7 +198,10 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         )
     files = open_files(asked, asked.dataset_root, pin_memory=device.type == "cuda")
     if files.incomplete:
-        logger.info("%d frames lack a file and are left out, the first: %s", len(files.incomplete), files.incomplete[0])
+        logger.info(
+            "%s without all files left out, the first: %s",
+            count_of(len(files.incomplete), "frame"), files.incomplete[0],
+        )  # fmt: skip
     logger.info(
         "%s: split by %s; reading with %s",
         files.facts["dataset"],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,8 +16,32 @@ from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors
 from foundation_stereo_depth.options.training import OptimizerOptions
+from foundation_stereo_depth.uncertainty import likelihood_figures
 
 Metrics = dict[str, float]
+
+COMPARED_EPE = "validation/compared_epe_px"
+"""The validation EPE of the samples that every validation takes, where they are not all; it decides which is best."""
+EPE = "validation/epe_px"
+
+
+def compared_epe_px(metrics: Metrics) -> float:
+    """Return the EPE by which validations are compared; infinite where no pixel was known."""
+    return metrics.get(COMPARED_EPE, metrics.get(EPE, math.inf))
+
+
+class StepValidation(NamedTuple):
+    """The result of a validation within an epoch, and of those after epochs in a run that has any of these.
+
+    Attributes:
+        epoch: epochs done, with the fraction of the one in progress.
+        samples: training samples seen.
+        metrics: `validation/*`, of the samples that every validation takes.
+    """
+
+    epoch: float
+    samples: int
+    metrics: Metrics
 
 
 class Interval(NamedTuple):
@@ -26,11 +50,13 @@ class Interval(NamedTuple):
     Attributes:
         sums: loss, valid pixels, and each term of the loss by name, as in `TrainingState`.
         errors: the counts.
+        likelihood: `likelihood_sums`.
     """
 
     sums: Tensor
     term_sums: dict[str, Tensor]
     errors: Tensor
+    likelihood: Tensor
 
 
 class Snapshot(NamedTuple):
@@ -39,6 +65,7 @@ class Snapshot(NamedTuple):
     loss: float
     epe_px: float
     stop_votes: float
+    validation_votes: float
     first_bad_step: int
 
 
@@ -49,13 +76,17 @@ class TrainingState:
     Attributes:
         average: the moving average of the weights; None where none is kept.
         progress: how far training has progressed.
-        errors, sums: of the epoch so far, over all processes; on the device. `sums` holds loss and valid pixels.
+        errors, sums, likelihood: of the epoch so far, over all processes; on the device. `sums` holds loss and valid
+            pixels, `likelihood` is of `likelihood_sums`.
         term_sums: the same for each term of the loss, unweighted; None in an epoch that a version without terms began.
         stop_votes: how often a process was asked to stop; it ends this process, and is no part of the run's state.
+        validation_votes: how often a validation within the epoch was due since the last one; no part of it either.
+        validation_is_pending: one is to be done at this step, also by a run that resumes here.
         first_bad_step: the first step of the epoch whose loss or gradient was not finite; -1 while there is none.
         counts: cache hits, bad samples and so on of the epoch so far, in this process.
         data: `Data.identity` of the training data.
         history: the metrics of every finished epoch.
+        validations: those within epochs, oldest first.
         interval: where the present interval of steps began; None at the beginning of an epoch.
     """
 
@@ -64,13 +95,17 @@ class TrainingState:
     average: AveragedModel | None
     errors: DisparityErrors
     sums: Float[Tensor, "2"]
+    likelihood: Int64[Tensor, "3"]
     stop_votes: Tensor
+    validation_votes: Tensor
     first_bad_step: Tensor
     data: str
     term_sums: dict[str, Tensor] | None = field(default_factory=dict[str, Tensor])
     progress: Progress = Progress()
     counts: ReadCounts = ReadCounts()
+    validation_is_pending: bool = False
     history: list[Metrics] = field(default_factory=list[Metrics])
+    validations: list[StepValidation] = field(default_factory=list[StepValidation])
     interval: Interval | None = None
 
     @classmethod
@@ -98,7 +133,9 @@ class TrainingState:
             errors=DisparityErrors.none(device),
             # MPS has no float64; there the epoch's mean loss is rounded a little more.
             sums=torch.zeros(2, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device),
+            likelihood=torch.zeros(3, dtype=torch.int64, device=device),
             stop_votes=torch.zeros((), device=device),
+            validation_votes=torch.zeros((), device=device),
             first_bad_step=torch.tensor(-1, device=device),
             data=data,
         )
@@ -113,16 +150,20 @@ class TrainingState:
         sums: Tensor,
         terms: Sequence[str],
         gradient_norm: Tensor,
+        *,
         errors: DisparityErrors,
+        likelihood: Int64[Tensor, "3"],
         counts: ReadCounts,
     ) -> None:
         """Add the figures of one step to those of the epoch, without waiting for the device.
 
         Args:
-            sums: loss, valid pixels, stop votes, and one sum for each of `terms`, over all processes.
+            sums: loss, valid pixels, votes to stop and to validate, and one sum for each of `terms`, over all
+                processes.
             terms: names of the terms of the loss.
             gradient_norm: before clipping.
             errors: over all processes.
+            likelihood: the `likelihood_sums` over all processes.
             counts: of this process.
         """
         finite = sums.isfinite().all() & gradient_norm.isfinite()
@@ -130,17 +171,20 @@ class TrainingState:
         self.first_bad_step = torch.where(newly_bad, self.progress.step_in_epoch, self.first_bad_step)
         self.sums += sums[:2]
         self.stop_votes += sums[2]
+        self.validation_votes += sums[3]
         if self.term_sums is not None:
-            for name, total in zip(terms, sums[3:].to(self.sums.dtype), strict=True):
+            for name, total in zip(terms, sums[4:].to(self.sums.dtype), strict=True):
                 self.term_sums[name] = self.term_sums[name] + total if name in self.term_sums else total
         self.errors += errors
+        self.likelihood += likelihood
         self.counts = self.counts.plus(counts)
 
     def snapshot(self) -> Snapshot:
         """Wait for the device; return the figures of the epoch so far."""
         loss, valid = self.sums.tolist()
         epe_px = self.errors.figures().get("epe_px", math.nan)
-        return Snapshot(loss / max(valid, 1), epe_px, float(self.stop_votes), int(self.first_bad_step))
+        votes = float(self.stop_votes), float(self.validation_votes)
+        return Snapshot(loss / max(valid, 1), epe_px, *votes, int(self.first_bad_step))
 
     def advance(self, samples: int) -> None:
         """Count one more step."""
@@ -159,6 +203,7 @@ class TrainingState:
             "train/loss": loss / max(valid, 1),
             **{f"train/loss_{name}": float(total) / max(valid, 1) for name, total in (self.term_sums or {}).items()},
             **{f"train/{name}": value for name, value in self.errors.figures().items()},
+            **{f"train/{name}": value for name, value in likelihood_figures(self.likelihood).items()},
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "data/cache_hits": reading.cache_hits,
             "data/cache_misses": reading.cache_misses,
@@ -172,9 +217,10 @@ class TrainingState:
         before = self.interval
         self.interval = now
         if before is None:
-            sums, errors, terms = now.sums, now.errors, now.term_sums
+            sums, errors, terms, likelihood = now.sums, now.errors, now.term_sums, now.likelihood
         else:
             sums, errors = now.sums - before.sums, now.errors - before.errors
+            likelihood = now.likelihood - before.likelihood
             terms = {name: total - before.term_sums.get(name, 0.0) for name, total in now.term_sums.items()}
         loss, valid = sums.tolist()
         return {
@@ -185,24 +231,59 @@ class TrainingState:
                 for name, value in DisparityErrors(errors).figures().items()
                 if name in ("epe_px", "bad_1_percent", "bad_3_percent")
             },
+            **likelihood_figures(likelihood),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
         }
 
     def _interval(self) -> Interval:
-        return Interval(self.sums.clone(), dict(self.term_sums or {}), self.errors.counts.clone())
+        terms = dict(self.term_sums or {})
+        return Interval(self.sums.clone(), terms, self.errors.counts.clone(), self.likelihood.clone())
 
-    def finish_epoch(self, metrics: Metrics) -> bool:
-        """Close the epoch; return True if its validation EPE is the lowest so far."""
-        best = min((epoch.get("validation/epe_px", math.inf) for epoch in self.history), default=math.inf)
+    @property
+    def newest_metrics(self) -> Metrics:
+        """The metrics of the newest validation, and of its epoch where it has ended; empty before the first."""
+        if self.validations and self.validations[-1].epoch > len(self.history):
+            return self.validations[-1].metrics
+        return self.history[-1] if self.history else {}
+
+    def find_best(self) -> tuple[float, float]:
+        """Return the lowest compared EPE so far in px, infinite if there is none, and the epochs done by then."""
+        within = [(compared_epe_px(metrics), epoch) for epoch, _, metrics in self.validations]
+        after = [(compared_epe_px(metrics), float(epoch)) for epoch, metrics in enumerate(self.history, start=1)]
+        return min(within + after, default=(math.inf, 0.0))
+
+    def finish_validation(self, metrics: Metrics, steps_per_epoch: int) -> bool:
+        """Record a validation within the epoch; return True if its EPE is the lowest so far."""
+        best_px, _ = self.find_best()
+        now = self.progress
+        self.validations.append(StepValidation(now.epoch + now.step_in_epoch / steps_per_epoch, now.samples, metrics))
+        self.validation_is_pending = False
+        self.validation_votes = torch.zeros_like(self.validation_votes)
+        return compared_epe_px(metrics) < best_px
+
+    def finish_epoch(self, metrics: Metrics, compared: Metrics) -> bool:
+        """Close the epoch; return True if its validation EPE is the lowest so far.
+
+        Args:
+            metrics: of the epoch.
+            compared: of the validation samples that every validation takes, for a run that has validated within epochs.
+        """
+        best_px, _ = self.find_best()
+        if EPE in compared and compared[EPE] != metrics[EPE]:
+            metrics = metrics | {COMPARED_EPE: compared[EPE]}
         self.history.append(metrics)
+        if self.validations:
+            self.validations.append(StepValidation(float(len(self.history)), self.progress.samples, compared))
         now = self.progress
         self.progress = replace(now, epoch=now.epoch + 1, step_in_epoch=0)
         self.errors = DisparityErrors.none(self.errors.counts.device)
         self.sums = torch.zeros_like(self.sums)
+        self.likelihood = torch.zeros_like(self.likelihood)
+        self.validation_votes = torch.zeros_like(self.validation_votes)
         self.term_sums = {}
         self.interval = None
         self.counts = ReadCounts()
-        return metrics.get("validation/epe_px", math.inf) < best
+        return compared_epe_px(metrics) < best_px
 
     def to_plain(self) -> dict[str, Any]:
         """Return what `restore` takes, as tensors and plain values."""
@@ -213,10 +294,13 @@ class TrainingState:
             "random_state": torch.get_rng_state(),
             "errors": self.errors.counts,
             "sums": self.sums,
+            "likelihood": self.likelihood,
             "term_sums": self.term_sums,
             "counts": tuple(self.counts),
             "data": self.data,
             "history": self.history,
+            "validations": [tuple(validation) for validation in self.validations],
+            "validation_is_pending": self.validation_is_pending,
             "interval": None if self.interval is None else tuple(self.interval),
         }
 
@@ -241,11 +325,18 @@ class TrainingState:
             torch.set_rng_state(saved["random_state"])
             self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
             self.sums = saved["sums"].to(self.sums)
+            if "likelihood" in saved:  # not in version 0.1.0
+                self.likelihood = saved["likelihood"].to(self.likelihood).reshape(3)
             self.term_sums = self._restored_term_sums(saved, checkpoint.progress)
             self.interval = self._restored_interval(saved)
             if processes.is_first:  # which saved its own
                 self.counts = ReadCounts(*saved["counts"])
             self.history = list(saved["history"])
+            self.validations = [
+                StepValidation(float(epoch), int(samples), {str(name): float(value) for name, value in metrics.items()})
+                for epoch, samples, metrics in saved.get("validations", [])
+            ]
+            self.validation_is_pending = bool(saved.get("validation_is_pending", False))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip() if str(error) else type(error).__name__
             raise CheckpointError(f"the checkpoint of run {checkpoint.run_id} cannot be resumed: {reason}") from error
@@ -256,11 +347,12 @@ class TrainingState:
             return self._interval()
         if saved["interval"] is None:
             return None
-        sums, terms, errors = saved["interval"]
+        sums, terms, errors, *likelihood = saved["interval"]
         return Interval(
             sums.to(self.sums),
             {str(name): total.to(self.sums).reshape(()) for name, total in terms.items()},
             errors.to(self.errors.counts),
+            likelihood[0].to(self.likelihood).reshape(3) if likelihood else torch.zeros_like(self.likelihood),
         )
 
     def _restored_term_sums(self, saved: dict[str, Any], progress: Progress) -> dict[str, Tensor] | None:

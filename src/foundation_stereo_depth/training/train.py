@@ -5,8 +5,9 @@ import math
 import platform
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NamedTuple, NoReturn, TypeVar
@@ -24,17 +25,24 @@ from foundation_stereo_depth.data.prefetch import prefetch_next
 from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
 from foundation_stereo_depth.errors import NotFiniteError, UserError
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
-from foundation_stereo_depth.model import network_inputs, wants_prior
+from foundation_stereo_depth.model import StereoPrediction, network_inputs, wants_prior
 from foundation_stereo_depth.options.training import AugmentOptions, TrainOptions
 from foundation_stereo_depth.signals import detach_lost_terminal, stop_signals
 from foundation_stereo_depth.training.loss import loss_terms, loss_weights, weighted_loss
 from foundation_stereo_depth.training.restart import find_earlier_start
 from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped
 from foundation_stereo_depth.training.setup import count_small_epochs, first_network, open_data, size_divisor
-from foundation_stereo_depth.training.state import Metrics, Snapshot, TrainingState, learning_rate_at
-from foundation_stereo_depth.training.validate import Evaluation, evaluate
-from foundation_stereo_depth.uncertainty import fitted_scale
+from foundation_stereo_depth.training.state import (
+    EPE,
+    Metrics,
+    Snapshot,
+    TrainingState,
+    learning_rate_at,
+)
+from foundation_stereo_depth.training.validate import Evaluation, compared_and_other, evaluate, has_others
+from foundation_stereo_depth.uncertainty import fitted_scale, likelihood_figures, likelihood_sums
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +92,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
 
     with Record(options, run_id, processes) as record, StopSignals() as stop:
         facts = data.facts | _facts(network, device, precision, processes)
-        record.start(facts, state.history)
+        record.start(facts, state)
         logger.info(_start_line(record, facts, options, state))
         _warn_of_little_work(data.train, options, state)
 
@@ -93,8 +101,13 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
             source = data.train_by_divisor[divisor]
             plan = _training_plan(source, epoch, options, processes)
             progress = EpochProgress(epoch, len(plan), state, options, processes)
+            validate = partial(
+                _validate, data.validation, state, options, processes,
+                precision=autocast(device, precision), record=record, stop=stop,
+            )  # fmt: skip
             network.train()
             augment = options.augment if divisor == 1 else _NO_AUGMENTATION
+            _validate_if_pending(validate, state, options, processes, record=record, steps_per_epoch=len(plan))
             for batch, inputs in _examples(
                 network, source, plan, augment, seed=options.runtime.seed, epoch=epoch, progress=progress
             ):
@@ -106,7 +119,8 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
 
                 # The mean is over the valid pixels of all processes; DDP averages gradients, hence the factor.
                 totals = [term.total.detach() for term in terms.values()]
-                sums = processes.all_reduce(torch.stack([loss.total.detach(), loss.valid, stop.vote(device), *totals]))
+                votes = [stop.vote(device), torch.tensor(float(record.is_validation_due()), device=device)]
+                sums = processes.all_reduce(torch.stack([loss.total.detach(), loss.valid, *votes, *totals]))
                 (loss.total * processes.world_size / sums[1].clamp(min=1)).backward()
                 gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.clip_norm)
                 for group in state.optimizer.param_groups:
@@ -116,11 +130,10 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 if state.average is not None:
                     state.average.update_parameters(network)
                 # -----------------------------------------------------------------------------------------------
-                errors = disparity_errors(
-                    prediction.disparity_px.detach()[_WATCHED_PIXELS], batch.disparity_px[_WATCHED_PIXELS]
+                errors, likelihood = _watched_figures(prediction, batch, options, processes)
+                state.add_step(
+                    sums, list(terms), gradient_norm, errors=errors, likelihood=likelihood, counts=batch.counts
                 )
-                processes.all_reduce(errors.counts)
-                state.add_step(sums, list(terms), gradient_norm, errors, batch.counts)
                 state.advance(batch_size)
                 done = state.progress.step_in_epoch
                 is_logged = done % options.tracking.log_steps == 0 or done == len(plan)
@@ -133,22 +146,22 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                         record.log_steps(state.progress.samples, state.take_interval())
                     if snapshot.stop_votes > 0:
                         save_and_stop(record, state, stop.requested)
-                    if record.is_due():
+                    if snapshot.validation_votes > 0 and done < len(plan):
+                        state.validation_is_pending = True
+                        record.save(state)  # a run that resumes here validates at this step too
+                    elif record.is_due():
                         record.save(state)
+                    with progress.paused():
+                        _validate_if_pending(
+                            validate, state, options, processes, record=record, steps_per_epoch=len(plan)
+                        )
 
-            validated = _validate(
-                data.validation,
-                state,
-                options,
-                processes,
-                precision=autocast(device, precision),
-                record=record,
-                stop=stop,
-            )
+            compared = validate()
+            validated = compared.plus(validate(others=True)) if has_others(len(data.validation)) else compared
             reading = _gather_reading(state, validated, processes)
             metrics = state.training_metrics(processes) | progress.figures()
             metrics |= _validation_metrics(validated, processes, options) | reading.metrics
-            is_best = state.finish_epoch(metrics)
+            is_best = state.finish_epoch(metrics, _validation_metrics(compared, processes, options))
             record.finish_epoch(state, is_best, validated.examples)
             record.list_bad_samples(reading.bad)
             record.list_rebuilt_entries(reading.rebuilt)
@@ -238,6 +251,17 @@ class EpochProgress:
         self._elapsed_s = 0.0
         self._began_s = time.perf_counter()
 
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """Leave the time in this context out of the speed."""
+        paused_at_s = time.perf_counter()
+        yield
+        paused_s = time.perf_counter() - paused_at_s
+        self._began_s += paused_s
+        if not self._bar.disable:
+            self._bar.start_t += paused_s
+            self._bar.last_print_t += paused_s
+
     def count_steps(self, items: Iterable[Item]) -> Generator[Item]:
         """Yield the same items, one per step; the time until each one comes counts as waiting for data.
 
@@ -289,8 +313,8 @@ def _warn_of_little_work(source: Source, options: TrainOptions, state: TrainingS
     batch_size, epochs = options.optimizer.batch_size, state.progress.epoch
     if epochs >= options.optimizer.epochs:
         logger.warning(
-            "the run has finished its %d epochs, so nothing is trained; --epochs with a larger number continues it",
-            epochs,
+            "the run has finished its %s, so nothing is trained; --epochs with a larger number continues it",
+            count_of(epochs, "epoch"),
         )
     elif batch_size > len(source):
         logger.warning(
@@ -366,8 +390,12 @@ def _validate(
     precision: AbstractContextManager[object],
     record: Record,
     stop: StopSignals,
+    others: bool = False,
 ) -> Evaluation:
-    """Evaluate the weights that are shipped on this process's part of the validation samples."""
+    """Evaluate the weights that are shipped on this process's part of the samples that every validation takes.
+
+    With `others` it is on its part of all other validation samples.
+    """
     network = state.evaluated.eval()
     # Each process has normalised its own part of every batch; the first one's network is the one that is saved.
     for statistics in network.buffers():
@@ -381,8 +409,47 @@ def _validate(
             save_and_stop(record, state, stop.requested)
 
     batch_size, rank, world_size = options.optimizer.batch_size, processes.rank, processes.world_size
-    plan = validation_plan(len(source), batch_size, rank=rank, world_size=world_size)
+    positions = compared_and_other(len(source))[others]
+    plan = [positions[batch] for batch in validation_plan(len(positions), batch_size, rank=rank, world_size=world_size)]
     return evaluate(network, source, plan, options.loss, precision=precision, after_batch=save_or_stop)
+
+
+def _validate_if_pending(
+    validate: Callable[[], Evaluation],
+    state: TrainingState,
+    options: TrainOptions,
+    processes: Processes,
+    *,
+    record: Record,
+    steps_per_epoch: int,
+) -> None:
+    """Validate between two steps, if that is to be done now, and record it; the state of training stays the same."""
+    if not state.validation_is_pending:
+        return
+    validated = validate()
+    metrics = _validation_metrics(validated, processes, options)
+    rebuilt = [path for counts in processes.all_gather(validated.counts) for path in counts.rebuilt]
+    state.network.train()
+    is_best = state.finish_validation(metrics, steps_per_epoch)
+    record.finish_validation(state, is_best, validated.examples)
+    record.list_rebuilt_entries(rebuilt)
+    if EPE in metrics:
+        logger.info(
+            "%.2f epochs, %s samples: validation EPE %.2f px%s",
+            state.validations[-1].epoch, f"{state.progress.samples:,}", metrics[EPE], ", best so far" * is_best,
+        )  # fmt: skip
+
+
+def _watched_figures(
+    prediction: StereoPrediction, batch: StereoBatch, options: TrainOptions, processes: Processes
+) -> tuple[DisparityErrors, Tensor]:
+    """Return the errors of a step, and its `likelihood_sums`, over all processes."""
+    maps = prediction.disparity_px.detach(), prediction.log_variance.detach(), batch.disparity_px
+    disparity_px, log_variance, true_disparity_px = (values[_WATCHED_PIXELS] for values in maps)
+    errors = disparity_errors(disparity_px, true_disparity_px).counts
+    likelihood = likelihood_sums(disparity_px, log_variance, true_disparity_px, options.loss.loss)
+    counts = processes.all_reduce(torch.cat([errors, likelihood]))
+    return DisparityErrors(counts[: len(errors)]), counts[len(errors) :]
 
 
 class Reading(NamedTuple):
@@ -409,7 +476,7 @@ def _gather_reading(state: TrainingState, validated: Evaluation, processes: Proc
 
 
 def _validation_metrics(validated: Evaluation, processes: Processes, options: TrainOptions) -> Metrics:
-    errors = DisparityErrors(processes.all_reduce(validated.errors.counts))
+    errors = DisparityErrors(processes.all_reduce(validated.errors.counts.clone()))
     every = processes.all_gather((validated.loss_sums, validated.valid))
     valid = max(sum(valid for _, valid in every), 1)
     weights = loss_weights(options.loss)
@@ -418,12 +485,16 @@ def _validation_metrics(validated: Evaluation, processes: Processes, options: Tr
         for name in weights
         if any(name in sums for sums, _ in every)
     }
-    scale = fitted_scale(processes.all_reduce(validated.error_ratios), options.loss.loss)
+    scale = fitted_scale(processes.all_reduce(validated.error_ratios.clone()), options.loss.loss)
     return {
         "validation/loss": math.fsum(weights[name] * mean for name, mean in terms.items()),
         **{f"validation/loss_{name}": mean for name, mean in terms.items()},
         SIGMA_SCALE: scale,
         **{f"validation/{name}": value for name, value in errors.figures().items()},
+        **{
+            f"validation/{name}": value
+            for name, value in likelihood_figures(processes.all_reduce(validated.likelihood.clone())).items()
+        },
     }
 
 

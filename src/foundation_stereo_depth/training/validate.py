@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,10 +14,12 @@ from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, network_inputs
 from foundation_stereo_depth.options.training import LossOptions
 from foundation_stereo_depth.training.loss import loss_terms
-from foundation_stereo_depth.uncertainty import RATIO_BINS, error_ratio_counts
+from foundation_stereo_depth.uncertainty import RATIO_BINS, error_ratio_counts, likelihood_sums
 
 PREVIEW_PAIRS = 8
 """The first validation samples, which every preview shows."""
+_COMPARED_SAMPLES = 1024
+"""A validation within an epoch takes at most so many, and `best.pt` is the best on these."""
 
 
 class Evaluation(NamedTuple):
@@ -31,8 +34,35 @@ class Evaluation(NamedTuple):
     valid: float
     errors: DisparityErrors
     error_ratios: Tensor
+    likelihood: Tensor
     counts: ReadCounts
     examples: list[tuple[StereoBatch, StereoPrediction]]
+
+    def plus(self, other: "Evaluation") -> "Evaluation":
+        """Return the sums over the samples of both, with the examples of this one."""
+        names = [*self.loss_sums, *(name for name in other.loss_sums if name not in self.loss_sums)]
+        return Evaluation(
+            loss_sums={name: self.loss_sums.get(name, 0.0) + other.loss_sums.get(name, 0.0) for name in names},
+            valid=self.valid + other.valid,
+            errors=self.errors + other.errors,
+            error_ratios=self.error_ratios + other.error_ratios,
+            likelihood=self.likelihood + other.likelihood,
+            counts=self.counts.plus(other.counts),
+            examples=self.examples,
+        )
+
+
+def compared_and_other(length: int) -> tuple[Positions, Positions]:
+    """Return which of the validation samples every validation takes, spread over all of them, and the others."""
+    if length <= _COMPARED_SAMPLES:
+        return np.arange(length), np.arange(0)
+    compared = np.arange(_COMPARED_SAMPLES) * length // _COMPARED_SAMPLES
+    return compared, np.setdiff1d(np.arange(length), compared)
+
+
+def has_others(length: int) -> bool:
+    """Return True where a validation within an epoch does not take all of so many validation samples."""
+    return length > _COMPARED_SAMPLES
 
 
 @torch.inference_mode()
@@ -59,6 +89,7 @@ def evaluate(
     loss_sums, valid = dict[str, float](), 0.0
     errors, counts = DisparityErrors.none(device), ReadCounts()
     error_ratios = torch.zeros(RATIO_BINS, dtype=torch.int64, device=device)
+    likelihood = torch.zeros(3, dtype=torch.int64, device=device)
     examples: list[tuple[StereoBatch, StereoPrediction]] = []
     for host_batch in source.batches(plan, VALIDATION_EPOCH):
         batch = host_batch.to(device)
@@ -71,8 +102,11 @@ def evaluate(
         valid += float(terms["nll"].valid)
         error_ratios += error_ratio_counts(prediction.disparity_px, prediction.log_variance, batch.disparity_px)
         errors += disparity_errors(prediction.disparity_px, batch.disparity_px)
+        likelihood += likelihood_sums(
+            prediction.disparity_px, prediction.log_variance, batch.disparity_px, options.loss
+        )
         counts = counts.plus(batch.counts)
         if sum(len(shown.indices) for shown, _ in examples) < PREVIEW_PAIRS:
             examples.append((batch, prediction))
         after_batch()
-    return Evaluation(loss_sums, valid, errors, error_ratios, counts, examples)
+    return Evaluation(loss_sums, valid, errors, error_ratios, likelihood, counts, examples)
