@@ -15,7 +15,7 @@ def test_compilation_is_announced_once_where_no_machine_code_is_kept(monkeypatch
     for kept, expected in ((False, 1), (True, 0)):
         if kept:
             (tmp_path / "machine_code.nbc").touch()
-        scenes._announce_compilation.cache_clear()
+        scenes._announce_once.cache_clear()
         caplog.clear()
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda i: scenes.pool_sample(i, 2, 2), range(8)))

@@ -12,6 +12,7 @@ from foundation_stereo_depth.data.synthetic import compiling, counter_rng, scene
 from foundation_stereo_depth.data.synthetic.primitives import CHESS, empty_scene
 from foundation_stereo_depth.data.synthetic.render import positions
 from foundation_stereo_depth.data.synthetic.scenes import FLOATING, KINDS, Views, render_scenes
+from foundation_stereo_depth.data.synthetic.source import SceneSource
 from foundation_stereo_depth.data.synthetic.textures import packed_textures
 
 pytestmark = [pytest.mark.usefixtures("compiled_renderer"), pytest.mark.slow]  # compiling takes a minute
@@ -47,6 +48,17 @@ def test_floating_scenes_equal_those_of_pytorch_within_one_level(height: int, wi
         assert difference.mean() < 0.1
     error_px = np.abs(views.disparity_px - expected_batch.disparity_px[:, 0].numpy())
     assert (error_px > 1e-3).mean() < 1e-4
+
+
+def test_batches_for_training_are_those_of_pytorch() -> None:
+    size = {"length": 9, "seed": 3, "height": 37, "width": 61}
+    plan = [np.array([4, 0]), np.array([8])]
+    expected = list(torch_scenes.ProceduralSource(**size, device=torch.device("cpu")).batches(plan, -1))
+    batches = list(SceneSource(**size).batches(plan, -1))
+    assert [batch.indices.tolist() for batch in batches] == [[4, 0], [8]]
+    for ours, theirs in zip(batches, expected, strict=True):
+        assert (ours.left.float() - theirs.left.float()).abs().mean() < 0.1
+        assert (ours.disparity_px - theirs.disparity_px).abs().median() < 1e-3
 
 
 @pytest.mark.parametrize("kinds", [ROOMS, REPETITION])

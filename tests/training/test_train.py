@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -29,7 +30,7 @@ from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.tracking import _RetryQueue
-from foundation_stereo_depth.training import run, validate
+from foundation_stereo_depth.training import run, setup, validate
 from foundation_stereo_depth.training import train as training
 from foundation_stereo_depth.training.loss import heteroscedastic_loss
 from foundation_stereo_depth.training.preview import draw_preview
@@ -44,8 +45,9 @@ STEPS_PER_EPOCH = 3
 
 @pytest.fixture
 def simple_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render synthetic scenes of six primitives, in a fifth of the time."""
+    """Render synthetic scenes of six primitives by PyTorch, which compiles nothing first."""
     monkeypatch.setattr(torch_scenes, "PIECES", 6)
+    monkeypatch.setattr(setup, "SceneSource", partial(torch_scenes.ProceduralSource, device=torch.device("cpu")))
 
 
 def history_of(folder: str | Path) -> list[dict[str, float]]:
@@ -257,7 +259,21 @@ def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracki
     train(tiny_options(dataset_root=fsd_tree, skip_bad=True, val_fraction=0.0))
     assert len(Path("out/bad_samples.txt").read_text().splitlines()) == 2
     assert run_of("out", tracking_uri).data.tags["bad_samples"] == "2"
-    assert "2 samples could not be read and skipped" in caplog.text
+    assert "2 samples skipped, since unreadable" in caplog.text
+
+
+def test_images_grow_from_a_quarter_to_the_full_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
+    shapes = []
+
+    def watched(network, source, plan, augment, *, epoch, **others):
+        for batch, inputs in examples(network, source, plan, augment, epoch=epoch, **others):
+            shapes.append((epoch, *batch.left.shape[2:], augment.augment))
+            yield batch, inputs
+
+    examples = training._examples
+    monkeypatch.setattr(training, "_examples", watched)
+    train(tiny_options(dataset_root=fsd_tree, height=128, width=160, epochs=3, small_epochs=2))
+    assert set(shapes) == {(0, 32, 40, False), (1, 64, 80, False), (2, 128, 160, True)}
 
 
 def test_a_data_set_without_one_known_pixel_trains_without_nan(tmp_path: Path, tiny_options) -> None:

@@ -230,7 +230,7 @@ class Record:
         self._tracker.send_file(listing, "data")
         self._tracker.set_tags({"bad_samples": len(bad)})
         logger.warning(
-            "%s could not be read and skipped, listed in %s; the first: %s",
+            "%s skipped, since unreadable; listed in %s; the first: %s",
             count_of(len(bad), "sample"), listing, bad[0],
         )  # fmt: skip
 

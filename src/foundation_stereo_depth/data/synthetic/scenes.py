@@ -100,14 +100,19 @@ def render_scenes(
 
 def pool_sample(i: int, height: int, width: int) -> StereoSample:
     """Return scene `i` of the pool that a cache is filled with, the same at every call."""
-    with _announcing:
-        _announce_compilation()
+    announce_compilation()
     left, right, disparity_px = render_scenes(_POOL_SEED, [i], height, width, kinds=POOL_KINDS)
     return StereoSample(left=left[0], right=right[0], disparity_px=disparity_px[0])
 
 
+def announce_compilation() -> None:
+    """Say, once, that the first scene on this machine takes longer."""
+    with _announcing:
+        _announce_once()
+
+
 @functools.cache
-def _announce_compilation() -> None:
+def _announce_once() -> None:
     if not has_machine_code():
         logger.info("compiling the renderer of synthetic scenes, once per version on this machine: about a minute")
 
