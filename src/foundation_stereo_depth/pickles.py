@@ -6,7 +6,7 @@ restricted unpickler runs no foreign code, but it has no limit on time and memor
 
 import pickletools
 from io import BufferedIOBase
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from foundation_stereo_depth.errors import CheckpointError
 
@@ -28,7 +28,7 @@ _MEMORY_HUNGRY = {
 """Functions that PyTorch lets a pickle call, of which one call takes gigabytes; weights need none of them."""
 
 
-def check_pickle(file: BufferedIOBase) -> None:
+def check_pickle(file: BufferedIOBase | IO[bytes]) -> None:
     """Check that unpickling takes neither long nor much memory; the file then stands behind the pickle.
 
     Sizes of objects are added up, not the objects built. What is no pickle is left to the unpickler, which stops at the
@@ -45,10 +45,11 @@ def check_pickle(file: BufferedIOBase) -> None:
         return
 
 
-def _count_steps(file: BufferedIOBase) -> None:
+def _count_steps(file: BufferedIOBase | IO[bytes]) -> None:
     """Follow the opcodes with the size of each object in its place; a list of one number, since objects are shared."""
     steps, stack, marks, memo = 0, list[list[int]](), list[int](), dict[int, list[int]]()
-    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], file)):
+    opcodes: Any = pickletools.genops(cast(IO[bytes], file))  # an argument's type follows from its opcode
+    for opcode, argument, _ in opcodes:
         name, before = opcode.name, opcode.stack_before
         steps += 1
         size = 1 + len(argument) // _CHARACTERS_PER_STEP if isinstance(argument, str | bytes | bytearray) else 1

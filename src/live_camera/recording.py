@@ -325,10 +325,8 @@ class Recordings:
             logger.warning(text)
             return text
         dropped = f", {recorder.dropped} dropped because writing was too slow" if recorder.dropped else ""
-        logger.info(
-            "%s: %s recorded%s; --side-by-side %s plays them",
-            *(recorder.path, count_of(recorder.written, "pair"), dropped, recorder.path),
-        )
+        text = f"{recorder.path}: {count_of(recorder.written, 'pair')} recorded{dropped}"
+        logger.info("%s; --side-by-side %s plays them", text, recorder.path)
         self.written.append(recorder.path)
         return text
 

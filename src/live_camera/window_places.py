@@ -39,7 +39,7 @@ def read_places(screen: tuple[int, int] | None) -> dict[str, Place]:
 
 
 def keep_places(screen: tuple[int, int] | None, places: dict[str, Place]) -> None:
-    """Keep the places of windows on a screen of this size; where that is not possible, the next run begins anew."""
+    """Keep the places of windows on a screen of this size; where that is not possible, the next run begins again."""
     kept = _read_all()
     before = kept.get(_name_of(screen))
     kept[_name_of(screen)] = (before if isinstance(before, dict) else {}) | {t: list(p) for t, p in places.items()}

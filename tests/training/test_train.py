@@ -160,7 +160,7 @@ def test_only_waiting_for_data_counts_as_waiting(
 
         def open_slowly(*arguments: object):
             data = open_data(*arguments)
-            return data._replace(train=SlowSource(data.train))
+            return data._replace(train_by_divisor={1: SlowSource(data.train)})
 
         monkeypatch.setattr(training, "open_data", open_slowly)
     else:

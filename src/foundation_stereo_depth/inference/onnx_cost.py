@@ -171,7 +171,8 @@ def _broadcast(call: _Call) -> Result:
     known, numbers = [array.numbers for array in arrays if array.numbers is not None], None
     if call.node.operator in _ARITHMETIC and len(known) == len(arrays):
         with np.errstate(all="raise"):
-            numbers = functools.reduce(_ARITHMETIC[call.node.operator], known)
+            # Of arrays without axes numpy makes scalars.
+            numbers = np.asarray(functools.reduce(_ARITHMETIC[call.node.operator], known))
     largest = max(array.item_bytes for array in arrays)
     return [Array(shape=shape, item_bytes=largest, numbers=numbers)], 0
 
@@ -281,7 +282,7 @@ def _gather(call: _Call) -> Result:
     axis = call.attribute("axis", 0) % len(array.shape)
     numbers = None
     if array.numbers is not None and chosen.numbers is not None and array.count <= _MOST_KNOWN:
-        numbers = np.take(array.numbers, chosen.numbers.astype(np.int64), axis)
+        numbers = np.asarray(np.take(array.numbers, chosen.numbers.astype(np.int64), axis))
     return _resized(array, [*array.shape[:axis], *chosen.shape, *array.shape[axis + 1 :]], numbers)
 
 
