@@ -169,7 +169,7 @@ def test_out_of_memory_names_the_flag(
         raise error
 
     monkeypatch.setattr(predictor._backend, "_network", run_out)
-    with pytest.raises(UserError, match=r"out of memory with 1 pairs at 64x48.*--batch-size"):
+    with pytest.raises(UserError, match=r"out of memory with 1 pair at 64x48.*--batch-size"):
         predictor(*shifted_pair(40, 60, 2))
 
 
