@@ -371,7 +371,7 @@ def main() -> int:
     wrong = 0
     for kind in asked.kinds or KINDS:
         counts = fuzz(kind, asked.seconds, asked.seed)
-        wrong += sum(count for result, count in counts.items() if result not in (READ, REFUSED))
+        wrong += sum(count for result, count in counts.items() if result not in (READ, REFUSED, NOT_USED))
         print(
             f"{kind}: {sum(counts.values())} files; {', '.join(f'{n} {result}' for result, n in counts.most_common())}"
         )

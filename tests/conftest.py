@@ -161,13 +161,14 @@ def tiny_options(tiny: Callable[..., dict[str, Any]]) -> Callable[..., TrainOpti
 @pytest.fixture(scope="session")
 def finished_run(tiny_tree: Path, tracking_uri: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of one epoch, to read or to copy."""
+    from foundation_stereo_depth.training.setup import resolve
     from foundation_stereo_depth.training.train import train
 
     with pytest.MonkeyPatch.context() as patch:
         skip_previews(patch)
         folder = tmp_path_factory.mktemp("finished") / "out"
         flags = tiny_flags(tiny_tree, tracking_uri) | {"epochs": 1, "output_dir": folder}
-        return train(command_line.build_options(TrainOptions, flags))
+        return train(*resolve(flags))
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_resuming_a_finished_run_says_so_and_tags_the_best_epoch(
     train(*resolve({"resume": str(own_run), "mlflow_tracking_uri": tracking_uri}))
     warnings = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert warnings == [
-        "the run has finished its 1 epochs, so nothing is trained; --epochs with a larger number continues it"
+        "the run has finished its 1 epoch, so nothing is trained; --epochs with a larger number continues it"
     ]
     saved = load_checkpoint(own_run / "last.pt")
     tags = mlflow.MlflowClient(tracking_uri).get_run(saved.run_id).data.tags

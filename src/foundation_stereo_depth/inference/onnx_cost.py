@@ -208,6 +208,11 @@ def _unsqueeze(call: _Call) -> Result:
     return _resized(array, shape, None if array.numbers is None else array.numbers.reshape(shape))
 
 
+def _expand(call: _Call) -> Result:
+    array, sizes = call.input(0), call.whole_numbers(1) or []
+    return _resized(array, np.broadcast_shapes(array.shape, sizes))
+
+
 def _reshape(call: _Call) -> Result:
     array, sizes = call.input(0), call.whole_numbers(1, "shape") or []
     if not call.attribute("allowzero", 0):
@@ -388,6 +393,7 @@ _RULES: dict[str, Callable[[_Call], Result]] = {
     "Conv": _convolution,
     "ConvTranspose": _transposed_convolution,
     "DepthToSpace": _depth_to_space,
+    "Expand": _expand,
     "Gather": _gather,
     "MaxPool": _pool,
     "Pad": _pad,
