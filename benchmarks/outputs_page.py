@@ -25,11 +25,15 @@ def coloured(stem: Path, what: str) -> np.ndarray:
     if stored is None:
         raise SystemExit(f"{stem}_{what}.png: cannot be read; was it named in --write?")
     values = stored / _STEPS[what]
-    largest = _LARGEST[what] or float(np.percentile(values[stored > 0], 98))
-    image = cv2.applyColorMap(np.clip(values / largest * 255, 0, 255).astype(np.uint8), cv2.COLORMAP_TURBO)
-    return titled(
-        np.where(stored[..., None] > 0, image, 0).astype(np.uint8), f"{what}, 0 to {largest:.3g} {_UNITS[what]}"
-    )
+    known = stored > 0
+    least = float(np.percentile(values[known], 2)) if what == "depth" else 0.0
+    largest = _LARGEST[what] or float(np.percentile(values[known], 98))
+    shares = np.clip((values - least) / (largest - least), 0, 1)
+    if what == "depth":  # near is warm, as it is in the map of disparity
+        shares = 1 - shares
+    image = cv2.applyColorMap((255 * shares).astype(np.uint8), cv2.COLORMAP_TURBO)
+    title = f"{what}, {least:.3g} to {largest:.3g} {_UNITS[what]}"
+    return titled(np.where(known[..., None], image, 0).astype(np.uint8), title)
 
 
 def cloud(stem: Path) -> np.ndarray:
