@@ -46,7 +46,7 @@ class DataOptions(OptionGroup):
     )
     skip_bad: bool = option(False, "skip unreadable samples, and count and list them at the end")
     procedural_samples: int = option(
-        800, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
+        1600, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
     )
     procedural_val_samples: int = option(
         64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
