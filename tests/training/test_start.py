@@ -129,15 +129,16 @@ def test_flags_without_effect_are_named(flags: dict, warning: str | None, caplog
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ({"epochs": 5}, 4),
-        ({"epochs": 1}, 0),
+        ({"epochs": 5}, 0),
+        ({"epochs": 5, "small_epochs": "auto"}, 4),
+        ({"epochs": 1, "small_epochs": "auto"}, 0),
         ({"epochs": 5, "small_epochs": 1}, 1),
-        ({"epochs": 5, "model": "guided"}, 0),
-        ({"epochs": 5, "dataset_root": ("x",)}, 0),
-        ({"epochs": 5, "height": 48}, 0),
+        ({"epochs": 5, "model": "guided", "small_epochs": "auto"}, 0),
+        ({"epochs": 5, "dataset_root": ("x",), "small_epochs": "auto"}, 0),
+        ({"epochs": 5, "height": 48, "small_epochs": "auto"}, 0),
     ],
 )
-def test_the_plain_network_begins_synthetic_scenes_at_small_sizes(flags: dict, expected: int) -> None:
+def test_auto_begins_the_plain_network_on_small_synthetic_scenes(flags: dict, expected: int) -> None:
     assert resolve(flags)[0].optimizer.small_epochs == expected
 
 

@@ -46,7 +46,7 @@ class DataOptions(OptionGroup):
     )
     skip_bad: bool = option(False, "skip unreadable samples, and count and list them at the end")
     procedural_samples: int = option(
-        1600, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
+        800, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
     )
     procedural_val_samples: int = option(
         64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
@@ -167,7 +167,7 @@ class OptimizerOptions(OptionGroup):
         fixed=True,
     )
     small_epochs: int | Literal["auto"] = option(
-        "auto",
+        0,
         "train so many epochs, the first ones, on small images without augmentation, where a network learns faster: "
         "half of them at a quarter of the width and height, half at half; auto takes four fifths of all with --model "
         "unet on synthetic scenes, else none",
