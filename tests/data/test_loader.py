@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import write_fsd_sample
 
-from foundation_stereo_depth.data.batch import ReducedSource, training_plan, validation_plan
+from foundation_stereo_depth.data.batch import training_plan, validation_plan
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.options.training import DataOptions
@@ -152,16 +152,3 @@ def test_epoch_resumed_in_its_middle_keeps_its_order(tmp_path: Path, fsd_tree: P
     assert all_indices == [batch.tolist() for batch in plan]
     for done in range(len(plan)):
         assert [batch.indices.tolist() for batch in source.batches(plan[done:], 1)] == all_indices[done:]
-
-
-def test_reduction_averages_views_and_keeps_disparities_of_single_pixels(tmp_path: Path, fsd_tree: Path) -> None:
-    source = open_files(options_for(tmp_path, height=49, width=64), fsd_tree, pin_memory=False).train
-    [full], [half] = all_batches(source, 6), all_batches(ReducedSource(source, 2), 6)
-    assert half.left.shape == (6, 3, 24, 32)
-    assert half.disparity_px.shape == (6, 1, 24, 32)
-    assert len(ReducedSource(source, 2)) == 6
-    assert ReducedSource(source, 2).name(3) == source.name(3)
-    assert abs(half.right.float().mean() - full.right.float().mean()) < 1
-    known = half.disparity_px[half.disparity_px.isfinite()]
-    assert set((2 * known).unique().tolist()) <= set(full.disparity_px[full.disparity_px.isfinite()].unique().tolist())
-    assert half.indices.tolist() == full.indices.tolist()

@@ -126,27 +126,6 @@ def test_flags_without_effect_are_named(flags: dict, warning: str | None, caplog
     assert warning is None or caplog.messages[0].startswith(warning)
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        ({"epochs": 5}, 0),
-        ({"epochs": 5, "small_epochs": "auto"}, 4),
-        ({"epochs": 1, "small_epochs": "auto"}, 0),
-        ({"epochs": 5, "small_epochs": 1}, 1),
-        ({"epochs": 5, "model": "guided", "small_epochs": "auto"}, 0),
-        ({"epochs": 5, "dataset_root": ("x",), "small_epochs": "auto"}, 0),
-        ({"epochs": 5, "height": 48, "small_epochs": "auto"}, 0),
-    ],
-)
-def test_auto_begins_the_plain_network_on_small_synthetic_scenes(flags: dict, expected: int) -> None:
-    assert resolve(flags)[0].optimizer.small_epochs == expected
-
-
-def test_a_quarter_below_the_least_size_is_refused() -> None:
-    with pytest.raises(UserError, match="--small-epochs 2: a quarter of 320x48 is below 32x32"):
-        resolve({"small_epochs": 2, "height": 48})
-
-
 def compiler(name: str, lines: str) -> Path:
     path = Path(name).absolute()
     path.write_text(f"#!/bin/sh\n{lines}\n")

@@ -160,7 +160,7 @@ def test_only_waiting_for_data_counts_as_waiting(
 
         def open_slowly(*arguments: object):
             data = open_data(*arguments)
-            return data._replace(train_by_divisor={1: SlowSource(data.train)})
+            return data._replace(train=SlowSource(data.train))
 
         monkeypatch.setattr(training, "open_data", open_slowly)
     else:
@@ -260,20 +260,6 @@ def test_bad_samples_are_counted_and_listed(fsd_tree: Path, tiny_options, tracki
     assert len(Path("out/bad_samples.txt").read_text().splitlines()) == 2
     assert run_of("out", tracking_uri).data.tags["bad_samples"] == "2"
     assert "2 samples skipped, since unreadable" in caplog.text
-
-
-def test_images_grow_from_a_quarter_to_the_full_size(fsd_tree: Path, tiny_options, monkeypatch) -> None:
-    shapes = []
-
-    def watched(network, source, plan, augment, *, epoch, **others):
-        for batch, inputs in examples(network, source, plan, augment, epoch=epoch, **others):
-            shapes.append((epoch, *batch.left.shape[2:], augment.augment))
-            yield batch, inputs
-
-    examples = training._examples
-    monkeypatch.setattr(training, "_examples", watched)
-    train(tiny_options(dataset_root=fsd_tree, height=128, width=160, epochs=3, small_epochs=2))
-    assert set(shapes) == {(0, 32, 40, False), (1, 64, 80, False), (2, 128, 160, True)}
 
 
 def test_a_data_set_without_one_known_pixel_trains_without_nan(tmp_path: Path, tiny_options) -> None:

@@ -11,9 +11,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
-
-from foundation_stereo_depth.data.sample import nearest_indices
 
 Positions = Int64[np.ndarray, " _"]
 
@@ -96,47 +93,6 @@ class Source(Protocol):
     def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
         """Yield one batch per entry of `plan`, in that order."""
         ...
-
-
-@dataclass(frozen=True)
-class ReducedSource:
-    """The samples of another source, their width and height divided.
-
-    Attributes:
-        source: at full size.
-        divisor: of width and height, which are rounded down.
-    """
-
-    source: Source
-    divisor: int
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def name(self, index: int) -> str:
-        """Return the sample's name for messages."""
-        return self.source.name(index)
-
-    def batches(self, plan: Sequence[Positions], epoch: int) -> Iterator[StereoBatch]:
-        """Yield one batch per entry of `plan`: views averaged, disparities those of the nearest pixels."""
-        for batch in self.source.batches(plan, epoch):
-            yield _reduced(batch, self.divisor)
-
-
-def _reduced(batch: StereoBatch, divisor: int) -> StereoBatch:
-    height, width = batch.left.shape[-2:]
-    size = (height // divisor, width // divisor)
-    rows, columns = (torch.as_tensor(nearest_indices(*ends)) for ends in ((height, size[0]), (width, size[1])))
-    return replace(
-        batch,
-        left=_area_averages(batch.left, size),
-        right=_area_averages(batch.right, size),
-        disparity_px=batch.disparity_px[..., rows[:, None], columns] * (size[1] / width),
-    )
-
-
-def _area_averages(views: UInt8[Tensor, "B 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "B 3 h w"]:
-    return F.interpolate(views.float(), size=size, mode="area").round_().to(torch.uint8)
 
 
 def training_plan(

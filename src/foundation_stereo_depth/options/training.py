@@ -15,9 +15,6 @@ from foundation_stereo_depth.options.datasets import (
 )
 from foundation_stereo_depth.options.fields import DEVICE_HELP, DEVICE_METAVAR, OptionGroup, check_device, option
 
-LEAST_SIZE_PX = 32
-"""Of both sides of the images of training."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(OptionGroup):
@@ -31,10 +28,8 @@ class DataOptions(OptionGroup):
     )
     cache_root: Path | None = option(None, "folder of NPZ entries: hits are read, misses are written for later epochs")
     require_cache: bool = option(False, "fail at the start if the cache lacks a sample")
-    height: int = option(
-        240, "height of images and disparity maps, px", minimum=LEAST_SIZE_PX, maximum=4096, fixed=True
-    )
-    width: int = option(320, "width of images and disparity maps, px", minimum=LEAST_SIZE_PX, maximum=4096, fixed=True)
+    height: int = option(240, "height of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
+    width: int = option(320, "width of images and disparity maps, px", minimum=32, maximum=4096, fixed=True)
     max_samples: int | None = option(None, "use at most so many samples, spread over all scenes", minimum=1, fixed=True)
     val_fraction: float = option(
         0.1,
@@ -164,14 +159,6 @@ class OptimizerOptions(OptionGroup):
         None,
         "start from the network in this .pt or .safetensors file, or with default from the installed one; else from "
         "random weights",
-        fixed=True,
-    )
-    small_epochs: int | Literal["auto"] = option(
-        0,
-        "train so many epochs, the first ones, on small images without augmentation, where a network learns faster: "
-        "half of them at a quarter of the width and height, half at half; auto takes four fifths of all with --model "
-        "unet on synthetic scenes, else none",
-        minimum=0,
         fixed=True,
     )
     batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,7 +18,7 @@ from foundation_stereo_depth.checkpoint import (
     load_checkpoint,
     read_trained,
 )
-from foundation_stereo_depth.data.batch import ReducedSource, Source
+from foundation_stereo_depth.data.batch import Source
 from foundation_stereo_depth.data.dataset import DATASET_ROOT_VARIABLE, find_dataset_root
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.synthetic.source import SceneSource
@@ -31,13 +30,10 @@ from foundation_stereo_depth.model.predecessor import with_uncertainty_head
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.fields import flag_of
-from foundation_stereo_depth.options.training import LEAST_SIZE_PX, AugmentOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.options.training import AugmentOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.tracking import checkpoint_of_run
 
 logger = logging.getLogger(__name__)
-
-_SMALL_FRACTION = 0.8  # of the epochs
-_HALF, _QUARTER = 2, 4
 
 
 def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
@@ -67,8 +63,7 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
         options = command_line.build_options(TrainOptions, explicit, base=base)
         warn_of_unused_flags(explicit, options)
         check_state_size(options.model)
-        optimizer = replace(options.optimizer, small_epochs=count_small_epochs(options))
-        return replace(options, optimizer=optimizer), None
+        return options, None
     path = Path(resume)
     if path.is_dir():
         path = path / "last.pt"
@@ -92,34 +87,6 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
     return command_line.build_options(TrainOptions, explicit, base=saved), checkpoint
 
 
-def count_small_epochs(options: TrainOptions) -> int:
-    """Return how many epochs the run begins with on small images; `auto` becomes a number here.
-
-    A resumed run keeps the number, whatever its `--epochs` then says.
-
-    Raises:
-        UserError: a quarter of the size is smaller than networks take.
-    """
-    asked, data = options.optimizer.small_epochs, options.data
-    too_small = min(data.height, data.width) < _QUARTER * LEAST_SIZE_PX
-    if asked == "auto":
-        has_files = data.dataset_root is not None or data.cache_root is not None
-        if too_small or has_files or options.model.model != "unet" or options.optimizer.initial_weights is not None:
-            return 0
-        return int(_SMALL_FRACTION * options.optimizer.epochs)
-    if asked and too_small:
-        least = f"{LEAST_SIZE_PX}x{LEAST_SIZE_PX}"
-        raise UserError(f"--small-epochs {asked}: a quarter of {data.width}x{data.height} is below {least}")
-    return asked
-
-
-def size_divisor(epoch: int, small_epochs: int) -> int:
-    """Return by what the width and height of an epoch's images are divided: 4, then 2, then 1."""
-    if epoch >= small_epochs:
-        return 1
-    return _QUARTER if 2 * epoch < small_epochs else _HALF
-
-
 def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions) -> None:
     """Log a warning for typed flags that change nothing, given the others."""
     model, data = options.model.model, options.data
@@ -141,22 +108,11 @@ def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions)
 
 
 class Data(NamedTuple):
-    """What a run trains and validates on, and the facts about it that are recorded.
+    """What a run trains and validates on, and the facts about it that are recorded."""
 
-    Attributes:
-        train_by_divisor: by what the width and height of its images are divided (1, 2 and 4).
-        validation: at full size.
-        facts: names, numbers and texts.
-    """
-
-    train_by_divisor: Mapping[int, Source]
+    train: Source
     validation: Source
     facts: dict[str, object]
-
-    @property
-    def train(self) -> Source:
-        """Return the training samples at full size."""
-        return self.train_by_divisor[1]
 
     @property
     def identity(self) -> str:
@@ -181,14 +137,13 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
                 "no data set given (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE
             )
 
-        def scenes(length: int, seed: int, divisor: int = 1) -> Source:
-            height, width = asked.height // divisor, asked.width // divisor
+        def scenes(length: int, seed: int) -> Source:
             if device.type == "cuda":
-                return ProceduralSource(length=length, seed=seed, height=height, width=width, device=device)
-            return SceneSource(length=length, seed=seed, height=height, width=width)
+                return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
+            return SceneSource(length=length, seed=seed, height=asked.height, width=asked.width)
 
         return Data(
-            {n: scenes(asked.procedural_samples, options.runtime.seed, n) for n in (1, _HALF, _QUARTER)},
+            scenes(asked.procedural_samples, options.runtime.seed),
             # A seed of their own, the same in all runs, makes figures of different runs comparable.
             scenes(asked.procedural_val_samples, ProceduralSource.VALIDATION_SEED),
             {
@@ -210,8 +165,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
         files.split.by,
         count_of(int(str(files.facts["reading_threads"])), "thread"),
     )
-    trains = {1: files.train} | {n: ReducedSource(files.train, n) for n in (_HALF, _QUARTER)}
-    return Data(trains, files.validation, dict(files.facts))
+    return Data(files.train, files.validation, dict(files.facts))
 
 
 def first_network(options: TrainOptions, resumed: Checkpoint | None) -> nn.Module:

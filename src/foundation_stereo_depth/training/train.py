@@ -28,12 +28,12 @@ from foundation_stereo_depth.errors import NotFiniteError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.metrics import DisparityErrors, disparity_errors
 from foundation_stereo_depth.model import StereoPrediction, network_inputs, wants_prior
-from foundation_stereo_depth.options.training import AugmentOptions, TrainOptions
+from foundation_stereo_depth.options.training import TrainOptions
 from foundation_stereo_depth.signals import detach_lost_terminal, stop_signals
 from foundation_stereo_depth.training.loss import loss_terms, loss_weights, weighted_loss
 from foundation_stereo_depth.training.restart import find_earlier_start
 from foundation_stereo_depth.training.run import SIGMA_SCALE, Record, Stopped
-from foundation_stereo_depth.training.setup import count_small_epochs, first_network, open_data, size_divisor
+from foundation_stereo_depth.training.setup import first_network, open_data
 from foundation_stereo_depth.training.state import (
     EPE,
     Metrics,
@@ -50,7 +50,6 @@ Item = TypeVar("Item")
 Example = tuple[StereoBatch, tuple[Tensor, ...]]
 """A batch on the training device, and the inputs that the network makes of it."""
 
-_NO_AUGMENTATION = AugmentOptions(augment=False)
 _AUGMENTATION_SEED = 1
 """Added to the seed for augmentation, so that a synthetic scene and its augmentation use different random numbers."""
 _WATCHED_PIXELS = (..., slice(None, None, 2), slice(None, None, 2))
@@ -87,7 +86,6 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
     if resumed is not None:
         state.restore(resumed, processes)
     forward = _wrap(network, options, processes, device)
-    small_epochs = count_small_epochs(options)
     total_steps = len(_training_plan(data.train, 0, options, processes)) * options.optimizer.epochs
 
     with Record(options, run_id, processes) as record, StopSignals() as stop:
@@ -97,20 +95,15 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
         _warn_of_little_work(data.train, options, state)
 
         for epoch in range(state.progress.epoch, options.optimizer.epochs):
-            divisor = size_divisor(epoch, small_epochs)
-            source = data.train_by_divisor[divisor]
-            plan = _training_plan(source, epoch, options, processes)
+            plan = _training_plan(data.train, epoch, options, processes)
             progress = EpochProgress(epoch, len(plan), state, options, processes)
             validate = partial(
                 _validate, data.validation, state, options, processes,
                 precision=autocast(device, precision), record=record, stop=stop,
             )  # fmt: skip
             network.train()
-            augment = options.augment if divisor == 1 else _NO_AUGMENTATION
             _validate_if_pending(validate, state, options, processes, record=record, steps_per_epoch=len(plan))
-            for batch, inputs in _examples(
-                network, source, plan, augment, seed=options.runtime.seed, epoch=epoch, progress=progress
-            ):
+            for batch, inputs in _examples(network, data.train, plan, options, epoch=epoch, progress=progress):
                 # -------------------------------------------------------------------------------------- one step
                 with autocast(device, precision):
                     prediction = forward(*inputs)
@@ -140,7 +133,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 if is_logged or done % _SNAPSHOT_EVERY[device.type] == 0:
                     snapshot = state.snapshot()
                     if snapshot.first_bad_step >= 0:
-                        raise _not_finite(snapshot.first_bad_step, epoch, plan, source, record)
+                        raise _not_finite(snapshot.first_bad_step, epoch, plan, data.train, record)
                     progress.show(snapshot)
                     if is_logged:
                         record.log_steps(state.progress.samples, state.take_interval())
@@ -354,9 +347,8 @@ def _examples(
     network: nn.Module,
     source: Source,
     plan: list[Positions],
-    augment: AugmentOptions,
+    options: TrainOptions,
     *,
-    seed: int,
     epoch: int,
     progress: EpochProgress,
 ) -> Iterator[Example]:
@@ -364,21 +356,21 @@ def _examples(
     batches = source.batches(plan[progress.first_step :], epoch)
     if wants_prior(network):
         # The classical matcher runs on the CPU; meanwhile the device works on the batch before.
-        yield from progress.count_steps(prefetch_next(_augment(batches, network, augment, seed=seed, epoch=epoch)))
+        yield from progress.count_steps(prefetch_next(_augment(batches, epoch, network, options)))
         return
     with closing(progress.count_steps(batches)) as counted:
-        yield from _augment(counted, network, augment, seed=seed, epoch=epoch)
+        yield from _augment(counted, epoch, network, options)
 
 
 def _augment(
-    batches: Iterable[StereoBatch], network: nn.Module, augment: AugmentOptions, *, seed: int, epoch: int
+    batches: Iterable[StereoBatch], epoch: int, network: nn.Module, options: TrainOptions
 ) -> Iterator[Example]:
     device = next(network.parameters()).device
     for batch in batches:
         on_device = batch.to(device)
-        keys = sample_keys(seed + _AUGMENTATION_SEED, epoch, on_device.indices)
-        on_device = flipped(on_device, keys, augment)
-        yield on_device, network_inputs(network, augmented_pair(on_device, keys, augment))
+        keys = sample_keys(options.runtime.seed + _AUGMENTATION_SEED, epoch, on_device.indices)
+        on_device = flipped(on_device, keys, options.augment)
+        yield on_device, network_inputs(network, augmented_pair(on_device, keys, options.augment))
 
 
 def _validate(
