@@ -112,10 +112,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_hostile_yaml_is_refused_soon(text: str) -> None:
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(CalibrationError):
         parse_yaml(text)
-    assert time.process_time() - began_s < 3
+    assert time.thread_time() - began_s < 3
 
 
 def test_a_tag_that_would_run_code_is_only_a_value() -> None:
@@ -178,10 +178,10 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_texts_that_take_a_time_of_their_length_squared_are_refused_soon(tmp_path: Path, name: str) -> None:
     (tmp_path / "x.txt").write_bytes(HOSTILE[name])
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(CalibrationError, match=r"x\.txt: "):
         read_calibration(tmp_path / "x.txt")
-    assert time.process_time() - began_s < 10
+    assert time.thread_time() - began_s < 10
 
 
 def test_an_npz_with_one_matrix_under_many_names_is_not_unpacked(tmp_path: Path) -> None:

@@ -133,10 +133,10 @@ BOMBS: dict[str, tuple[list[onnx.NodeProto], dict[str, np.ndarray]]] = {
 @pytest.mark.parametrize("name", BOMBS)
 def test_networks_that_would_take_much_memory_or_time_are_refused(name: str) -> None:
     encoded = network(*BOMBS[name])
-    began_s = time.process_time()
+    began_s = time.thread_time()
     with pytest.raises(CheckpointError, match=r"x\.onnx: (contains|needs|takes|its|computes)"):
         check_onnx(Path("x.onnx"), encoded)
-    assert time.process_time() - began_s < 5
+    assert time.thread_time() - began_s < 5
 
 
 def test_memory_of_results_that_are_no_longer_needed_is_used_again() -> None:
