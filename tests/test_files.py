@@ -3,11 +3,18 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.files import _machine, read_regular_file, remove_abandoned, write_atomically
+from foundation_stereo_depth.files import (
+    _machine,
+    read_regular_file,
+    remove_abandoned,
+    text_for_opencv,
+    write_atomically,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -123,3 +130,17 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     ]:
         with pytest.raises(CheckpointError, match=f"{path}: .*({message})"):
             read_regular_file(path, at_most_bytes=5, error_type=CheckpointError)
+
+
+def test_a_file_that_has_nothing_at_present_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_bytes(b"")
+    nothing = mock.MagicMock()  # as /proc/kmsg
+    nothing.__enter__.return_value.read.return_value = None
+    nothing.__enter__.return_value.fileno.side_effect = lambda: os.open("file", os.O_RDONLY)
+    monkeypatch.setattr(os, "fdopen", lambda *_: nothing)
+    with pytest.raises(CheckpointError, match="file: cannot be read"):
+        read_regular_file(Path("file"), at_most_bytes=10, error_type=CheckpointError)
+
+
+def test_text_with_bytes_that_are_no_utf8_can_be_drawn() -> None:
+    assert text_for_opencv(os.fsdecode(b"a\xff.png")) == "a?.png"

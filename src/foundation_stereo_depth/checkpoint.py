@@ -412,12 +412,10 @@ def is_safetensors(path: Path) -> bool:
 
 
 def _first_bytes(path: Path) -> bytes:
-    if not path.is_file():  # a pipe would be waited for
-        return b""
     try:
-        with path.open("rb") as file:
-            return file.read(512)
-    except OSError:  # which reading the file reports
+        with open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=CheckpointError) as file:
+            return file.read(512) or b""
+    except CheckpointError:  # which reading the file reports
         return b""
 
 

@@ -16,6 +16,7 @@ from foundation_stereo_depth.colours import (
     find_uncertain,
     fit_range,
 )
+from foundation_stereo_depth.files import text_for_opencv
 from foundation_stereo_depth.options.inference import FigureOptions
 from foundation_stereo_depth.stereo.match import StereoMatch
 
@@ -176,11 +177,11 @@ def _font() -> cv2.FontFace:
 
 
 def _text_width(text: str) -> int:
-    return cv2.getTextSize((0, 0), text, (0, 0), _font(), _TEXT_PX)[2]
+    return cv2.getTextSize((0, 0), text_for_opencv(text), (0, 0), _font(), _TEXT_PX)[2]
 
 
 def _write(image: Canvas, text: str, at: tuple[int, int]) -> None:
-    cv2.putText(image, text, at, (0, 0, 0), _font(), _TEXT_PX)
+    cv2.putText(image, text_for_opencv(text), at, (0, 0, 0), _font(), _TEXT_PX)
 
 
 def draw_frame(left: UInt8[np.ndarray, "H W 3"], panel: Panel) -> UInt8[np.ndarray, "h w 3"]:

@@ -67,7 +67,9 @@ def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserEr
     with open_regular_file(path, at_most_bytes=at_most_bytes, error_type=error_type) as file:
         # Files of the system (/proc) give a size of 0; memory for all that is asked for would be taken at once.
         most = min(at_most_bytes, os.fstat(file.fileno()).st_size + _GROWTH_BYTES)
-        content = file.read(most + 1)
+        content = cast(bytes | None, file.read(most + 1))
+    if content is None:  # of the system's files some give what there will be, and would be waited for
+        raise error_type(f"{path}: cannot be read (it has nothing at present)")
     if len(content) > most:
         raise _too_large(path, at_most_bytes, error_type)
     return content
@@ -75,6 +77,24 @@ def read_regular_file(path: Path, *, at_most_bytes: int, error_type: type[UserEr
 
 def _too_large(path: Path, at_most_bytes: int, error_type: type[UserError]) -> UserError:
     return error_type(f"{path}: has more than {at_most_bytes:,} bytes, which no file of its kind has")
+
+
+def name_for_opencv(path: Path | str, error_type: type[UserError]) -> str:
+    """Return a name as OpenCV's videos take it, which end the process where it is not UTF-8.
+
+    Raises:
+        UserError: of the given type: it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise error_type(f"{path}: its name is not UTF-8, as OpenCV needs it; rename it, or its folder") from None
+    return str(path)
+
+
+def text_for_opencv(text: str) -> str:
+    """Return a text to draw, with a question mark for each byte of a file's name that is not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
 
 
 class ArchiveError(ValueError):

@@ -23,7 +23,7 @@ from foundation_stereo_depth.data.codecs import (
 )
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.figures import confidence_panel, draw_frame, encode_figure, match_panel, scale_of_match
-from foundation_stereo_depth.files import remove_abandoned, write_atomically
+from foundation_stereo_depth.files import name_for_opencv, remove_abandoned, write_atomically
 from foundation_stereo_depth.options.fields import split_words
 from foundation_stereo_depth.options.inference import DRAWN, VIDEO, FigureOptions, OutputOptions
 from foundation_stereo_depth.stereo.geometry import StereoCalibration, depth_from_disparity, point_cloud
@@ -341,7 +341,8 @@ class VideoFile:
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             code = cv2.VideoWriter.fourcc(*"mp4v")
-            self._writer, self._size = cv2.VideoWriter(str(self._temporary), code, self._fps, size), size
+            name = name_for_opencv(self._temporary.absolute(), UserError)
+            self._writer, self._size = cv2.VideoWriter(name, code, self._fps, size), size
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: a video of {size[0]}x{size[1]} cannot be written there")
         if size != self._size:

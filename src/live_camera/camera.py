@@ -1,12 +1,10 @@
 """Cameras, network streams and videos through OpenCV: set options, read them back, compare; BGR becomes RGB here."""
 
 import logging
-import os
 import re
 import sys
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +15,10 @@ from jaxtyping import UInt8
 
 from foundation_stereo_depth.calibration.settings import CameraSettings
 from foundation_stereo_depth.data import file_kinds
-from foundation_stereo_depth.data.image_size import LARGEST_PIXELS
-from foundation_stereo_depth.data.videos import VideoProgress
-from foundation_stereo_depth.errors import CameraError
+from foundation_stereo_depth.data.videos import VideoProgress, check_frame_size, open_video
+from foundation_stereo_depth.errors import CameraError, DataError
+from foundation_stereo_depth.files import name_for_opencv
+from foundation_stereo_depth.log import silence_opencv
 from live_camera.options import CameraOptions
 
 logger = logging.getLogger(__name__)
@@ -153,21 +152,17 @@ class Camera:
         self._absent: set[int] = set()
         self._reported: set[str] = set()
         self._progress = VideoProgress()
+        name_for_opencv(self._address, CameraError)
         if is_pipeline(address) and not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
             raise CameraError(
                 f"{role}: is a GStreamer pipeline, and the OpenCV that is installed (the one of PyPI) is built without "
                 "GStreamer; name the device (/dev/video0), a network stream (rtsp://...) or a video"
             )
-        if not self.live and not Path(self._address).is_file():  # a pipe would be waited for
-            raise CameraError(self._explain_failure())
         self._capture = self._open()
         if not self._capture.isOpened():
             self._capture.release()
             raise CameraError(self._explain_failure())
-        width, height = (self._capture.get(name) for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
-        if width * height > LARGEST_PIXELS:
-            self._capture.release()
-            raise CameraError(f"{role}: says that its frames are {width:.0f}x{height:.0f}; is it damaged?")
+        self._check_size()
 
     @property
     def fps(self) -> float | None:
@@ -273,7 +268,13 @@ class Camera:
 
     def _open_capture(self) -> Any:
         if not self.live:
-            return cv2.VideoCapture(self._address)
+            path = Path(self._address)
+            if not path.is_file():  # a pipe would be waited for
+                raise CameraError(f"{self.role}: {'is not a regular file' if path.exists() else 'no such file'}")
+            try:
+                return open_video(path)
+            except DataError as error:
+                raise CameraError(self._name_role(error)) from error
         if is_pipeline(self._address):
             return cv2.VideoCapture(self._address, cv2.CAP_GSTREAMER)
         if not self.is_device:
@@ -322,12 +323,18 @@ class Camera:
                 logger.warning(message)
             self._reported.add(message)
 
+    def _check_size(self) -> None:
+        width, height = (self._capture.get(name) for name in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        try:
+            check_frame_size(Path(self._address), width, height)
+        except DataError as error:
+            self._capture.release()
+            raise CameraError(self._name_role(error)) from error
+
+    def _name_role(self, error: DataError) -> str:
+        return f"{self.role}: {str(error).removeprefix(f'{Path(self._address)}: ')}"
+
     def _explain_failure(self) -> str:
-        if not self.live:
-            path = Path(self._address)
-            if path.exists() and not path.is_file():
-                return f"{self.role}: is not a regular file"
-            return f"{self.role}: {'not a video that can be decoded' if path.exists() else 'no such file'}"
         if is_pipeline(self._address):
             return (
                 f"{self.role}: GStreamer does not run this pipeline; does gst-launch-1.0, and does it end in appsink?"
@@ -376,18 +383,6 @@ def _format_setting(name: int, value: float) -> str:
     if name in _SWITCHES:
         return "off" if any(value == off for switch, off, _ in _AUTOMATIC.values() if switch == name) else "on"
     return f"{value:g}"
-
-
-@contextmanager
-def silence_opencv() -> Generator[None]:
-    """Keep OpenCV from writing to standard error; the caller reports what failed."""
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # of its video reader; read once, at the first opening
-    opencv_logging = cv2.utils.logging
-    before = opencv_logging.setLogLevel(opencv_logging.LOG_LEVEL_SILENT)
-    try:
-        yield
-    finally:
-        opencv_logging.setLogLevel(before)
 
 
 def is_device(address: str) -> bool:

@@ -11,9 +11,9 @@ from foundation_stereo_depth.calibration.files import calibration_beside, save_c
 from foundation_stereo_depth.data.codecs import encode_npy
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.files import write_atomically
+from foundation_stereo_depth.files import name_for_opencv, write_atomically
+from foundation_stereo_depth.log import silence_opencv
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
-from live_camera.camera import silence_opencv
 from live_camera.matcher import MatchedFrame
 from live_camera.recording import FrameTimes, check_room, count_frames, times_beside
 
@@ -64,7 +64,12 @@ class DepthVideo:
         sixteen_bits = [cv2.VIDEOWRITER_PROP_DEPTH, cv2.CV_16U, cv2.VIDEOWRITER_PROP_IS_COLOR, 0]
         with silence_opencv():
             self._video = cv2.VideoWriter(
-                str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"FFV1"), fps, size, sixteen_bits
+                name_for_opencv(path.absolute(), UserError),
+                cv2.CAP_FFMPEG,
+                cv2.VideoWriter.fourcc(*"FFV1"),
+                fps,
+                size,
+                sixteen_bits,
             )
         if not self._video.isOpened():
             self._times.close()

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.colours import Bgr, Canvas, ColourScale, apply_colours
+from foundation_stereo_depth.files import text_for_opencv
 
 BACKGROUND: Bgr = (30, 28, 26)
 TEXT: Bgr = (225, 225, 225)
@@ -129,8 +130,8 @@ def _font() -> cv2.FontFace:
 
 
 def _text_width(text: str) -> int:
-    return cv2.getTextSize((0, 0), text, (0, 0), _font(), _TEXT_PX)[2]
+    return cv2.getTextSize((0, 0), text_for_opencv(text), (0, 0), _font(), _TEXT_PX)[2]
 
 
 def _write(image: Canvas, text: str, at: tuple[int, int], colour: Bgr) -> None:
-    cv2.putText(image, text, at, colour, _font(), _TEXT_PX)
+    cv2.putText(image, text_for_opencv(text), at, colour, _font(), _TEXT_PX)

@@ -22,9 +22,9 @@ from foundation_stereo_depth.calibration.rig import RigCalibration
 from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
-from foundation_stereo_depth.log import count_of
+from foundation_stereo_depth.files import name_for_opencv
+from foundation_stereo_depth.log import count_of, silence_opencv
 from foundation_stereo_depth.outputs import write_outputs
-from live_camera.camera import silence_opencv
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame
 from live_camera.rig import Rig, StereoFrame
@@ -163,7 +163,9 @@ class Recorder:
             raise UserError(f"--record {self.path}: a video needs an even height, and the frames are {width}x{height}")
         code = cv2.VideoWriter.fourcc(*self._codec)
         with silence_opencv():
-            writer = cv2.VideoWriter(str(self.path), code, self._fps, (2 * width, height))
+            writer = cv2.VideoWriter(
+                name_for_opencv(self.path.absolute(), UserError), code, self._fps, (2 * width, height)
+            )
         if not writer.isOpened():
             raise UserError(f"--record {self.path}: cannot be written")
         return writer
@@ -200,7 +202,7 @@ def check_room(folder: Path) -> None:
 def _estimate_frames(path: Path) -> int:
     """Return how many frames a finished video has by its duration and rate; -1 where it cannot be read."""
     with silence_opencv():
-        video = cv2.VideoCapture(str(path))
+        video = cv2.VideoCapture(str(path.absolute()))
     count = round(video.get(cv2.CAP_PROP_FRAME_COUNT)) if video.isOpened() else -1
     video.release()
     return count
@@ -211,7 +213,7 @@ def count_frames(path: Path) -> int:
     count = 0
     if path.is_file():
         with silence_opencv():
-            video = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
+            video = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_FORMAT, -1])
             while video.grab():
                 count += 1
         video.release()
@@ -226,6 +228,7 @@ def check_recordable(path: Path) -> None:
     """
     if path.suffix.lower() not in CODECS:
         raise UserError(f"--record {path}: has to end in {', '.join(CODECS)}")
+    name_for_opencv(path.absolute(), UserError)
     for kept in (path, calibration_beside(path), times_beside(path)):
         if kept.exists():
             raise UserError(f"--record {path}: {'' if kept == path else f'{kept} '}exists already; name another file")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foundation_stereo_depth.data import loops, png, sample
-from foundation_stereo_depth.data.codecs import read_fsd_code
+from foundation_stereo_depth.data.codecs import read_fsd_code, read_rgb
 from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.loops import Loops, average_boxes, compile_loops, undo_filters
@@ -202,3 +202,35 @@ def test_loops_are_compiled_only_where_many_samples_are_decoded(
 def test_unused_loops_are_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "_compile", functools.cache(lambda: pytest.fail("compiled")))
     assert loops.compiled_loops() is None
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "no size", "no pixels"])
+def test_a_damaged_png_is_refused_in_one_line(fault: str, capfd: pytest.CaptureFixture[str]) -> None:
+    encoded = bytearray(cv2.imencode(".png", np.zeros((8, 12), np.uint16))[1].tobytes())
+    if fault == "flipped":
+        encoded[-20] ^= 1
+    elif fault == "cut":
+        del encoded[-20:]
+    elif fault == "no size":
+        encoded[16:20] = bytes(4)
+        encoded[29:33] = struct.pack(">I", zlib.crc32(encoded[12:29]))
+    else:
+        encoded = bytearray(encoded[:33] + chunk(b"IEND", b""))
+    Path("a.png").write_bytes(encoded)
+    with pytest.raises(DataError, match=r"^a\.png: is damaged: "):
+        read_rgb(Path("a.png"))
+    assert capfd.readouterr().err == ""
+
+
+def test_what_does_not_change_the_pixels_of_a_png_is_not_unpacked(capfd: pytest.CaptureFixture[str]) -> None:
+    image = np.random.default_rng(0).integers(0, 2**16, (8, 12), dtype=np.uint16)
+    encoded = cv2.imencode(".png", image)[1].tobytes()
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(20_000_000)))
+    Path("a.png").write_bytes(encoded[:33] + text + chunk(b"iCCP", b"odd") + encoded[33:])
+    Path("b.png").write_bytes(encoded)
+    assert np.array_equal(read_rgb(Path("a.png")), read_rgb(Path("b.png")))
+    assert capfd.readouterr().err == ""

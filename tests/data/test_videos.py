@@ -1,15 +1,18 @@
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from foundation_stereo_depth.data import videos
 from foundation_stereo_depth.data.file_kinds import is_video
 from foundation_stereo_depth.data.pairs import find_pairs
 from foundation_stereo_depth.data.videos import read_frames
-from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.errors import CameraError, DataError, UserError
 from live_camera.camera import Camera
 from live_camera.options import CameraOptions, SourceOptions
+from live_camera.recording import check_recordable
 from live_camera.rig import open_rig
 
 FRAMES = 16
@@ -107,3 +110,32 @@ def test_camera_commands_tell_that_a_recording_ended_early() -> None:
             assert 4 < len(list(rig)) < FRAMES - 2
     assert len(records) == 1
     assert "both.mkv: decoding ended after" in records[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"#EXTM3U\n#EXTINF:1,\na.avi\n", b"ffconcat version 1.0\nfile a.avi\n", b"\x89PNG\r\n\x1a\n", b"no video", b""],
+)
+def test_only_videos_are_opened_whatever_the_name(content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    write("a.avi", "MJPG")  # FFmpeg would play it for the second of them
+    Path("list.mp4").write_bytes(content)
+    with pytest.raises(DataError, match=r"^list\.mp4: is not a video that can be decoded$"):
+        next(read_frames(Path("list.mp4")))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_video_whose_name_is_not_utf8_is_an_error_and_not_the_end_of_the_process() -> None:
+    name = os.fsdecode(b"\xff.avi")
+    Path(name).write_bytes(write("a.avi", "MJPG"))
+    with pytest.raises(DataError, match="its name is not UTF-8"):
+        next(read_frames(Path(name)))
+    with pytest.raises(CameraError, match="its name is not UTF-8"):
+        Camera(name, "--left", CameraOptions())
+    with pytest.raises(UserError, match="its name is not UTF-8"):
+        check_recordable(Path(name))
+
+
+def test_an_avi_of_empty_chunks_is_not_followed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.avi").write_bytes(b"RIFF\xff\xff\xff\x00AVI " + b"JUNK\0\0\0\0" * 100)
+    monkeypatch.setattr(videos, "_MOST_CHUNKS", 50)
+    assert not videos._is_complete_avi(Path("a.avi"))

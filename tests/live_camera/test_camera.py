@@ -7,6 +7,7 @@ import pytest
 from fake_cameras import FakeCamera, machine  # noqa: F401
 
 from foundation_stereo_depth.calibration.settings import CameraSettings
+from foundation_stereo_depth.data import videos
 from foundation_stereo_depth.errors import CameraError
 from live_camera import camera as capture
 from live_camera.camera import Camera, CameraInfo, is_device, is_pipeline, is_stream, is_video, probe_sizes
@@ -113,7 +114,7 @@ def test_missing_and_undecodable_videos_have_messages_of_their_own() -> None:
     with pytest.raises(CameraError, match=r"--left gone\.mp4: no such file"):
         Camera("gone.mp4", "--left gone.mp4", CameraOptions())
     Path("corrupt.mp4").write_bytes(b"no video")
-    with pytest.raises(CameraError, match=r"--left corrupt\.mp4: not a video"):
+    with pytest.raises(CameraError, match=r"--left corrupt\.mp4: is not a video"):
         Camera("corrupt.mp4", "--left corrupt.mp4", CameraOptions())
     Path("folder.mp4").mkdir()
     with pytest.raises(CameraError, match=r"--left folder\.mp4: is not a regular file"):
@@ -125,7 +126,7 @@ def test_a_video_whose_frames_would_fill_the_memory_is_refused(monkeypatch: pyte
     writer.write(np.zeros((48, 64, 3), np.uint8))
     writer.release()
     Camera("a.avi", "--left a.avi", CameraOptions()).release()
-    monkeypatch.setattr(capture, "LARGEST_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(videos, "LARGEST_PIXELS", 64 * 48 - 1)
     with pytest.raises(CameraError, match=r"--left a\.avi: says that its frames are 64x48; is it damaged"):
         Camera("a.avi", "--left a.avi", CameraOptions())
 

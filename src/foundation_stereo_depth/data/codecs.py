@@ -15,10 +15,10 @@ from foundation_stereo_depth.data import image_headers
 from foundation_stereo_depth.data.file_kinds import describe_other_kind
 from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES, LARGEST_PIXELS, check_pixels, is_image
 from foundation_stereo_depth.data.jpeg import decode_despite_harmless_faults
-from foundation_stereo_depth.data.png import decode_plain_png
+from foundation_stereo_depth.data.png import DamagedPngError, decode_plain_png, keep_pixels
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import read_regular_file, write_atomically
-from foundation_stereo_depth.log import warn_once
+from foundation_stereo_depth.log import silence_opencv, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -453,7 +453,8 @@ def _undecodable(path: Path, error: Exception) -> DataError:
 
 def _decode_several(path: Path, encoded: bytes, mode: int) -> list[np.ndarray]:
     try:
-        complete, images = cv2.imdecodemulti(np.frombuffer(encoded, np.uint8), mode)
+        with silence_opencv():
+            complete, images = cv2.imdecodemulti(np.frombuffer(encoded, np.uint8), mode)
     except cv2.error:
         complete, images = False, ()
     return list(images) if complete and images else [_decode(path, encoded, mode)]
@@ -461,7 +462,12 @@ def _decode_several(path: Path, encoded: bytes, mode: int) -> list[np.ndarray]:
 
 def _decode(path: Path, encoded: bytes, mode: int) -> np.ndarray:
     try:
-        image = None if not is_image(encoded) else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
+        encoded = keep_pixels(encoded)
+    except DamagedPngError as error:
+        raise DataError(f"{path}: is damaged: {error}") from error
+    try:
+        with silence_opencv():
+            image = None if not is_image(encoded) else cv2.imdecode(np.frombuffer(encoded, np.uint8), mode)
     except cv2.error as error:  # a size too large for the memory, from a damaged header
         raise DataError(f"{path}: cannot be decoded ({error.err}); is the file damaged?") from error
     if image is None:
@@ -474,7 +480,8 @@ def _explain_undecodable(path: Path, encoded: bytes, mode: int) -> str:
         return f"is {kind}"
     if mode != cv2.IMREAD_UNCHANGED and is_image(encoded):
         try:
-            stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+            with silence_opencv():
+                stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
         except cv2.error:
             stored = None
         if stored is not None:

@@ -41,6 +41,17 @@ _BEGINNINGS = {
     b"<html": "a web page; the download asks for a login, or its address is that of a page",
     b"\x1aE\xdf\xa3": "a video; give it the suffix .mkv or .webm",
 }
+_VIDEO_BEGINNINGS = (
+    b"\x1aE\xdf\xa3",  # Matroska, WebM
+    b"\0\0\1\xb3", b"\0\0\1\xba",  # MPEG
+    b"FLV", b"OggS", b"YUV4MPEG2 ",
+    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11",  # ASF, WMV
+    b"\x06\x0e\x2b\x34",  # MXF
+    b"\xff\xd8\xff",  # JPEGs one after the other
+)  # fmt: skip
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+_PACKETS = ((0, 188), (4, 192), (0, 204))
+"""Of transport streams: offset of the first mark, b"G", and the distance to the next."""
 _HEIF_BRANDS = (b"heic", b"heix", b"heif", b"hevc", b"mif1", b"msf1")
 
 
@@ -64,6 +75,18 @@ def is_image(name: str) -> bool:
 def is_video(name: str) -> bool:
     """Return True for the name of a video that can be read; a name that the user typed may begin with a dot."""
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
+
+
+def begins_as_video(beginning: bytes) -> bool:
+    """Return True for the first bytes (some hundred) of a file in one of the containers of `VIDEO_SUFFIXES`.
+
+    >>> [begins_as_video(each) for each in (b"RIFF....AVI LIST", b"....ftypisom", b"#EXTM3U", b"")]
+    [True, True, False, False]
+    """
+    if beginning[:4] in (b"RIFF", b"RIFX"):
+        return beginning[8:11] == b"AVI"
+    packets = any(beginning[at : at + 1] == beginning[at + step : at + step + 1] == b"G" for at, step in _PACKETS)
+    return packets or beginning.startswith(_VIDEO_BEGINNINGS) or beginning[4:8] in _MP4_BOXES
 
 
 def is_hidden(name: str) -> bool:

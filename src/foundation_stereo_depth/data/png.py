@@ -24,6 +24,9 @@ _CHECKSUM = struct.Struct(">I")
 _HEADER = struct.Struct(">2I5B")
 _PLAIN = (8, 2, 0, 0, 0)
 """Bits, RGB, the only compression, the only set of filters, no interlacing."""
+_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Of a sample, by type of colour (11.2.1)."""
+_CHUNKS_OF_PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 _IGNORED = {b"tEXt", b"zTXt", b"iTXt", b"tIME", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"sBIT", b"eXIf"}
 """Chunks that do not change the pixels; a PNG with others (transparency, a palette) is left to OpenCV."""
 _LARGEST_SIDE = 10**6
@@ -40,6 +43,37 @@ def decode_plain_png(encoded: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
     loops = compiled_loops()
     filtered = None if loops is None else _inflate_rows(encoded)
     return None if loops is None or filtered is None else _undo_filters(filtered, loops)
+
+
+class DamagedPngError(ValueError):
+    """A PNG is damaged; the message says where."""
+
+
+def keep_pixels(encoded: bytes) -> bytes:
+    """Return a PNG without anything that does not change its pixels; other files as they are.
+
+    What is left out may unpack to gigabytes, and OpenCV's library for PNGs prints a line on each oddity of it.
+
+    Raises:
+        DamagedPngError: a part is cut, has another checksum or is missing, or the header makes no sense.
+    """
+    if not encoded.startswith(_SIGNATURE):
+        return encoded
+    chunks = list(_read_chunks(encoded))
+    kinds = [kind for kind, _ in chunks]
+    if b"IEND" not in kinds:
+        raise DamagedPngError("a part of it is cut, or has another checksum")
+    if kinds[0] != b"IHDR" or len(chunks[0][1]) != _HEADER.size or b"IDAT" not in kinds:
+        raise DamagedPngError("it has no header, or no pixels")
+    width, height, bits, colours, *methods = _HEADER.unpack(chunks[0][1])
+    if bits not in _BITS.get(colours, ()) or 0 in (width, height) or methods[:2] != [0, 0] or methods[2] > 1:
+        raise DamagedPngError("its header makes no sense")
+    kept = [_write_chunk(kind, body) for kind, body in chunks if kind in _CHUNKS_OF_PIXELS]
+    return b"".join((_SIGNATURE, *kept))
+
+
+def _write_chunk(kind: bytes, body: memoryview) -> bytes:
+    return b"".join((_CHUNK.pack(len(body), kind), body, _CHECKSUM.pack(zlib_ng.crc32(body, zlib_ng.crc32(kind)))))
 
 
 def _inflate_rows(encoded: bytes) -> UInt8[np.ndarray, "H row"] | None:

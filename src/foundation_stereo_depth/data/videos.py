@@ -10,13 +10,56 @@ import cv2
 import numpy as np
 
 from foundation_stereo_depth.data.codecs import Image
+from foundation_stereo_depth.data.file_kinds import begins_as_video
 from foundation_stereo_depth.data.image_size import LARGEST_PIXELS
 from foundation_stereo_depth.errors import DataError
+from foundation_stereo_depth.files import name_for_opencv, open_regular_file
+from foundation_stereo_depth.log import silence_opencv
 
 _MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
 """Frames, and share of the duration, by which a video may end before the time that its container states."""
 _CHUNK_NAME = re.compile(rb"[0-9A-Za-z ]{4}")
 _CHUNK_LISTS = (b"RIFF", b"LIST")
+_LARGEST_FILE_BYTES = 2**50
+"""Recordings of days are videos too."""
+_BEGINNING_BYTES = 512
+_MOST_CHUNKS = 2_000_000
+"""Of an AVI; a day at 20 frames per second."""
+
+
+def open_video(path: Path) -> cv2.VideoCapture:
+    """Open a video file, and check what it says of itself before a frame is decoded.
+
+    FFmpeg goes by content, whatever the name: it would also read images, and lists of further files.
+
+    Raises:
+        DataError: it is missing, no video, or its frames are larger than those of cameras.
+    """
+    with open_regular_file(path, at_most_bytes=_LARGEST_FILE_BYTES, error_type=DataError) as file:
+        beginning = file.read(_BEGINNING_BYTES)
+    # By its absolute path: `name:x.mp4` would be an address.
+    name = name_for_opencv(path.absolute(), DataError) if begins_as_video(beginning) else ""
+    with silence_opencv():
+        capture = cv2.VideoCapture(name, cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        capture.release()
+        raise DataError(f"{path}: is not a video that can be decoded")
+    try:
+        check_frame_size(path, capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    except DataError:
+        capture.release()
+        raise
+    return capture
+
+
+def check_frame_size(path: Path, width: float, height: float) -> None:
+    """Check the size of a video's frames, px, before one is decoded; OpenCV scales later ones to the first one's size.
+
+    Raises:
+        DataError: it is larger than the images that are read.
+    """
+    if width * height > LARGEST_PIXELS:
+        raise DataError(f"{path}: says that its frames are {width:.0f}x{height:.0f}; is it damaged?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +132,8 @@ def read_frames(path: Path) -> Iterator[VideoFrame]:
     Raises:
         DataError: it cannot be decoded, or not to its end; the frames before have been yielded.
     """
-    capture = cv2.VideoCapture(str(path))
+    capture = open_video(path)
     try:
-        width, height = capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
-        if width * height > LARGEST_PIXELS:
-            raise DataError(f"{path}: says that its frames are {width:.0f}x{height:.0f}; is it damaged?")
         progress, nominal_s = VideoProgress(), frame_duration_s(capture)
         while capture.grab():
             before_s = progress.at_s
@@ -115,8 +155,8 @@ def _is_complete_avi(path: Path) -> bool:
     """Return True for an AVI all of whose chunks are there: the number of frames in its header is only a guess then."""
     with path.open("rb") as file:
         end = file.seek(0, 2)
-        position = 0
-        while position + 8 <= end:
+        position, chunks = 0, 0
+        while position + 8 <= end and chunks < _MOST_CHUNKS:
             file.seek(position)
             head = file.read(12)
             size = int.from_bytes(head[4:8], "little")
@@ -124,6 +164,7 @@ def _is_complete_avi(path: Path) -> bool:
                 return False
             if _CHUNK_NAME.fullmatch(head[:4]) is None or position + 8 + size > end:
                 return False
+            chunks += 1
             # Lists are entered: what is in them follows their name.
             position += 12 if head[:4] in _CHUNK_LISTS else 8 + size + size % 2
     return position >= end
@@ -131,7 +172,7 @@ def _is_complete_avi(path: Path) -> bool:
 
 def read_frame_count(video: Path) -> int | None:
     """Return how many frames a video states that it has; None where it states none, as streams do."""
-    capture = cv2.VideoCapture(str(video))
+    capture = open_video(video)
     try:
         frames = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     finally:
@@ -141,7 +182,7 @@ def read_frame_count(video: Path) -> int | None:
 
 def read_fps(video: Path) -> float:
     """Return the nominal frames per second of a video; 30 where it states none."""
-    capture = cv2.VideoCapture(str(video))
+    capture = open_video(video)
     try:
         fps = capture.get(cv2.CAP_PROP_FPS)
     finally:
