@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import shifted_pair
 
 from foundation_stereo_depth.cli import cache_command, train_command
+from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.options.fields import flag_of
 from foundation_stereo_depth.options.training import TrainOptions
 
@@ -154,3 +156,19 @@ def test_a_forbidden_folder_gets_one_line(fsd_tree: Path, capsys: pytest.Capture
     Path("locked").mkdir(mode=0o500)
     assert cache_command(["--dataset-root", str(fsd_tree), "--cache-root", "locked/cache"]) == 2
     assert "Permission denied" in capsys.readouterr().err
+
+
+STREAMS = "import sys; from foundation_stereo_depth.cli import predict_command; sys.exit(predict_command(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize(("streams", "status"), [("<&- >&- 2>&-", 0), (">/dev/full", 2), ("2>/dev/full", 0)])
+def test_streams_that_are_closed_or_full_neither_end_the_work_nor_make_a_traceback(streams: str, status: int) -> None:
+    for name, view in zip(("l.png", "r.png"), shifted_pair(48, 64, 4), strict=True):
+        write_rgb(Path(name), view)
+    command = [sys.executable, "-c", STREAMS, "l.png", "r.png", "--method", "sgbm", "-o", "out"]
+    ended = subprocess.run(
+        ["bash", "-c", f"{shlex.join(command)} {streams}"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == status
+    assert "Traceback" not in ended.stderr
+    assert any(Path("out").iterdir())

@@ -3,12 +3,14 @@
 Standard output is left to results, so that it can be piped.
 """
 
+import io
 import logging
 import os
 import sys
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 _TOPIC = "once_per_run"
 """The attribute of records by which `warn_once` marks them."""
@@ -49,6 +51,33 @@ def configure(level: int = logging.INFO) -> None:
 def warn_once(logger: logging.Logger, topic: str, message: str) -> None:
     """Log a warning of which a run needs one alone: later ones on the same topic are not written."""
     logger.warning(message, extra={_TOPIC: topic})
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that are closed, and keep a full disk behind standard error from ending the work.
+
+    The first files to be opened would take the numbers of closed streams, and get what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115 (until the process ends)
+            setattr(sys, name, stream)
+    if sys.stderr is sys.__stderr__ and sys.stderr is not None:
+        raw = io.BufferedWriter(_UnfailingFile(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(raw, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
+class _UnfailingFile(io.FileIO):
+    """Drops what cannot be written."""
+
+    def write(self, text: Any, /) -> int:
+        try:
+            return super().write(text) or 0
+        except OSError:
+            return memoryview(text).nbytes
 
 
 _QUIET_FFMPEG = ("OPENCV_FFMPEG_LOGLEVEL", "-8")

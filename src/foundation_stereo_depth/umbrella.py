@@ -4,7 +4,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 
-from foundation_stereo_depth import __version__
+from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.commands import COMMANDS, PROGRAM, load
 
 SHELLS = ("bash", "zsh", "fish")
@@ -12,6 +12,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `foundation-stereo`; return its exit status."""
+    log.prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())

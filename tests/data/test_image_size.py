@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foundation_stereo_depth.data.codecs import read_disparity, read_rgb
+from foundation_stereo_depth.data.codecs import read_disparity, read_rgb, read_rgb_images
 from foundation_stereo_depth.data.image_size import check_pixels, count_pixels, is_image
 from foundation_stereo_depth.errors import DataError
 
@@ -98,7 +98,7 @@ def test_pixels_of_all_images_in_a_file_are_counted(kind: str, options: dict) ->
 @pytest.mark.parametrize("name", BOMBS)
 def test_an_image_too_large_to_decode_is_refused_by_its_header(tmp_path: Path, name: str) -> None:
     assert is_image(BOMBS[name])
-    with pytest.raises(DataError, match=r"bomb: its header gives \d{3},000,000 pixels, and images of at most 100,"):
+    with pytest.raises(DataError, match=r"bomb: its header gives \d{3},000,000 pixels, and at most 50,000,000 are read"):
         check_pixels(tmp_path / "bomb", BOMBS[name])
     (tmp_path / "bomb.png").write_bytes(BOMBS[name])
     for read in (read_rgb, read_disparity):
@@ -156,3 +156,12 @@ def test_a_tiff_that_begins_beyond_64_bits_is_damage(tmp_path: Path) -> None:
     path.write_bytes(b"II" + struct.pack("<HHHQ", 43, 8, 0, 2**64 - 1) + bytes(64))
     with pytest.raises(DataError, match=r"x\.tif: its header is truncated"):
         read_rgb(path)
+
+
+def test_a_view_may_have_half_of_the_pixels_of_a_file_of_both(tmp_path: Path) -> None:
+    path = tmp_path / "wide.pgm"
+    path.write_bytes(b"P5 8000 4000 255\n")
+    with pytest.raises(DataError, match=r"gives 32,000,000 pixels, and at most 25,000,000 are read.*shrink both views"):
+        read_rgb(path)
+    with pytest.raises(DataError, match="not a complete image"):  # decoded, since it may hold both views
+        read_rgb_images(path)

@@ -13,7 +13,13 @@ from jaxtyping import Float, UInt8, UInt16
 
 from foundation_stereo_depth.data import image_headers
 from foundation_stereo_depth.data.file_kinds import describe_other_kind
-from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES, LARGEST_PIXELS, check_pixels, is_image
+from foundation_stereo_depth.data.image_size import (
+    LARGEST_FILE_BYTES,
+    LARGEST_PIXELS,
+    LARGEST_VIEW_PIXELS,
+    check_pixels,
+    is_image,
+)
 from foundation_stereo_depth.data.jpeg import decode_despite_harmless_faults
 from foundation_stereo_depth.data.png import DamagedPngError, decode_plain_png, keep_pixels
 from foundation_stereo_depth.errors import DataError
@@ -74,7 +80,7 @@ def read_rgb_images(path: Path) -> list[Image]:
     Raises:
         DataError: the file is missing, or is not an image that can be decoded completely.
     """
-    encoded = _bytes(path)
+    encoded = _bytes(path, LARGEST_PIXELS)
     if image_headers.was_turned(encoded):
         _warn_of_turned_camera(path, "in this file of both views")
     return _decode_images(path, encoded)
@@ -489,8 +495,8 @@ def _explain_undecodable(path: Path, encoded: bytes, mode: int) -> str:
     return f"{len(encoded)} bytes that are not a complete image; is the file damaged?"
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, at_most_pixels: int = LARGEST_VIEW_PIXELS) -> bytes:
     # Reading the bytes here tells a missing file from a damaged one, and accepts any character in a path.
     encoded = read_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError)
-    check_pixels(path, encoded)
+    check_pixels(path, encoded, at_most_pixels)
     return encoded

@@ -13,10 +13,12 @@ from pathlib import Path
 from foundation_stereo_depth.data.npz import NPY_HEADER
 from foundation_stereo_depth.errors import DataError
 
-LARGEST_PIXELS = 10**8
-"""Of all images in a file together; more than any camera of a stereo rig has."""
+LARGEST_VIEW_PIXELS = 25_000_000
+"""Of a view or a disparity map: a camera of 6000x4000. To predict a pair of them takes 2 GB of memory."""
+LARGEST_PIXELS = 2 * LARGEST_VIEW_PIXELS
+"""Of all images in a file together: both views, side by side or one after the other."""
 LARGEST_FILE_BYTES = 10**9
-"""100 million pixels of 64 bits, uncompressed, and a header."""
+"""50 million pixels of 128 bits, uncompressed, and more."""
 
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_END_BYTES = 4  # a checksum follows each chunk
@@ -40,8 +42,13 @@ class _DamagedHeaderError(ValueError):
     """The beginning is that of an image, and the rest of its header is not."""
 
 
-def check_pixels(path: Path, encoded: bytes) -> None:
+def check_pixels(path: Path, encoded: bytes, at_most: int = LARGEST_PIXELS) -> None:
     """Check that an image, a PFM or a NumPy file holds no more pixels than images do; other files are not judged.
+
+    Args:
+        path: of the file, for messages.
+        encoded: its content.
+        at_most: so many pixels.
 
     Raises:
         DataError: it holds more, or its header is damaged.
@@ -52,10 +59,10 @@ def check_pixels(path: Path, encoded: bytes) -> None:
         raise DataError(f"{path}: its header is truncated") from error
     except _DamagedHeaderError as error:
         raise DataError(f"{path}: is damaged: {error}") from error
-    if pixels is not None and pixels > LARGEST_PIXELS:
+    if pixels is not None and pixels > at_most:
         raise DataError(
-            f"{path}: its header gives {pixels:,} pixels, and images of at most {LARGEST_PIXELS:,} are read; shrink "
-            "it, or is the file damaged?"
+            f"{path}: its header gives {pixels:,} pixels, and at most {at_most:,} are read, since a pair of them takes "
+            "2 GB of memory; shrink both views by the same factor, or is the file damaged?"
         )
 
 

@@ -6,6 +6,7 @@ Only flags that the user typed are in the namespace, so that a resumed run can d
 import argparse
 import dataclasses
 import difflib
+import errno
 import importlib.metadata
 import inspect
 import io
@@ -65,7 +66,11 @@ class _PrintVersion(argparse.Action):
     """Looks the version up only when it is asked for, which `--help` does not wait for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}")
+        try:
+            print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}", flush=True)
+        except OSError:
+            _drop_output()
+            parser.exit(1)
         parser.exit()
 
 
@@ -134,6 +139,7 @@ def create_parser(
 
 def parse_explicit(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> Explicit:
     """Return the flags that the user typed, without defaults."""
+    log.prepare_streams()
     explicit = _values(parser, arguments)
     try:
         settings = _read_settings(parser, explicit)
@@ -268,7 +274,7 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
             status = run()
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except UserError as error:
         return _print_error(command, str(error), 2)
@@ -279,11 +285,23 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
             raise
         return _print_error(command, f"needs {error.name}, which is not installed here; `uv sync` installs it", 2)
     except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            _drop_output()
+            return _print_error(command, f"a write failed ({error.strerror}): is standard output a full disk?", 2)
         if error.filename is None:
             raise
         # The system refuses a path: full, read-only, forbidden.
         return _print_error(command, f"{error.filename}: {error.strerror}", 2)
     return status
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF)
+"""Of a write without a file's name."""
+
+
+def _drop_output() -> None:
+    """Have Python not try again, when it ends, to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(command: str, message: str, status: int) -> int:
