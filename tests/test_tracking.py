@@ -14,6 +14,7 @@ import pytest
 import requests
 from conftest import command_of
 from mlflow.exceptions import MlflowException
+from mlflow.utils import request_utils
 
 from foundation_stereo_depth import tracking
 from foundation_stereo_depth.checkpoint import Checkpoint, Progress, load_checkpoint, save_checkpoint
@@ -354,3 +355,18 @@ def test_training_continues_when_its_server_is_killed(tiny, tracking_uri: str) -
     assert "to send them later, use --resume with the last.pt" in error
     assert out.startswith("weights: ")
     assert Path("out/last.pt").exists()
+
+
+@pytest.mark.parametrize("limit", ["_LARGEST_ANSWER_BYTES", "_LONGEST_ANSWER_S"])
+def test_an_answer_that_does_not_end_is_one_line(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless:
+        def read1(self, *_: object, **__: object) -> bytes:
+            return b"[" * 1000
+
+    monkeypatch.setattr(tracking, limit, 0.01)
+    with pytest.raises(UserError, match="answer does not end"):
+        tracking._read_answer(Endless())
+
+
+def test_mlflow_reads_answers_with_a_limit() -> None:
+    assert request_utils.TCPKeepAliveHTTPAdapter is tracking._BoundedAdapter

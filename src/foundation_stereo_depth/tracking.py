@@ -36,6 +36,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.tracking import MlflowClient
+from mlflow.utils import request_utils
 from PIL import Image
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
@@ -64,6 +65,39 @@ _SHORTEST_PREFIX = 4
 _MODEL_PARAMETERS = ("model", "base_channels", "depth", "height", "width", "loss", "parameters")
 """Parameters of a run that describe its network."""
 _SEARCHED_RUNS = 1000
+_LARGEST_ANSWER_BYTES, _LONGEST_ANSWER_S = 50_000_000, 60.0
+"""A page of a thousand runs has some megabytes."""
+
+
+class _BoundedAdapter(request_utils.TCPKeepAliveHTTPAdapter):
+    """Answers of a server that end: MLflow bounds the wait for the next byte alone."""
+
+    def send(self, request: Any, stream: bool = False, *args: Any, **options: Any) -> Any:
+        """Return the answer; one that is not asked for in parts has been read, within a size and a time."""
+        response = super().send(request, stream, *args, **options)
+        if not stream:
+            response._content = _read_answer(response.raw)
+            response._content_consumed = True
+        return response
+
+
+def _read_answer(raw: Any) -> bytes:
+    """Return the body of an answer.
+
+    Raises:
+        UserError: it is larger than any answer of MLflow, or takes longer.
+    """
+    parts: list[bytes] = []
+    size_bytes, until_s = 0, time.monotonic() + _LONGEST_ANSWER_S
+    while part := raw.read1(2**16, decode_content=True):
+        parts.append(part)
+        size_bytes += len(part)
+        if size_bytes > _LARGEST_ANSWER_BYTES or time.monotonic() > until_s:
+            raise UserError(f"the server's answer does not end ({size_bytes:,} bytes so far); is it an MLflow server?")
+    return b"".join(parts)
+
+
+request_utils.TCPKeepAliveHTTPAdapter = _BoundedAdapter  # which MLflow looks up when it makes its session
 
 
 class _RetryQueue:

@@ -98,7 +98,9 @@ def test_pixels_of_all_images_in_a_file_are_counted(kind: str, options: dict) ->
 @pytest.mark.parametrize("name", BOMBS)
 def test_an_image_too_large_to_decode_is_refused_by_its_header(tmp_path: Path, name: str) -> None:
     assert is_image(BOMBS[name])
-    with pytest.raises(DataError, match=r"bomb: its header gives \d{3},000,000 pixels, and at most 50,000,000 are read"):
+    with pytest.raises(
+        DataError, match=r"bomb: its header gives \d{3},000,000 pixels, and at most 50,000,000 are read"
+    ):
         check_pixels(tmp_path / "bomb", BOMBS[name])
     (tmp_path / "bomb.png").write_bytes(BOMBS[name])
     for read in (read_rgb, read_disparity):
