@@ -84,6 +84,14 @@ class _Parser(argparse.ArgumentParser):
         end = " " if message.endswith("?") else "; "
         self.exit(2, f"{self.prog}: {self.source}{message}{end}--help lists every flag\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise for a word that the flag does not take; name the nearest one."""
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and str(value) not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            end = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(action, f"{value}: has to be one of {', '.join(choices)}{end}")
+
     @property
     def flags(self) -> dict[str, bool]:
         """Return all flags, aliases and negations among them; True for those that take several values at once."""
@@ -189,8 +197,8 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown and any(Path(each).exists() for each in unknown):
         parser.error(
-            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in "
-            "'left/*.png', so that the shell does not expand it"
+            f"{log.count_of(len(unknown), 'file')} more than it takes, {unknown[0]} first; put each glob in quotes, "
+            "as in 'left/*.png', so that the shell does not expand it"
         )
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
@@ -281,6 +289,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
     except OSError as error:
         if error.filename is None:
             raise
+        if isinstance(error, NotADirectoryError | FileExistsError):
+            path = Path(error.filename)
+            file = next((each for each in (path, *path.parents) if each.is_file()), path)
+            return _print_error(command, f"{file}: is a file, where a folder is needed", 2)
         # The system refuses a path: full, read-only, forbidden.
         return _print_error(command, f"{error.filename}: {error.strerror}", 2)
     return status
