@@ -6,7 +6,6 @@ Only flags that the user typed are in the namespace, so that a resumed run can d
 import argparse
 import dataclasses
 import difflib
-import importlib.metadata
 import inspect
 import io
 import logging
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from foundation_stereo_depth import log
+from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import settings as settings_module
 from foundation_stereo_depth.options.fields import expand_home, flag_of
@@ -62,10 +61,8 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _PrintVersion(argparse.Action):
-    """Looks the version up only when it is asked for, which `--help` does not wait for."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}")
+        print(f"{parser.prog} {__version__}")
         parser.exit()
 
 
