@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name == "completion":
         return _print_completion(rest)
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        close = difflib.get_close_matches(name, [*COMMANDS, "completion", "--help", "--version"], n=1)
         suggestion = f"did you mean {close[0]}?" if close else "--help lists the commands"
         print(f"{PROGRAM}: no command {name}; {suggestion}", file=sys.stderr)
         return 2

@@ -1,8 +1,9 @@
 """Fusion of disparity over time: noise averages out where nothing moves, by the variance that the matcher predicts.
 
 A pixel keeps a mean and the variance of its noise. A new disparity that agrees with the mean enters by inverse-variance
-weights, as in a Kalman filter whose state is constant; one that does not agree restarts the pixel, and so does a change
-of the left image there, which shows a moving edge before the disparity does.
+weights, as in a Kalman filter whose state is constant. One that does not agree is left out, unless that lasts for some
+frames: where the image stays as it is, a matcher that jumps is wrong more often than right. A change of the left image
+restarts the pixel at once; it shows a moving edge before the disparity does.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from foundation_stereo_depth.stereo.match import StereoMatch
 
 _AGREES_WITHIN, _AGREES_PX = 3.0, 2.0
 """A disparity agrees within so many standard deviations, and never beyond so many px."""
+_LASTING_FRAMES = 5
+"""So many disparities in a row that do not agree restart a pixel."""
 _IMAGE_CHANGE = 3.0
 """Change of the blurred left image, of 255 levels, that restarts a pixel."""
 _SURROUNDINGS_PX = 9
@@ -57,23 +60,31 @@ class TemporalFusion:
             self._state = _State.begin(match, grey)
             return match
         state = self._state
-        mean_px, before, reference = state.mean_px, state.variance, state.grey
+        mean_px, before, reference, disagreements = state.mean_px, state.variance, state.grey, state.disagreements
         gain, difference, scratch = state.gain, state.difference, state.scratch
         variance = _variance_of(match, state.new_variance)
         before /= self._forgetting
         np.add(before, variance, out=gain)
         np.subtract(new_px, mean_px, out=difference)
-        restart = _disagree(difference, gain, scratch)
+        restart = np.not_equal(difference, difference)  # NaN, before or now
+        left_out = _disagree(difference, gain, scratch)
+        disagreements += 1
+        disagreements *= left_out
+        restart |= disagreements >= _LASTING_FRAMES
         np.subtract(grey, reference, out=scratch)
         restart |= _is_changed_near(scratch)
+        left_out &= ~restart
         np.divide(before, gain, out=gain)
-        np.copyto(gain, 1, where=restart)
+        _put(state.zeros, gain, where=left_out)
+        _put(state.ones, gain, where=restart)
         difference *= gain
         mean_px += difference
-        np.copyto(mean_px, new_px, where=restart)  # NaN before or now does not add up to the new value
-        np.multiply(gain, variance, out=before)
+        _put(new_px, mean_px, where=restart)  # NaN before or now does not add up to the new value
+        disagreements *= ~restart
         scratch *= gain
         reference += scratch
+        np.multiply(gain, variance, out=scratch)
+        _put(scratch, before, where=~left_out)
         return _replace(match, mean_px.copy(), gain)
 
 
@@ -84,16 +95,21 @@ class _State:
     Attributes:
         mean_px, variance: the fused disparity, and the variance of its noise.
         grey: the blurred left image, averaged as the disparity is.
+        disagreements: how many of the latest disparities, in a row, did not agree with the mean.
         new_variance, gain, difference, scratch: of the present frame.
+        zeros, ones: constant.
     """
 
     mean_px: Map
     variance: Map
     grey: Map
+    disagreements: UInt8[np.ndarray, "H W"]
     new_variance: Map
     gain: Map
     difference: Map
     scratch: Map
+    zeros: Map
+    ones: Map
 
     @classmethod
     def begin(cls, match: StereoMatch, grey: Map) -> "_State":
@@ -103,11 +119,19 @@ class _State:
             mean_px=match.disparity_px.copy(),
             variance=_variance_of(match, new_variance).copy(),
             grey=grey,
+            disagreements=np.zeros(grey.shape, np.uint8),
             new_variance=new_variance,
             gain=gain,
             difference=difference,
             scratch=scratch,
+            zeros=np.zeros_like(grey),
+            ones=np.ones_like(grey),
         )
+
+
+def _put(source: Map, target: Map, *, where: Bool[np.ndarray, "H W"]) -> None:
+    """Copy the marked pixels; in a twentieth of the time of `numpy.copyto`."""
+    cv2.copyTo(source, where.view(np.uint8), target)
 
 
 def _variance_of(match: StereoMatch, out: Map) -> Map:
@@ -120,10 +144,7 @@ def _variance_of(match: StereoMatch, out: Map) -> Map:
 
 
 def _disagree(difference: Map, variance: Map, scratch: Map) -> Bool[np.ndarray, "H W"]:
-    """Return where a disparity differs by more than its uncertainty.
-
-    NaN disagrees with everything: an unknown pixel stays unknown, and a known one restarts.
-    """
+    """Return where a disparity differs by more than its uncertainty, or is NaN."""
     np.multiply(difference, difference, out=scratch)
     agrees = scratch <= np.float32(_AGREES_PX**2)
     scratch *= np.float32(_AGREES_WITHIN**-2)
@@ -133,8 +154,10 @@ def _disagree(difference: Map, variance: Map, scratch: Map) -> Bool[np.ndarray, 
 
 def _is_changed_near(grey_change: Map) -> Bool[np.ndarray, "H W"]:
     """Return where the image changed, or does in the surroundings."""
-    changed = (np.abs(grey_change) > np.float32(_IMAGE_CHANGE)).view(np.uint8)
-    return np.asarray(cv2.dilate(changed, _SURROUNDINGS)).view(np.bool_)
+    changed = np.abs(grey_change) > np.float32(_IMAGE_CHANGE)
+    if not changed.any():
+        return changed
+    return np.asarray(cv2.dilate(changed.view(np.uint8), _SURROUNDINGS)).view(np.bool_)
 
 
 def _blurred_grey(left: UInt8[np.ndarray, "H W 3"]) -> Map:

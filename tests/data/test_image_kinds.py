@@ -280,7 +280,7 @@ def test_unquoted_glob_of_many_files_gets_a_hint(capsys: pytest.CaptureFixture[s
         predict_command(["l0.png", "l1.png", "l2.png", "-o", "out"])
     assert ended.value.code == 2
     error = capsys.readouterr().err
-    assert "1 files more than it takes, l2.png first; put each glob in quotes" in error
+    assert "1 file more than it takes, l2.png first; put each glob in quotes" in error
     assert error.count("\n") == 1
 
 

@@ -35,16 +35,22 @@ def test_noise_of_a_still_scene_averages_out(network: bool) -> None:
         assert fused.sigma_px is None
 
 
-def test_surfaces_that_move_restart_at_once() -> None:
-    fuse = TemporalFusion(0.9)
-    before, after = np.full((H, W), 10.0), np.full((H, W), 10.0)
-    after[:, :30] = 20.0  # further than any noise
-    for _ in range(10):
-        fuse(GREY, match_of(before))
-    np.testing.assert_array_equal(fuse(GREY, match_of(after)).disparity_px[:, :30], 20.0)
-    changed = GREY.copy()
+def test_a_change_of_the_image_restarts_at_once() -> None:
+    fuse, changed = TemporalFusion(0.9), GREY.copy()
     changed[:, 30:] = 160  # the image sees what the disparity hides in its noise
-    np.testing.assert_array_equal(fuse(changed, match_of(after + 0.2)).disparity_px[:, 35:], np.float32(10.2))
+    for _ in range(10):
+        fuse(GREY, match_of(np.full((H, W), 10.0)))
+    fused = fuse(changed, match_of(np.full((H, W), 20.0))).disparity_px
+    np.testing.assert_array_equal(fused[:, 35:], np.float32(20))
+    np.testing.assert_array_equal(fused[:, :20], np.float32(10))
+
+
+def test_a_disparity_that_jumps_is_left_out_until_it_lasts() -> None:
+    fuse, near, far = TemporalFusion(0.9), np.full((H, W), 20.0), np.full((H, W), 10.0)
+    for disparity_px in (*[far] * 10, near, far, *[near] * 4):
+        fused = fuse(GREY, match_of(disparity_px)).disparity_px
+        np.testing.assert_allclose(fused, 10.0, atol=1e-4)
+    np.testing.assert_array_equal(fuse(GREY, match_of(near)).disparity_px, np.float32(20))
 
 
 def test_forgetting_nothing_kept_returns_the_newest() -> None:

@@ -80,7 +80,8 @@ def test_an_even_blur_kernel_is_refused() -> None:
     [
         (["--epochs", "many"], "invalid whole number value: 'many'"),
         (["--epoch", "5"], "unknown argument --epoch; did you mean --epochs?"),
-        (["--model", "resnet"], "invalid choice: 'resnet'"),
+        (["--model", "resnet"], "--model: resnet: has to be one of unet, "),
+        (["--model", "fusd"], "did you mean fused?"),
         (["--num-workers", "some"], "invalid whole number value: 'some'"),
         (["--cache-root", ""], "--cache-root: invalid path value: ''"),
     ],
@@ -148,3 +149,15 @@ def test_a_word_in_place_of_a_path_stays_a_word() -> None:
         assert command_line.options_from_dict(TrainOptions, plain).optimizer.initial_weights == value
     assert parsed("--initial-weights", "default") == {"initial_weights": "default"}
     assert parsed("--initial-weights", "a.pt") == {"initial_weights": Path("a.pt")}
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "out"
+    file.touch()
+
+    def run() -> int:
+        (file / "maps").mkdir(parents=True)
+        return 0
+
+    assert command_line.run_command("test", {}, run) == 2
+    assert capsys.readouterr().err == f"test: {file}: is a file, where a folder is needed\n"

@@ -72,7 +72,7 @@ def test_the_line_is_printed_by_a_command(capsys: pytest.CaptureFixture[str]) ->
         ("batch-size 4", "is not TOML"),
         (f"batch-size = {'[' * 40_000}", "is not TOML"),
         ("#" * 200_000, "has more than 100,000 bytes"),
-        ('model = "resnet"', "invalid choice: 'resnet'"),
+        ('model = "resnet"', "--model: resnet: has to be one of unet, "),
     ],
 )
 def test_a_mistake_in_the_file_gets_one_line(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import difflib
 import errno
-import importlib.metadata
 import inspect
 import io
 import logging
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from foundation_stereo_depth import log
+from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import settings as settings_module
 from foundation_stereo_depth.options.fields import expand_home, flag_of
@@ -63,11 +62,9 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _PrintVersion(argparse.Action):
-    """Looks the version up only when it is asked for, which `--help` does not wait for."""
-
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         try:
-            print(f"{parser.prog} {importlib.metadata.version('foundation-stereo-depth')}", flush=True)
+            print(f"{parser.prog} {__version__}", flush=True)
         except OSError:
             _drop_output()
             parser.exit(1)
@@ -88,6 +85,14 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> Any:
         end = " " if message.endswith("?") else "; "
         self.exit(2, f"{self.prog}: {self.source}{message}{end}--help lists every flag\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise for a word that the flag does not take; name the nearest one."""
+        choices = [str(choice) for choice in action.choices or ()]
+        if choices and str(value) not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            end = f"; did you mean {near[0]}?" if near else ""
+            raise argparse.ArgumentError(action, f"{value}: has to be one of {', '.join(choices)}{end}")
 
     @property
     def flags(self) -> dict[str, bool]:
@@ -195,8 +200,8 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown and any(Path(each).exists() for each in unknown):
         parser.error(
-            f"{len(unknown)} files more than it takes, {unknown[0]} first; put each glob in quotes, as in "
-            "'left/*.png', so that the shell does not expand it"
+            f"{log.count_of(len(unknown), 'file')} more than it takes, {unknown[0]} first; put each glob in quotes, "
+            "as in 'left/*.png', so that the shell does not expand it"
         )
     if unknown:
         parser.error(f"unknown argument {unknown[0]}{_suggest_flag(parser, unknown[0])}")
@@ -290,6 +295,10 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
             return _print_error(command, f"a write failed ({error.strerror}): is standard output a full disk?", 2)
         if error.filename is None:
             raise
+        if isinstance(error, NotADirectoryError | FileExistsError):
+            path = Path(error.filename)
+            file = next((each for each in (path, *path.parents) if each.is_file()), path)
+            return _print_error(command, f"{file}: is a file, where a folder is needed", 2)
         # The system refuses a path: full, read-only, forbidden.
         return _print_error(command, f"{error.filename}: {error.strerror}", 2)
     return status
