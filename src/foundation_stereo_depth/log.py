@@ -7,9 +7,6 @@ import io
 import logging
 import os
 import sys
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 _TOPIC = "once_per_run"
@@ -36,7 +33,7 @@ def configure(level: int = logging.INFO) -> None:
     Args:
         level: the lowest level that is written; `logging.DEBUG` for `--verbose`, `logging.WARNING` for `--quiet`.
     """
-    os.environ.setdefault(*_QUIET_FFMPEG)
+    os.environ.setdefault(*QUIET_FFMPEG)
     handler = _TqdmHandler()
     handler.setFormatter(_OneLineFormatter())
     handler.addFilter(_FirstProcessFilter())
@@ -80,31 +77,8 @@ class _UnfailingFile(io.FileIO):
             return memoryview(text).nbytes
 
 
-_QUIET_FFMPEG = ("OPENCV_FFMPEG_LOGLEVEL", "-8")
+QUIET_FFMPEG = ("OPENCV_FFMPEG_LOGLEVEL", "-8")
 """OpenCV reads it once in a process, when the first video is opened."""
-_silencing = threading.Lock()
-_silenced: list[int] = []
-"""OpenCV's level of logging before it was silenced, once for each context that it still is silenced in."""
-
-
-@contextmanager
-def silence_opencv() -> Generator[None]:
-    """Keep OpenCV from writing to standard error, in all threads; the caller reports what failed."""
-    import cv2  # noqa: PLC0415 (`--help` does without)
-
-    os.environ.setdefault(*_QUIET_FFMPEG)
-    opencv_logging = cv2.utils.logging
-    with _silencing:
-        _silenced.append(opencv_logging.setLogLevel(opencv_logging.LOG_LEVEL_SILENT))
-    try:
-        yield
-    finally:
-        with _silencing:
-            if len(_silenced) == 1:
-                opencv_logging.setLogLevel(_silenced[0])
-                _silenced.clear()
-            else:  # the first one has the level from before
-                _silenced.pop()
 
 
 class _TqdmHandler(logging.Handler):

@@ -15,10 +15,10 @@ from jaxtyping import UInt8
 
 from foundation_stereo_depth.calibration.settings import CameraSettings
 from foundation_stereo_depth.data import file_kinds
+from foundation_stereo_depth.data.codecs import silence_opencv
 from foundation_stereo_depth.data.videos import VideoProgress, check_frame_size, open_video
 from foundation_stereo_depth.errors import CameraError, DataError
 from foundation_stereo_depth.files import name_for_opencv
-from foundation_stereo_depth.log import silence_opencv
 from live_camera.options import CameraOptions
 
 logger = logging.getLogger(__name__)

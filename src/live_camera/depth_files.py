@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Float, UInt16
 
 from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
-from foundation_stereo_depth.data.codecs import encode_npy
+from foundation_stereo_depth.data.codecs import encode_npy, silence_opencv
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import name_for_opencv, write_atomically
-from foundation_stereo_depth.log import silence_opencv
 from foundation_stereo_depth.stereo.geometry import StereoCalibration
 from live_camera.matcher import MatchedFrame
 from live_camera.recording import FrameTimes, check_room, count_frames, times_beside

@@ -19,11 +19,11 @@ import numpy as np
 
 from foundation_stereo_depth.calibration.files import calibration_beside, save_calibration
 from foundation_stereo_depth.calibration.rig import RigCalibration
-from foundation_stereo_depth.data.codecs import write_rgb
+from foundation_stereo_depth.data.codecs import silence_opencv, write_rgb
 from foundation_stereo_depth.data.rectify import rectified_rig
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.files import name_for_opencv
-from foundation_stereo_depth.log import count_of, silence_opencv
+from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.outputs import write_outputs
 from live_camera.draw import Canvas
 from live_camera.matcher import MatchedFrame

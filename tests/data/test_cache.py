@@ -145,3 +145,9 @@ def test_of_two_programs_that_create_a_cache_the_first_one_sets_its_size(tmp_pat
 def test_an_empty_cache_has_no_names(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="fill it with foundation-stereo-cache"):
         open_cache(tmp_path, 48, 64).names()
+
+
+def test_a_pipe_among_the_entries_of_another_program_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "c/scene").mkdir(parents=True)
+    os.mkfifo(tmp_path / "c/scene/0.npz")
+    cache_module._check_foreign_size(cache_module.SampleCache(root=tmp_path / "c", height=32, width=48))

@@ -239,3 +239,11 @@ def test_golden_ply() -> None:
         "property uchar red\nproperty uchar green\nproperty uchar blue\nend_header\n"
     )
     assert cloud == header.encode() + bytes.fromhex("0000803f 00000040 00004040 0a141e")
+
+
+@pytest.mark.parametrize("scale", ["-.-e", "1.2.3"])
+def test_a_pfm_whose_scale_is_no_number_is_refused(tmp_path: Path, scale: str) -> None:
+    path = tmp_path / "a.pfm"
+    path.write_bytes(f"Pf\n2 2\n{scale}\n".encode() + bytes(16))
+    with pytest.raises(DataError, match="its scale is no number"):
+        read_pfm(path)

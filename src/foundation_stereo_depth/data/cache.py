@@ -28,8 +28,9 @@ from jaxtyping import Int64
 
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
+from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES
 from foundation_stereo_depth.errors import DataError
-from foundation_stereo_depth.files import read_regular_file, remove_abandoned, write_atomically
+from foundation_stereo_depth.files import open_regular_file, read_regular_file, remove_abandoned, write_atomically
 
 CACHE_FORMAT = 1
 MANIFEST = "cache.json"
@@ -346,7 +347,11 @@ def _check_foreign_size(cache: SampleCache) -> None:
     """Refuse entries of another program that have another size; damaged ones are skipped."""
     for path in _first_entries(cache.root, _PROBED_ENTRIES) if cache.root.is_dir() else ():
         try:
-            with zipfile.ZipFile(path) as entry, entry.open("left.npy") as file:
+            with (
+                open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError) as opened,
+                zipfile.ZipFile(opened) as entry,
+                entry.open("left.npy") as file,
+            ):
                 np.lib.format.read_magic(file)
                 height, width, _ = np.lib.format.read_array_header_1_0(file)[0]
         except (

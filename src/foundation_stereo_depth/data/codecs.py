@@ -3,7 +3,11 @@
 import io
 import itertools
 import logging
+import os
 import re
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -24,7 +28,7 @@ from foundation_stereo_depth.data.jpeg import decode_despite_harmless_faults
 from foundation_stereo_depth.data.png import DamagedPngError, decode_plain_png, keep_pixels
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import read_regular_file, write_atomically
-from foundation_stereo_depth.log import silence_opencv, warn_once
+from foundation_stereo_depth.log import QUIET_FFMPEG, warn_once
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,29 @@ _DARK_16_BITS = 2**14
 Image = UInt8[np.ndarray, "H W 3"]
 RightImage = UInt8[np.ndarray, "HR WR 3"]
 """Of a pair whose sizes are not known to be equal."""
+
+
+_silencing = threading.Lock()
+_silenced: list[int] = []
+"""OpenCV's level of logging before it was silenced, once for each context that it still is silenced in."""
+
+
+@contextmanager
+def silence_opencv() -> Generator[None]:
+    """Keep OpenCV from writing to standard error, in all threads; the caller reports what failed."""
+    os.environ.setdefault(*QUIET_FFMPEG)
+    opencv_logging = cv2.utils.logging
+    with _silencing:
+        _silenced.append(opencv_logging.setLogLevel(opencv_logging.LOG_LEVEL_SILENT))
+    try:
+        yield
+    finally:
+        with _silencing:
+            if len(_silenced) == 1:
+                opencv_logging.setLogLevel(_silenced[0])
+                _silenced.clear()
+            else:  # the first one has the level from before
+                _silenced.pop()
 
 
 def read_rgb(path: Path) -> Image:
@@ -301,10 +328,14 @@ def read_pfm(path: Path) -> Float[np.ndarray, "H W"]:
         DataError: the file is missing, not a grey PFM, or truncated.
     """
     encoded = _bytes(path)
-    header = re.match(rb"Pf\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s", encoded)
+    header = re.match(rb"Pf\s+(\d{1,9})\s+(\d{1,9})\s+([-+.\deE]+)\s", encoded)
     if header is None:
         raise DataError(f"{path}: does not begin as a grey PFM does (Pf, width, height, scale)")
-    width, height, scale = int(header[1]), int(header[2]), float(header[3])
+    width, height = int(header[1]), int(header[2])
+    try:
+        scale = float(header[3])
+    except ValueError as error:
+        raise DataError(f"{path}: its scale is no number") from error
     body = encoded[header.end() :]
     if len(body) != 4 * width * height:
         raise DataError(f"{path}: {width}x{height} needs {4 * width * height} bytes of values, not {len(body)}")

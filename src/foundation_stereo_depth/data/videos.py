@@ -9,12 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from foundation_stereo_depth.data.codecs import Image
+from foundation_stereo_depth.data.codecs import Image, silence_opencv
 from foundation_stereo_depth.data.file_kinds import begins_as_video
 from foundation_stereo_depth.data.image_size import LARGEST_PIXELS
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import name_for_opencv, open_regular_file
-from foundation_stereo_depth.log import silence_opencv
 
 _MISSING_FRAMES, _MISSING_SHARE = 2, 0.05
 """Frames, and share of the duration, by which a video may end before the time that its container states."""
