@@ -26,9 +26,9 @@ from typing import BinaryIO
 import numpy as np
 from jaxtyping import Int64
 
+from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES
 from foundation_stereo_depth.data.npz import Kind, NpzError, NpzReader
 from foundation_stereo_depth.data.sample import SampleNames, SourceStamp, StereoSample
-from foundation_stereo_depth.data.image_size import LARGEST_FILE_BYTES
 from foundation_stereo_depth.errors import DataError
 from foundation_stereo_depth.files import open_regular_file, read_regular_file, remove_abandoned, write_atomically
 
