@@ -1,10 +1,10 @@
 """Write a pool of synthetic pairs, augmented and matched, so that training on a CPU repeats neither.
 
 Scenes are rendered at 640x480. Each is stored resized to 320x240; of some, two crops of 320x240 are stored at full
-size, matched before they are cropped, so that one network is trained at both scales. Some are floating primitives before
-a plain background. All are recorded as cameras do it: with lens shading and sheen that both views have in the same
-place, noise and its removal. On a real white wall these are what a matcher finds, at a disparity that is too small.
-Shards of 48 entries, 88 MB each; stop it when there are enough.
+size, matched before they are cropped, so that one network is trained at both scales. Some are floating primitives
+before a plain background. All are recorded as cameras do it: with lens shading and sheen that both views have in the
+same place, noise and its removal. On a real white wall these are what a matcher finds, at a disparity that is too
+small. Shards of 48 entries, 88 MB each; stop it when there are enough.
 
     uv run python recipes/bake_pool.py pool --seed 101
 """
@@ -95,7 +95,7 @@ def record(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> lis
         light = cv2.resize(few, (width, height), interpolation=cv2.INTER_CUBIC)
         move = np.array([[1, 0, -rng.uniform(-2, 8)], [0, 1, 0]], np.float32)
         moved = cv2.warpAffine(light, move, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        views = [view * (1 + factor[..., None]) for view, factor in zip(views, (light, moved), strict=True)]
+        views = [view * (np.float32(1) + factor[..., None]) for view, factor in zip(views, (light, moved), strict=True)]
     is_grey = rng.random() < 0.12
     if is_grey:
         to_grey = np.array([0.299, 0.587, 0.114], np.float32)
@@ -103,7 +103,7 @@ def record(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> lis
     if rng.random() < 0.5:
         std, strength, removal = 8 * rng.random() ** 2, rng.uniform(0.5, 3.0), rng.integers(3)
         noise = rng.standard_normal((2, height, width, 1 if is_grey else 3), np.float32)
-        views = [(view + std * of_view).clip(0, 255) for view, of_view in zip(views, noise, strict=True)]
+        views = [(view + of_view * np.float32(std)).clip(0, 255) for view, of_view in zip(views, noise, strict=True)]
         if removal == 0:
             views = [cv2.bilateralFilter(view, 5, max(strength * std, 1e-3), 2.0) for view in views]
         elif removal == 1:
@@ -115,7 +115,7 @@ def lens_shading(height: int, width: int, strength: float, centre: np.ndarray) -
     """Return a factor for each pixel that falls with the squared distance from the centre, by `strength` in corners."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     right, down = x / width - 0.5 - centre[0], (y / height - 0.5 - centre[1]) * height / width
-    return 1 - strength * (right**2 + down**2) / 0.39
+    return np.asarray(1 - strength * (right**2 + down**2) / 0.39, np.float32)
 
 
 def make_entries(scene: Views, seed: int, index: int) -> Iterator[Entry]:
