@@ -1,8 +1,10 @@
 """Write a pool of synthetic pairs, augmented and matched, so that training on a CPU repeats neither.
 
 Scenes are rendered at 640x480. Each is stored resized to 320x240; of some, two crops of 320x240 are stored at full
-size, matched before they are cropped, so that one network is trained at both scales. Shards of 48 entries, 88 MB each;
-stop it when there are enough.
+size, matched before they are cropped, so that one network is trained at both scales. Some are floating primitives
+before a plain background. All are recorded as cameras do it: with lens shading and sheen that both views have in the
+same place, noise and its removal. On a real white wall these are what a matcher finds, at a disparity that is too
+small. Shards of 48 entries, 88 MB each; stop it when there are enough.
 
     uv run python recipes/bake_pool.py pool --seed 101
 """
@@ -19,12 +21,15 @@ import torch
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair
 from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.random import sample_keys
+from foundation_stereo_depth.data.synthetic import scenes
+from foundation_stereo_depth.data.synthetic.primitives import empty_scene
 from foundation_stereo_depth.data.synthetic.scenes import Views, render_scenes
 from foundation_stereo_depth.options.training import AugmentOptions
 from foundation_stereo_depth.stereo.sgbm import two_prior_planes
 
 HEIGHT, WIDTH = 240, 320
-KINDS = (0.4, 0.4, 0.2)  # floating primitives, rooms, repetition
+KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition
+PLAIN = 1 / 6  # fraction of the scenes whose background is plain
 CROPPED = 0.4  # fraction of the scenes that are cropped too
 PER_SHARD = 48
 GRID_PX = 16  # crops start on this grid, as the squares of the prior do
@@ -47,10 +52,77 @@ AUGMENTATION = AugmentOptions(
 Entry = dict[str, np.ndarray]
 
 
+def render(seed: int, index: int, plain: float) -> Views:
+    """Return a scene of 640x480; with the probability `plain`, primitives before a plain background."""
+    if np.random.default_rng((seed, index, 1)).random() < plain:
+        return render_plain(seed, index)
+    return render_scenes(seed, range(index, index + 1), 2 * HEIGHT, 2 * WIDTH, 1, epoch=0, kinds=KINDS)
+
+
+def render_plain(seed: int, index: int) -> Views:
+    """Return floating primitives before a background that is plain, or nearly so, as a quarter of themselves are."""
+    rng, scene, size = np.random.default_rng((seed, index, 2)), empty_scene(), (2 * HEIGHT, 2 * WIDTH)
+    scenes._draw_floating(seed, 0, index, *size, scene, int(rng.integers(3, 40)))
+    for k, primitive in enumerate(scene.primitives):
+        if k > 0 and rng.random() > 0.25:
+            continue
+        contrast = np.exp(rng.uniform(np.log(0.003), np.log(0.05)))
+        for name in ("red_c", "green_c", "blue_c"):
+            primitive[name] = contrast
+        if k == 0:
+            grey = rng.uniform(0.15, 0.97)
+            for name in ("red", "green", "blue"):
+                primitive[name] = np.clip(grey + rng.uniform(-0.08, 0.08), 0.02, 0.98)
+    colours = np.empty((2, 1, *size, 3), np.uint8)
+    views = Views(colours[0], colours[1], np.empty((1, *size), np.float32))
+    scenes._render(scene, 0.0, scenes.packed_textures(), views.left[0], views.right[0], views.disparity_px[0])
+    return views
+
+
+def record(left: np.ndarray, right: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Return both views with what cameras add to them in the same place, whatever the disparity there is."""
+    height, width = left.shape[:2]
+    views = [view.astype(np.float32) for view in (left, right)]
+    if rng.random() < 0.7:
+        strength, centre = rng.uniform(0, 0.6), rng.uniform(-0.08, 0.08, 2)
+        shadings = [
+            lens_shading(height, width, strength * rng.uniform(0.9, 1.1), centre + rng.uniform(-0.03, 0.03, 2))
+            for _ in views
+        ]
+        views = [view * shading[..., None] for view, shading in zip(views, shadings, strict=True)]
+    if rng.random() < 0.4:  # sheen and flare: behind the surface, or at no depth at all
+        few = rng.uniform(-1, 1, (rng.integers(2, 5), rng.integers(2, 6))).astype(np.float32) * rng.uniform(0, 0.15)
+        light = cv2.resize(few, (width, height), interpolation=cv2.INTER_CUBIC)
+        move = np.array([[1, 0, -rng.uniform(-2, 8)], [0, 1, 0]], np.float32)
+        moved = cv2.warpAffine(light, move, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        views = [view * (np.float32(1) + factor[..., None]) for view, factor in zip(views, (light, moved), strict=True)]
+    is_grey = rng.random() < 0.12
+    if is_grey:
+        to_grey = np.array([0.299, 0.587, 0.114], np.float32)
+        views = [np.repeat((view @ to_grey)[..., None], 3, axis=2) for view in views]
+    if rng.random() < 0.5:
+        std, strength, removal = 8 * rng.random() ** 2, rng.uniform(0.5, 3.0), rng.integers(3)
+        noise = rng.standard_normal((2, height, width, 1 if is_grey else 3), np.float32)
+        views = [(view + of_view * np.float32(std)).clip(0, 255) for view, of_view in zip(views, noise, strict=True)]
+        if removal == 0:
+            views = [cv2.bilateralFilter(view, 5, max(strength * std, 1e-3), 2.0) for view in views]
+        elif removal == 1:
+            views = [cv2.medianBlur(view.round().astype(np.uint8), 3) for view in views]
+    return [np.asarray(view).round().clip(0, 255).astype(np.uint8) for view in views]
+
+
+def lens_shading(height: int, width: int, strength: float, centre: np.ndarray) -> np.ndarray:
+    """Return a factor for each pixel that falls with the squared distance from the centre, by `strength` in corners."""
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    right, down = x / width - 0.5 - centre[0], (y / height - 0.5 - centre[1]) * height / width
+    return np.asarray(1 - strength * (right**2 + down**2) / 0.39, np.float32)
+
+
 def make_entries(scene: Views, seed: int, index: int) -> Iterator[Entry]:
     """Yield the entries of one scene of 640x480."""
     rng = np.random.default_rng((seed, index))
-    left, right, disparity_px = scene.left[0], scene.right[0], scene.disparity_px[0]
+    disparity_px = scene.disparity_px[0]
+    left, right = record(scene.left[0], scene.right[0], np.random.default_rng((seed, index, 3)))
     size = (WIDTH, HEIGHT)
     small = [np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA)) for view in (left, right)]
     pair = augment(*small, seed, index)
@@ -109,6 +181,7 @@ def main() -> None:
     parser.add_argument("pool", type=Path)
     parser.add_argument("--seed", type=int, required=True, help="of the scenes; another one for each process")
     parser.add_argument("--shards", type=int, default=100)
+    parser.add_argument("--plain", type=float, default=PLAIN, help="fraction of scenes with a plain background")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -116,9 +189,7 @@ def main() -> None:
     began_s, index, pending = time.perf_counter(), 0, list[Entry]()
     for shard in range(arguments.shards):
         while len(pending) < PER_SHARD:
-            scene = render_scenes(
-                arguments.seed, range(index, index + 1), 2 * HEIGHT, 2 * WIDTH, 1, epoch=0, kinds=KINDS
-            )
+            scene = render(arguments.seed, index, arguments.plain)
             pending += make_entries(scene, arguments.seed, index)
             index += 1
         entries, pending = pending[:PER_SHARD], pending[PER_SHARD:]

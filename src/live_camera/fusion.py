@@ -48,6 +48,10 @@ class TemporalFusion:
         self._forgetting = np.float32(max(forgetting, 1e-6))
         self._state: _State | None = None
 
+    def restart(self) -> None:
+        """Forget all matches so far."""
+        self._state = None
+
     def __call__(self, left: UInt8[np.ndarray, "H W 3"], match: StereoMatch) -> StereoMatch:
         """Return the match with its disparity and standard deviation fused with those before.
 

@@ -183,7 +183,8 @@ class ShowOptions(OptionGroup):
         0.5, "the key c hides pixels whose confidence, P(|error| < 1 px), is lower", minimum=0.0, maximum=1.0
     )
     temporal_fusion: bool = option(
-        False, "average disparity over time where nothing moves, by its predicted variance: less flicker"
+        False,
+        "average disparity over time where nothing moves, by its predicted variance (key t): less flicker",
     )
     forgetting: float = option(
         0.9,

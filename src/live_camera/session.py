@@ -53,9 +53,10 @@ class Prefetcher:
         rectify: makes a raw pair one that can be matched.
         matcher: computes its disparity.
         limit: number of results; None for all that the rig gives.
-        fuse: averages the disparity over time; None leaves each result as it is.
+        fuse: averages the disparity over time, while `fusing`.
 
     Attributes:
+        fusing: may be changed at any time.
         ended: no more results will come.
     """
 
@@ -66,10 +67,12 @@ class Prefetcher:
         matcher: Matcher | WatchedMatcher,
         *,
         limit: int | None,
-        fuse: TemporalFusion | None = None,
+        fuse: TemporalFusion,
+        fusing: bool = False,
     ) -> None:
         self._rig = rig
         self._fuse = fuse
+        self.fusing = fusing
         self._rectify = rectify
         self._matcher = matcher
         self._limit = limit
@@ -106,7 +109,10 @@ class Prefetcher:
             return None
         left, right = self._rectify(frame.left_rgb, frame.right_rgb)
         match, calibration = self._matcher.match(left, right), self._rectify.stereo_calibration
-        match = match if self._fuse is None else self._fuse(left, match)
+        if self.fusing:
+            match = self._fuse(left, match)
+        else:
+            self._fuse.restart()
         depth_m = None if calibration is None else match.depth_m(calibration)
         return MatchedFrame(frame=frame, left=left, right=right, match=match, depth_m=depth_m, calibration=calibration)
 
@@ -202,8 +208,10 @@ def live_view(
         views = _open_views(stack, options, rectify, rig, JsonReport(stats, rig))
         views += [] if extra_view is None else [extra_view]
         stack.enter_context(rig)
-        fuse = TemporalFusion(options.forgetting) if options.temporal_fusion else None
-        prefetcher = stack.enter_context(Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse))
+        fuse, fusing = TemporalFusion(options.forgetting), state.temporal_fusion
+        prefetcher = stack.enter_context(
+            Prefetcher(rig, rectify, matcher, limit=options.frames, fuse=fuse, fusing=fusing)
+        )
         while not prefetcher.ended:
             # -------- the newest pair and its disparity
             paused = state.paused and matched is not None
@@ -232,6 +240,7 @@ def live_view(
                     if windows.closed:
                         break
                     notice.set(_save_by_key(keys, matched, images, snapshots, recordings))
+                    prefetcher.fusing = state.temporal_fusion
             if paused:
                 time.sleep(_WAIT_S)
             # -------- statistics and other views of the new pair
@@ -279,6 +288,7 @@ class JsonReport:
 def _set_state(state: ViewState, options: ShowOptions) -> ViewState:
     """Set the view as the options have it; return its state, which keys change."""
     state.depth_range, state.contours = options.depth_range, options.contours
+    state.temporal_fusion = options.temporal_fusion
     state.colour_map = colour_map_of(options.colormap)
     return state
 

@@ -31,6 +31,7 @@ KEYS = {
     "a": "adapt the colour range to the scene, or keep it",
     "c": "hide pixels of low confidence",
     "d": "draw contours of depth into the left view, one each 0.5 m",
+    "t": "temporal fusion: average what does not move",
     "s": "save a snapshot: images, disparity, depth, point cloud",
     "r": "start or stop recording the raw pairs",
     "space": "pause",
@@ -72,6 +73,7 @@ class ViewState:
 
     lines: bool = False
     contours: bool = False
+    temporal_fusion: bool = False
     adapt_range: bool = False
     hide_uncertain: bool = False
     paused: bool = False
@@ -90,6 +92,8 @@ class ViewState:
                 self.lines = not self.lines
             case "d":
                 self.contours = not self.contours
+            case "t":
+                self.temporal_fusion = not self.temporal_fusion
             case "a":
                 self.adapt_range = not self.adapt_range
             case "c":
@@ -280,6 +284,7 @@ def _title(name: str, state: ViewState, *, rectified: bool) -> str:
     quantity = "depth" if name == DEPTH_WINDOW else "disparity (no calibration, so no depth)"
     return (
         quantity
+        + ("  ·  averaged over time" if state.temporal_fusion else "")
         + ("  ·  adaptive range" if state.adapt_range else "")
         + ("  ·  low confidence hidden" if state.hide_uncertain else "")
     )

@@ -528,6 +528,26 @@ def test_keys_that_cannot_save_are_warnings(
     assert [line.startswith("not saved: ") for line in caplog.messages] == [True, True]
 
 
+def test_a_key_switches_temporal_fusion(images: None, press_keys: Callable[[dict[int, str]], FakeWindows]) -> None:
+    values_px, shown_px = itertools.cycle((9.8, 10.2)), list[float]()
+
+    def match(left: np.ndarray, right: np.ndarray) -> StereoMatch:
+        return StereoMatch(disparity_px=np.full((H, W), next(values_px), np.float32), valid=np.ones((H, W), bool))
+
+    press_keys({6: "t", 20: "t", 26: "q"})
+    live_view(
+        image_rig(loop=True),
+        no_rectification(),
+        Matcher(match=match, description="alternating", height=H, width=W),
+        ShowOptions(),
+        after_pair=lambda matched: shown_px.append(float(matched.match.disparity_px[0, 0])),
+    )
+    steps_px = np.abs(np.diff(shown_px))
+    assert steps_px[:4].min() > 0.39
+    assert steps_px[14:18].max() < 0.1
+    assert steps_px[-2:].min() > 0.39
+
+
 def test_recordings_of_the_same_second_have_different_names(
     images: None, press_keys: Callable[[dict[int, str]], FakeWindows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
