@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from foundation_stereo_depth import __version__, log
+from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import settings as settings_module
 from foundation_stereo_depth.options.fields import expand_home, flag_of
@@ -64,7 +64,9 @@ class _Formatter(argparse.HelpFormatter):
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         try:
-            print(f"{parser.prog} {__version__}", flush=True)
+            # Not imported: the package names, for types alone, what options are not to see.
+            version = sys.modules["foundation_stereo_depth"].__version__
+            print(f"{parser.prog} {version}", flush=True)
         except OSError:
             _drop_output()
             parser.exit(1)
