@@ -348,7 +348,7 @@ def _check_foreign_size(cache: SampleCache) -> None:
     for path in _first_entries(cache.root, _PROBED_ENTRIES) if cache.root.is_dir() else ():
         try:
             with (
-                open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError) as opened,
+                open_regular_file(Path(path), at_most_bytes=LARGEST_FILE_BYTES, error_type=DataError) as opened,
                 zipfile.ZipFile(opened) as entry,
                 entry.open("left.npy") as file,
             ):
