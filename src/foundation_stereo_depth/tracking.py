@@ -76,8 +76,8 @@ class _BoundedAdapter(request_utils.TCPKeepAliveHTTPAdapter):
         """Return the answer; one that is not asked for in parts has been read, within a size and a time."""
         response = super().send(request, stream, *args, **options)
         if not stream:
-            response._content = _read_answer(response.raw)
-            response._content_consumed = True
+            response._content = _read_answer(response.raw)  # pyright: ignore[reportPrivateUsage]
+            response._content_consumed = True  # pyright: ignore[reportPrivateUsage]
         return response
 
 
