@@ -1,5 +1,7 @@
+import shlex
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -40,6 +42,21 @@ def test_version_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predcit"]) == 2
     assert capsys.readouterr().err == "foundation-stereo: no command predcit; did you mean predict?\n"
     assert main(["completion", "tcsh"]) == 2
+
+
+UMBRELLA = "import sys; from foundation_stereo_depth.umbrella import main; sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("words", ["--version", "--help", "predict --version", "predict --help", "completion bash"])
+def test_output_to_a_full_disk_is_one_line_and_to_a_reader_that_has_gone_is_quiet(words: str) -> None:
+    command = shlex.join([sys.executable, "-c", UMBRELLA, *words.split()])
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True, check=False)
+    assert full.returncode == 2
+    assert full.stderr.endswith(": a write failed (No space left on device): is standard output a full disk?\n")
+    assert full.stderr.count("\n") == 1
+    gone = f"{{ sleep 0.1; {command}; echo $? >&2; }} | true"
+    closed = subprocess.run(["bash", "-c", gone], capture_output=True, text=True, check=False)
+    assert closed.stderr == "1\n"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.commands import COMMANDS, PROGRAM, load
+from foundation_stereo_depth.options.command_line import print_at_once
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -15,12 +16,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
+        return print_at_once(PROGRAM, _help())
     name, *rest = words
     if name == "--version":
-        print(f"{PROGRAM} {__version__}")
-        return 0
+        return print_at_once(PROGRAM, f"{PROGRAM} {__version__}")
     if name == "completion":
         return _print_completion(rest)
     if name not in COMMANDS:
@@ -61,5 +60,4 @@ def _print_completion(rest: Sequence[str]) -> int:
         return 2
     from foundation_stereo_depth.completion import completion_script  # noqa: PLC0415 (it reads all options)
 
-    print(completion_script(rest[0]))
-    return 0
+    return print_at_once(PROGRAM, completion_script(rest[0]))

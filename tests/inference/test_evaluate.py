@@ -406,6 +406,16 @@ def test_user_errors_name_the_flag(options: dict, message: str) -> None:
         evaluated(**options)
 
 
+def test_scenes_of_which_no_disparity_is_known_are_no_result(tmp_path: Path) -> None:
+    for view in ("left", "right", "disparity"):
+        (tmp_path / view).mkdir()
+    for view in ("left", "right"):
+        write_rgb(tmp_path / view / "0.png", noise_texture(H, W))
+    np.save(tmp_path / "disparity/0.npy", np.full((H, W), np.nan, np.float32))
+    with pytest.raises(UserError, match=rf"{tmp_path}: no disparity is known in the 1 scene that was scored"):
+        evaluated(baseline="sgbm", dataset="folders", dataset_root=tmp_path)
+
+
 def test_unknown_run_is_named(tracking_uri: str, fsd_tree: Path) -> None:
     with pytest.raises(UserError, match="--run-id 0123: neither"):
         evaluated(run_id="0123", checkpoint=None, mlflow_tracking_uri=tracking_uri, dataset_root=fsd_tree)

@@ -16,7 +16,7 @@ import torchvision
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from foundation_stereo_depth import __version__
+from foundation_stereo_depth import __version__, log
 from foundation_stereo_depth.calibration.files import read_calibration_of
 from foundation_stereo_depth.data.dataset import (
     DATASET_ROOT_VARIABLE,
@@ -108,6 +108,11 @@ def evaluate(options: EvaluateOptions) -> str:
         scores = {name: _score(method, sample, distribution, device) for name, method in methods.items()}
         lines.append(_scene_plain(dataset.names.name(i), sample, scores))
         totals = {name: totals[name].plus(score) if totals else score for name, score in scores.items()}
+    if not any(score.errors.valid for score in totals.values()):
+        raise UserError(
+            f"{root}: no disparity is known in the {log.count_of(len(positions), 'scene')} that "
+            f"{'was' if len(positions) == 1 else 'were'} scored, so that there is no accuracy"
+        )
 
     result = {
         "settings": {

@@ -63,14 +63,9 @@ class _Formatter(argparse.HelpFormatter):
 
 class _PrintVersion(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        try:
-            # Not imported: the package names, for types alone, what options are not to see.
-            version = sys.modules["foundation_stereo_depth"].__version__
-            print(f"{parser.prog} {version}", flush=True)
-        except OSError:
-            _drop_output()
-            parser.exit(1)
-        parser.exit()
+        # Not imported: the package names, for types alone, what options are not to see.
+        version = sys.modules["foundation_stereo_depth"].__version__
+        parser.exit(print_at_once(parser.prog, f"{parser.prog} {version}"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,6 +78,12 @@ class _Parser(argparse.ArgumentParser):
 
     options: type[Any]
     source: str = ""
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help; end the command with a status other than 0 where it cannot be printed."""
+        assert file is None, "help is what was asked for: it goes to standard output"
+        if status := print_at_once(self.prog, self.format_help().removesuffix("\n")):
+            self.exit(status)
 
     def error(self, message: str) -> Any:
         end = " " if message.endswith("?") else "; "
@@ -280,9 +281,8 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
         with one_interrupt(stop_signals() if finishes_files else numbers):
             status = run()
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has closed it, as `head` does
-        _drop_output()
-        return 1
+    except BrokenPipeError as error:
+        return _end_without_output(command, error)
     except UserError as error:
         return _print_error(command, str(error), 2)
     except KeyboardInterrupt:
@@ -293,8 +293,7 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
         return _print_error(command, f"needs {error.name}, which is not installed here; `uv sync` installs it", 2)
     except OSError as error:
         if error.filename is None and error.errno in _FULL:
-            _drop_output()
-            return _print_error(command, f"a write failed ({error.strerror}): is standard output a full disk?", 2)
+            return _end_without_output(command, error)
         if error.filename is None:
             raise
         if isinstance(error, NotADirectoryError | FileExistsError):
@@ -306,13 +305,26 @@ def run_command(command: str, explicit: Explicit, run: Callable[[], int], *, fin
     return status
 
 
+def print_at_once(command: str, text: str) -> int:
+    """Print all that a command has to say; return its exit status: 0, or as `run_command` where that fails."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        return _end_without_output(command, error)
+    return 0
+
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EBADF)
 """Of a write without a file's name."""
 
 
-def _drop_output() -> None:
-    """Have Python not try again, when it ends, to write what could not be written."""
+def _end_without_output(command: str, error: OSError) -> int:
+    """Return the exit status of a command whose output could not be written; quiet for a reader that has gone."""
+    # Else Python would try to write it again when it ends.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # as `head` does
+        return 1
+    return _print_error(command, f"a write failed ({error.strerror}): is standard output a full disk?", 2)
 
 
 def _print_error(command: str, message: str, status: int) -> int:
