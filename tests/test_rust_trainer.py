@@ -4,6 +4,7 @@ Its own tests (`cargo test` in rust-trainer/) need no Python; these run both pro
 """
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -22,7 +23,8 @@ from foundation_stereo_depth.data.cache import open_cache
 from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.loader import open_files
 from foundation_stereo_depth.data.split import fingerprint, split_samples, take_spread
-from foundation_stereo_depth.import_rust_run import RUST_RUN_TAG, import_rust_command
+from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.import_rust_run import RUST_RUN_TAG, import_rust_command, read_rust_run
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import ModelOptions, TrainOptions
@@ -285,3 +287,50 @@ def test_a_folder_without_a_run_is_refused_in_one_line(tmp_path: Path, capsys: p
     os.mkfifo(tmp_path / "config.json")
     assert import_rust_command([str(tmp_path)]) == 2
     assert "config.json: is not a regular file" in capsys.readouterr().err
+
+
+CONFIG = {"run_id": "0a", "started_ms": 1, "run_name": None, "facts": {}, "options": {"optimizer": {"epochs": 2}}}
+EPOCH = {"epoch": 1, "time_ms": 2, "metrics": {"validation/epe_px": 1.5, "train/loss": None}}
+
+
+def write_run_of_one_epoch(folder: Path) -> None:
+    for content, name in ((CONFIG, "config.json"), ([EPOCH], "metrics_history.json")):
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"run_id": None}, {"run_id": "a' or '1"}, {"run_id": {}}, {"started_ms": "x"}, {"started_ms": math.nan},
+        {"started_ms": -1}, {"run_name": [1]}, {"epoch": None}, {"epoch": 0}, {"time_ms": True}, {"time_ms": 10**40},
+        {"metrics": {"a": "b"}}, {"options": {"optimizer": {"epochs": "2"}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_run_with_values_of_other_kinds_is_refused_before_mlflow_is_asked(tmp_path: Path, damage: dict) -> None:
+    write_run_of_one_epoch(tmp_path)
+    assert len(read_rust_run(tmp_path).history) == 1
+    damaged = CONFIG | damage if set(damage) <= set(CONFIG) else [EPOCH | damage]
+    (tmp_path / ("config.json" if isinstance(damaged, dict) else "metrics_history.json")).write_text(
+        json.dumps(damaged)
+    )
+    with pytest.raises(UserError, match="not as the Rust trainer writes them"):
+        read_rust_run(tmp_path)
+
+
+def test_files_of_others_and_endless_ones_are_not_copied_to_mlflow(
+    tmp_path: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "run"), "--mlflow-tracking-uri", tracking_uri]
+    best, secret = tmp_path / "run/checkpoints/best.safetensors", tmp_path / "secret"
+    best.parent.mkdir(parents=True)
+    write_run_of_one_epoch(tmp_path / "run")
+    secret.write_text("of nobody else")
+    best.symlink_to(secret)
+    assert import_rust_command(words) == 2
+    assert "best.safetensors: is a link to a file outside" in capsys.readouterr().err
+    best.unlink()
+    best.touch()
+    os.truncate(best, 10**10)
+    assert import_rust_command(words) == 2
+    assert "best.safetensors: has more than" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`foundation-stereo-import-rust`: copy a run of the Rust trainer, outputs-rs/<run id>, into MLflow."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ RUST_RUN_TAG = "rust_run_id"
 """The tag of a run in MLflow that names the run of the Rust trainer that it is a copy of."""
 _LARGEST_JSON_BYTES = 20_000_000
 """A history of ten thousand epochs has a quarter of that."""
+_RUN_ID = re.compile("[0-9a-f]{1,64}")
+_LAST_MS, _MOST_EPOCHS = 2**53, 2**31
+"""MLflow keeps both in 64 bits."""
 _CHECKPOINTS = ("best.safetensors", "best.json", "last.safetensors", "last.json")
 
 
@@ -74,11 +78,36 @@ def read_rust_run(folder: Path) -> RustRun:
     config, history = (_read_json(folder / name) for name in ("config.json", "metrics_history.json"))
     try:
         run = RustRun(folder=folder, config=dict(config), history=list(history))
-        parts = [run.config["run_id"], run.config["started_ms"], run.is_finished, run.parameters()]
-        parts += [(epoch["epoch"], epoch["time_ms"], epoch["metrics"].items()) for epoch in run.history]
+        odd = _odd_values(run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{folder}: its JSON files are not as the Rust trainer writes them ({error!r})") from error
+        odd = [repr(error)]
+    if odd:
+        raise UserError(f"{folder}: its JSON files are not as the Rust trainer writes them ({odd[0]})")
     return run
+
+
+def _odd_values(run: RustRun) -> list[str]:
+    """Return what a run says that no run has: MLflow would take some of it, or refuse it after it began the copy."""
+    config, options = run.config, run.config["options"]
+    right = {
+        "run_id": isinstance(config["run_id"], str) and _RUN_ID.fullmatch(config["run_id"]) is not None,
+        "started_ms": _is_count(config["started_ms"], _LAST_MS),
+        "run_name": command_line.matches_type(config.get("run_name"), str | None),
+        "options": command_line.matches_type(options, dict[str, dict[str, Any]]),
+        "epochs": _is_count(options["optimizer"]["epochs"], _MOST_EPOCHS),
+        "facts": command_line.matches_type(config["facts"], dict[str, Any]),
+    }
+    for epoch in run.history:
+        right["epoch"] = _is_count(epoch["epoch"], _MOST_EPOCHS) and epoch["epoch"] > 0
+        right["time_ms"] = _is_count(epoch["time_ms"], _LAST_MS)
+        right["metrics"] = command_line.matches_type(epoch["metrics"], dict[str, float | None])
+        if not all(right.values()):
+            break
+    return [name for name, is_right in right.items() if not is_right]
+
+
+def _is_count(value: Any, largest: int) -> bool:
+    return command_line.matches_type(value, int) and 0 <= value <= largest
 
 
 def import_rust_run(folder: Path, options: ImportOptions) -> str:
@@ -120,11 +149,26 @@ def _to_record(run: RustRun) -> "RunRecord":
             )
             for epoch in run.history
         ],
-        new_files={"previews": sorted(filter(Path.is_file, (run.folder / "previews").glob("epoch_*.png")))},
-        current_files={
-            "checkpoints": [path for name in _CHECKPOINTS if (path := run.folder / "checkpoints" / name).is_file()]
-        },
+        new_files={"previews": _own_files(run.folder, sorted((run.folder / "previews").glob("epoch_*.png")))},
+        current_files={"checkpoints": _own_files(run.folder, [run.folder / "checkpoints" / c for c in _CHECKPOINTS])},
     )
+
+
+def _own_files(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return those that are there; they are copied to MLflow, which may be a server that others read.
+
+    Raises:
+        UserError: one is a link to a file elsewhere, or is larger than any checkpoint.
+    """
+    from foundation_stereo_depth.checkpoint import LARGEST_FILE_BYTES
+
+    found = [path for path in paths if path.is_file()]
+    for path in found:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: is a link to a file outside {folder}, which is not copied")
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise UserError(f"{path}: has more than {LARGEST_FILE_BYTES:,} bytes, which no file of its kind has")
+    return found
 
 
 def _read_json(path: Path) -> Any:

@@ -150,4 +150,7 @@ def test_an_empty_cache_has_no_names(tmp_path: Path) -> None:
 def test_a_pipe_among_the_entries_of_another_program_is_not_waited_for(tmp_path: Path) -> None:
     (tmp_path / "c/scene").mkdir(parents=True)
     os.mkfifo(tmp_path / "c/scene/0.npz")
-    cache_module._check_foreign_size(cache_module.SampleCache(root=tmp_path / "c", height=32, width=48))
+    cache = cache_module.SampleCache(root=tmp_path / "c", height=32, width=48)
+    cache_module._check_foreign_size(cache)
+    with pytest.raises(DamagedEntryError, match="is not a regular file; delete it"):
+        cache.source("scene", "0")

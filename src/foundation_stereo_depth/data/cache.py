@@ -130,7 +130,10 @@ class SampleCache:
         """
         path = self.path(scene, stem)
         try:
-            with zipfile.ZipFile(path) as entry:
+            with (
+                open_regular_file(path, at_most_bytes=LARGEST_FILE_BYTES, error_type=DamagedEntryError) as opened,
+                zipfile.ZipFile(opened) as entry,
+            ):
                 members = {member.filename: member for member in entry.infolist()}
                 member = members.get(f"{_SOURCE_KEY}.npy")
                 # Whatever else another program keeps under this key is not read, however large its header says it is.
@@ -138,9 +141,11 @@ class SampleCache:
                     return None
                 with entry.open(member) as file:
                     array = file.read(len(_SOURCE_HEADER) + _SOURCE_BYTES + 1)
-        except FileNotFoundError:
-            return None
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError) as error:
+        except DamagedEntryError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise DamagedEntryError(f"{error}; delete it to have it rebuilt") from error
+        except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
             raise DamagedEntryError(f"{path}: is damaged ({error}); delete it to have it rebuilt") from error
         if not array.startswith(_SOURCE_HEADER) or len(array) != len(_SOURCE_HEADER) + _SOURCE_BYTES:
             return None
