@@ -9,6 +9,7 @@ Importing this package imports nothing heavy: the names below are loaded when th
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from foundation_stereo_depth.threads import limit_spinning
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from foundation_stereo_depth.inference.predictor import Predictor, open_network
     from foundation_stereo_depth.stereo.geometry import StereoCalibration
     from foundation_stereo_depth.stereo.match import StereoMatch
+
+# Since 1.29 onnxruntime writes an identifier into the home folder and sends what is run, from the moment that anything
+# imports it; this is its own switch.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Predictor", "StereoCalibration", "StereoMatch", "__version__", "open_network"]

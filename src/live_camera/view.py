@@ -510,6 +510,8 @@ class RerunView:
         except ModuleNotFoundError as error:
             raise UserError("--rerun: rerun is not installed; install it by `uv sync --extra rerun`") from error
         self._min_confidence = options.min_confidence
+        # The viewer writes an identifier into the home folder and sends what is used, unless it runs in CI.
+        os.environ.setdefault("CI", "true")
         self._rerun.init("foundation-stereo-live-view", spawn=not options.headless)
         if options.headless:
             save_to.parent.mkdir(parents=True, exist_ok=True)

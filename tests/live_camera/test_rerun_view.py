@@ -1,4 +1,5 @@
 import importlib
+import os
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -42,9 +43,11 @@ def test_missing_rerun_is_an_error_with_the_command_to_install_it(monkeypatch: p
 
 def test_rerun_shows_near_confident_points_or_disparity(monkeypatch: pytest.MonkeyPatch) -> None:
     rerun = MagicMock()
+    monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(importlib, "import_module", lambda _: rerun)
     view = RerunView(ShowOptions(headless=True), Path("captures/live.rrd"))
     assert rerun.save.call_args.args == ("captures/live.rrd",)
+    assert os.environ["CI"] == "true"  # so that its viewer sends nothing
     depth_m = np.full((3, 4), 2.0, np.float32)
     depth_m[0] = 20.0  # too far
     depth_m[1, 0] = np.nan

@@ -218,8 +218,9 @@ class Record:
 
     def _log_address(self) -> None:
         assert self._tracker is not None
-        start = "" if self._tracker.uri.startswith("http") else "; `uv run mlflow ui` starts the server"
-        logger.info("MLflow: %s%s", self._tracker.address, start)
+        server = "MLflow" if self._tracker.uri.startswith("http") else "MLflow, once `uv run mlflow ui` runs"
+        # The address is last: a terminal that makes it a link would take what follows with it.
+        logger.info("%s: %s", server, self._tracker.address)
 
     def list_bad_samples(self, bad: Sequence[str]) -> None:
         """List the samples that could not be read, if any, on disk and in MLflow."""
