@@ -34,8 +34,14 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> "Processes":
-        """Return what torchrun set; a single process without it."""
-        return cls(**{name: int(os.environ.get(name.upper(), default)) for name, default in _SINGLE.items()})
+        """Return what torchrun set; a single process without it.
+
+        Raises:
+            UserError: other programs, or a person, set what torchrun would not.
+        """
+        world_size = number_of_torchrun("WORLD_SIZE", 1, least=1)
+        rank = number_of_torchrun("RANK", 0, most=world_size - 1)
+        return cls(rank=rank, local_rank=number_of_torchrun("LOCAL_RANK", 0), world_size=world_size)
 
     @classmethod
     def single(cls) -> "Processes":
@@ -135,6 +141,23 @@ def is_lost_process(error: RuntimeError) -> bool:
 
 
 _ASK_EVERY_S, _JOIN_S = 0.05, 600.0
+
+
+def number_of_torchrun(variable: str, default: int, *, least: int = 0, most: int = 2**31) -> int:
+    """Return a whole number that torchrun sets in the environment of a process; the default without torchrun.
+
+    Raises:
+        UserError: it is none, or out of its range.
+    """
+    value = os.environ.get(variable, str(default))
+    if not (value.isascii() and value.isdigit() and len(value) < 10 and least <= int(value) <= most):
+        raise UserError(
+            f"{variable}={value}: has to be a whole number from {least} to {most}; torchrun sets it, and without "
+            "torchrun it is to be unset"
+        )
+    return int(value)
+
+
 _SINGLE = {"rank": 0, "local_rank": 0, "world_size": 1}
 
 

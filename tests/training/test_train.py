@@ -622,6 +622,19 @@ def test_two_processes_give_the_losses_of_one(tiny, tiny_options) -> None:
         assert epoch_of_two == pytest.approx(epoch_of_one, rel=2e-4)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("RANK", "x"), ("RANK", "-1"), ("RANK", "1"), ("LOCAL_RANK", "1.5"), ("WORLD_SIZE", "0"), ("WORLD_SIZE", "x"),
+     ("TORCHELASTIC_RESTART_COUNT", "x")],
+)  # fmt: skip
+def test_an_environment_that_torchrun_does_not_make_is_named(
+    tiny_options, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"{variable}={value}: has to be a whole number"):
+        train(tiny_options())
+
+
 def test_a_batch_has_to_divide_over_the_processes(tiny_options, monkeypatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="--batch-size 2: has to be a multiple of the 3 processes"):

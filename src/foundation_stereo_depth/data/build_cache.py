@@ -24,7 +24,7 @@ from foundation_stereo_depth.data.memory import keep_freed_memory
 from foundation_stereo_depth.data.prefetch import available_cores, prefetch
 from foundation_stereo_depth.data.sample import SourceStamp
 from foundation_stereo_depth.data.split import take_spread
-from foundation_stereo_depth.device import Processes
+from foundation_stereo_depth.device import Processes, number_of_torchrun
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.options.datasets import DatasetSource, parse_dataset_sources
@@ -336,7 +336,7 @@ class _Part:
         """Return the threads of this process."""
         if asked != "auto":
             return asked
-        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.by_torchrun else 1
+        sharing = number_of_torchrun("LOCAL_WORLD_SIZE", 1, least=1) if self.by_torchrun else 1
         return max(1, available_cores() // sharing)
 
     @property

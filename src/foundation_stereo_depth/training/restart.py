@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from foundation_stereo_depth.checkpoint import Checkpoint, load_checkpoint
-from foundation_stereo_depth.device import Processes
+from foundation_stereo_depth.device import Processes, number_of_torchrun
 from foundation_stereo_depth.files import write_atomically
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import TrainOptions
@@ -42,7 +42,7 @@ def find_earlier_start(
     """
     run_id = None if resumed is None else resumed.run_id
     marked = next(filter(None, processes.all_gather(RunMarker(options).read())), None)
-    counts = processes.all_gather(int(os.environ.get(_COUNT_VARIABLE, "0")))
+    counts = processes.all_gather(number_of_torchrun(_COUNT_VARIABLE, 0))
     if marked is None and not any(counts):
         return resumed, run_id
     run_id = run_id or marked
