@@ -131,3 +131,23 @@ def test_lapack_is_that_of_scipy_wherever_it_is_kept(monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(sgbm._lapack().sptsv(*system)[2], expected)
     monkeypatch.setattr(sgbm.PathFinder, "find_spec", lambda *_: None)
     np.testing.assert_array_equal(sgbm._lapack.__wrapped__().sptsv(*system)[2], expected)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_wall_is_moved_behind_the_object_where_the_first_match_agrees_with_itself(alike: bool) -> None:
+    planes = np.zeros((sgbm.TWO_PRIOR_PLANES, 240, 320), np.float32)
+    planes[0, :, :200], planes[0, :, 200:], planes[3] = 5.0, 15.0, 1
+    if not alike:  # as on a wall without any texture
+        planes[0, :, :200] += np.random.default_rng(0).uniform(-4, 4, (240, 200)).astype(np.float32)
+    smooth_px, support = np.full((240, 320), 15.0, np.float32), np.zeros((240, 320), np.float32)
+    grey = np.full((240, 320), 200, np.uint8)
+    support[:, 200:], grey[:, 200:] = 1, 90
+    found = sgbm._find_behind(planes, smooth_px, support, grey, 1)
+    if not alike:
+        assert found is None
+        return
+    assert found is not None
+    behind_px, behind_support = found
+    np.testing.assert_allclose(behind_px[:, :190], 5, atol=0.1)
+    assert behind_support[:, :190].min() > 0.5
+    assert behind_support[:, 210:].max() == 0

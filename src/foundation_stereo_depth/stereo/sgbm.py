@@ -51,6 +51,11 @@ _SMOOTH_WIDTH_PX, _SMOOTH_HEIGHT_PX = 320, 240  # the smooth match runs at about
 _SMOOTH_STEP_PENALTY, _SMOOTH_JUMP_PENALTY = 16, 64  # per pixel of the block: 4 and 8 times those of the first match
 _AGREE_PX = 1.0  # at a width of 320 px
 _SMOOTH_SUPPORT = 0.02  # of pixels that only the smooth match has; it is 1 where both matches agree
+_BEHIND_PX, _CONSISTENT_PX, _CONSISTENT_SIDE_PX = 4.0, 0.7, 15  # at a width of 320 px
+_CONSISTENT_DENSITY, _BEHIND_SUPPORT, _BEHIND_MARGIN_PX = 0.6, 0.5, 1.0
+_LEAST_BEHIND_SHARE = 1 / 1500
+"""Of the pixels; fewer are noise."""
+_CERTAIN_SUPPORT = 0.95
 _WLS_LAMBDA = 50.0
 _WLS_ITERATIONS = 2
 _WLS_SIGMA = 4.0  # levels of 256 between neighbours that reduce the smoothness to 1/e
@@ -170,7 +175,7 @@ def two_prior_planes(
     repetitive ones; large penalties are right there, and round off edges. No setting serves both. The second match, by
     large penalties, runs at about 320x120 whatever the size of the pair, since textureless surfaces have no detail to
     lose. A third disparity is interpolated from where the two agree, up to edges of the image: it extends a wall from
-    its borders.
+    its borders. Where the first match says consistently that a wall is behind, both are moved there.
 
     Args:
         left: RGB, rectified.
@@ -186,6 +191,12 @@ def two_prior_planes(
     support = np.where(agree, np.float32(1), _SMOOTH_SUPPORT * smooth_valid)
     known_px = np.where(agree, planes[0], smooth_px)
     interpolated_px, support = _interpolate(known_px, support, inputs.grey_left, 2 * factor)
+    if (found := _find_behind(planes, smooth_px, support, inputs.grey_left, factor)) is not None:
+        behind_px, behind_support = found
+        nearest_px = np.where(behind_support > 0, behind_px + _BEHIND_MARGIN_PX * width / _SMOOTH_WIDTH_PX, np.inf)
+        support = np.where(interpolated_px > nearest_px, behind_support, support)
+        interpolated_px = np.where(interpolated_px > nearest_px, behind_px, interpolated_px)
+        smooth_px = np.where(smooth_px > nearest_px, behind_px, smooth_px)
     planes[11], planes[14] = smooth_valid, support
     for first, disparity_px in ((10, smooth_px), (13, interpolated_px)):
         np.subtract(disparity_px, planes[0], out=planes[first])
@@ -268,6 +279,40 @@ def _interpolate(
         for plane in (interpolated_px, support)
     )
     return interpolated_px, support
+
+
+def _find_behind(
+    planes: Float32[np.ndarray, "16 H W"],
+    smooth_px: Float32[np.ndarray, "H W"],
+    support: Float32[np.ndarray, "H W"],
+    grey: UInt8[np.ndarray, "H W"],
+    factor: int,
+) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]] | None:
+    """Return the disparity of what the first match finds behind the smooth one, and its support; 0 where it is not.
+
+    Large penalties give a plain wall the disparity of the object before it. By small ones a part of the wall is matched
+    by its faint texture: densely, alike over a window, and far behind. That is extended up to edges of the image, as
+    far as it has more support than where both matches agree. What is random on a wall is not alike over a window.
+    """
+    first_px, matched = planes[0], planes[3]
+    scale = first_px.shape[1] / _SMOOTH_WIDTH_PX
+    side = int(_CONSISTENT_SIDE_PX * scale) | 1
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.blur(values, (side, side)))
+
+    density, matched_px = mean(matched), first_px * matched
+    per_match = 1 / np.maximum(density, np.float32(1e-3))
+    variance = mean(matched_px * matched_px) * per_match - (mean(matched_px) * per_match) ** 2
+    is_behind = (matched > 0) & (density > _CONSISTENT_DENSITY) & (variance < (_CONSISTENT_PX * scale) ** 2)
+    is_behind &= smooth_px - first_px > _BEHIND_PX * scale
+    if is_behind.mean() < _LEAST_BEHIND_SHARE:
+        return None
+    behind_px, behind_support = _interpolate(first_px, is_behind.astype(np.float32), grey, 2 * factor)
+    certain = (support > _CERTAIN_SUPPORT).astype(np.float32)
+    _, certain_support = _interpolate(first_px, certain, grey, 2 * factor)
+    is_behind = (behind_support > _BEHIND_SUPPORT) & (behind_support > certain_support)
+    return behind_px, behind_support * is_behind
 
 
 def _smooth_rows(
