@@ -78,11 +78,10 @@ def read_rust_run(folder: Path) -> RustRun:
     config, history = (_read_json(folder / name) for name in ("config.json", "metrics_history.json"))
     try:
         run = RustRun(folder=folder, config=dict(config), history=list(history))
-        odd = _odd_values(run)
+        if odd := _odd_values(run):
+            raise ValueError(odd[0])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        odd = [repr(error)]
-    if odd:
-        raise UserError(f"{folder}: its JSON files are not as the Rust trainer writes them ({odd[0]})")
+        raise UserError(f"{folder}: its JSON files are not as the Rust trainer writes them ({error!r})") from error
     return run
 
 
