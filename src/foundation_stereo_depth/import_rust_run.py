@@ -78,15 +78,14 @@ def read_rust_run(folder: Path) -> RustRun:
     config, history = (_read_json(folder / name) for name in ("config.json", "metrics_history.json"))
     try:
         run = RustRun(folder=folder, config=dict(config), history=list(history))
-        if odd := _odd_values(run):
-            raise ValueError(odd[0])
+        _check_values(run)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder}: its JSON files are not as the Rust trainer writes them ({error!r})") from error
     return run
 
 
-def _odd_values(run: RustRun) -> list[str]:
-    """Return what a run says that no run has: MLflow would take some of it, or refuse it after it began the copy."""
+def _check_values(run: RustRun) -> None:
+    """Raise for what no run says: MLflow would take some of it, or refuse it after it began the copy."""
     config, options = run.config, run.config["options"]
     right = {
         "run_id": isinstance(config["run_id"], str) and _RUN_ID.fullmatch(config["run_id"]) is not None,
@@ -102,7 +101,8 @@ def _odd_values(run: RustRun) -> list[str]:
         right["metrics"] = command_line.matches_type(epoch["metrics"], dict[str, float | None])
         if not all(right.values()):
             break
-    return [name for name, is_right in right.items() if not is_right]
+    if odd := [name for name, is_right in right.items() if not is_right]:
+        raise ValueError(odd[0])
 
 
 def _is_count(value: Any, largest: int) -> bool:
