@@ -72,6 +72,14 @@ def test_predict_runs_at_the_size_that_the_first_pair_uses(
     assert f"at {expected}, " in capsys.readouterr().err
 
 
+def test_the_installed_network_predicts_at_the_size_of_the_images() -> None:
+    assert PredictNetworkOptions().with_default_size().size == "auto"
+    assert PredictNetworkOptions(checkpoint="default").with_default_size().size == "auto"
+    for named in ({"size": "64x48"}, {"height": 96}, {"checkpoint": Path("best.pt")}, {"run_id": "latest"}):
+        options = PredictNetworkOptions(**named)
+        assert options.with_default_size() is options
+
+
 def test_evaluate_takes_a_size(tiny_checkpoint: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--checkpoint", str(tiny_checkpoint), "--dataset-root", str(shared_data / "boards"), "--json"]
     assert evaluate_command([*flags, "--size", "64x48", "--max-samples", "1"]) == 0

@@ -133,13 +133,12 @@ def _open_matcher(
     options: PredictOptions, pairs: Iterator[NamedPair], *, few: bool
 ) -> tuple["Predictor | ClassicalMatcher", Iterator[NamedPair]]:
     """Return the matcher, and the pairs; the size of the first one decides on the network's, which all are run at."""
-    network = options.network
-    if network.method == "sgbm":
+    if options.network.method == "sgbm":
         return ClassicalMatcher(), pairs
     # It opens what --method sgbm does not need.
     from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415
 
-    width_px = 0
+    network, width_px = options.network.with_default_size(), 0
     if network.size == "auto":
         first = next(pairs, None)
         width_px = 0 if first is None else first.left.shape[1]

@@ -1,7 +1,7 @@
 """The options of the commands that use a trained network, grouped as `--help` shows them."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +73,10 @@ class NetworkOptions(NetworkSourceOptions):
     )
 
 
-SIZE_HELP = "both at once, as 640x480; auto takes 640x480 for images at least 480 px wide, 320x240 for smaller ones"
+SIZE_HELP = (
+    "both at once, as 640x480; auto takes 640x480 for images at least 480 px wide, 320x240 for smaller ones; else "
+    "predict takes auto for the installed network"
+)
 AUTO_SIZES = ((640, 480), (320, 240))
 """Width and height, px, among which `--size auto` chooses, the largest first."""
 _USED_FRACTION = 0.75
@@ -139,6 +142,16 @@ class PredictNetworkOptions(SizedNetworkOptions):
             check_no_network(
                 checkpoint=self.checkpoint, run_id=self.run_id, height=self.height, width=self.width, size=self.size
             )
+
+    def with_default_size(self) -> "PredictNetworkOptions":
+        """Return the options with `--size auto` where they name neither a size nor another than the installed network.
+
+        Other networks work at the size that they were trained at.
+        """
+        is_named = self.run_id is not None or self.checkpoint not in (None, "default")
+        if is_named or not (self.size is self.height is self.width is None):
+            return self
+        return replace(self, size="auto")
 
 
 def check_no_network(**options: object) -> None:
