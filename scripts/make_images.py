@@ -92,15 +92,22 @@ def make_outputs(docs: Path, _: argparse.Namespace) -> None:
 def shown_live(folder: Path, sources: list[object]) -> Iterator[Callable[[], Image.Image]]:
     """Show the live view on a screen in memory; yield a function that returns what is on that screen."""
     display = f":{90 + time.time_ns() % 100}"
-    screen = subprocess.Popen(["Xvfb", display, "-screen", "0", f"{SCREEN[0]}x{SCREEN[1]}x24"])
+    # Without -noreset it would end its programs when the one that takes its picture goes.
+    screen = subprocess.Popen(["Xvfb", display, "-screen", "0", f"{SCREEN[0]}x{SCREEN[1]}x24", "-noreset"])
     time.sleep(1)
     view = subprocess.Popen(
         [BIN / "foundation-stereo", "live-view", *map(str, sources)],
         cwd=folder,
         env={"DISPLAY": display, "PATH": str(BIN), "HOME": str(folder), "OMP_NUM_THREADS": "2"},
     )
+
+    def grab() -> Image.Image:
+        if view.poll() is not None:
+            raise SystemExit(f"the live view ended, status {view.returncode}")
+        return ImageGrab.grab(xdisplay=display)
+
     try:
-        yield lambda: ImageGrab.grab(xdisplay=display)
+        yield grab
     finally:
         for process in (view, screen):
             process.terminate()
