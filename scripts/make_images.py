@@ -92,7 +92,7 @@ def make_outputs(docs: Path, _: argparse.Namespace) -> None:
 def shown_live(folder: Path, sources: list[object]) -> Iterator[Callable[[], Image.Image]]:
     """Show the live view on a screen in memory; yield a function that returns what is on that screen."""
     display = f":{90 + time.time_ns() % 100}"
-    # Without -noreset it would end its programs when the one that takes its picture goes.
+    # Without -noreset it would end the live view when the program that grabs the screen disconnects.
     screen = subprocess.Popen(["Xvfb", display, "-screen", "0", f"{SCREEN[0]}x{SCREEN[1]}x24", "-noreset"])
     time.sleep(1)
     view = subprocess.Popen(

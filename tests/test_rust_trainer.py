@@ -325,7 +325,7 @@ def test_files_of_others_and_endless_ones_are_not_copied_to_mlflow(
     best, secret = tmp_path / "run/checkpoints/best.safetensors", tmp_path / "secret"
     best.parent.mkdir(parents=True)
     write_run_of_one_epoch(tmp_path / "run")
-    secret.write_text("of nobody else")
+    secret.write_text("of another user")
     best.symlink_to(secret)
     assert import_rust_command(words) == 2
     assert "best.safetensors: is a link to a file outside" in capsys.readouterr().err

@@ -1,11 +1,13 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from foundation_stereo_depth.cli import evaluate_command, predict_command
 from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.inference import predictor
 from foundation_stereo_depth.options.inference import PredictNetworkOptions, size_for
 from live_camera.options import MatcherOptions
 
@@ -75,9 +77,37 @@ def test_predict_runs_at_the_size_that_the_first_pair_uses(
 def test_the_installed_network_predicts_at_the_size_of_the_images() -> None:
     assert PredictNetworkOptions().with_default_size().size == "auto"
     assert PredictNetworkOptions(checkpoint="default").with_default_size().size == "auto"
-    for named in ({"size": "64x48"}, {"height": 96}, {"checkpoint": Path("best.pt")}, {"run_id": "latest"}):
+    for named in (
+        {"size": "64x48"},
+        {"height": 96},
+        {"checkpoint": Path("best.pt")},
+        {"run_id": "latest"},
+        {"method": "sgbm"},
+    ):
         options = PredictNetworkOptions(**named)
         assert options.with_default_size() is options
+
+
+@pytest.mark.parametrize(("suffix", "expected"), [(".png", (480, 640)), (".mkv", (None, None))])
+def test_recordings_are_predicted_at_the_size_of_the_live_view(
+    monkeypatch: pytest.MonkeyPatch, suffix: str, expected: tuple[int | None, int | None]
+) -> None:
+    both = np.random.default_rng(0).integers(0, 256, (96, 1280, 3), dtype=np.uint8)
+    if suffix == ".png":
+        write_rgb(Path("both.png"), both)
+    else:
+        video = cv2.VideoWriter("both.mkv", cv2.VideoWriter.fourcc(*"MJPG"), 5, (1280, 96))
+        video.write(both)
+        video.release()
+    opened: list[tuple[int | None, int | None]] = []
+
+    def note_size(*_: object, height: int | None, width: int | None, **__: object) -> None:
+        opened.append((height, width))
+        raise UserError("seen")
+
+    monkeypatch.setattr(predictor, "open_network", note_size)
+    assert predict_command([f"both{suffix}", "--side-by-side"]) == 2
+    assert opened == [expected]
 
 
 def test_evaluate_takes_a_size(tiny_checkpoint: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]) -> None:

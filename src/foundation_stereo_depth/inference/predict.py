@@ -63,6 +63,8 @@ def predict_files(left: str, right: str | None, options: PredictOptions) -> int:
     pairs = find_pairs(left, right, side_by_side=options.output.side_by_side)
     pairs = dataclasses.replace(pairs, workers=options.inference.workers)
     options = dataclasses.replace(options, output=_with_calibration_beside(left, options.output))
+    if pairs.files:  # a video, perhaps a recording, gets the depth that the live view shows
+        options = dataclasses.replace(options, network=options.network.with_default_size())
     fps = None if pairs.files else read_fps(Path(pairs.left))
     with OutputWriter(options.output, options.figures, fps=fps) as writer:
         return _predict_pairs(pairs, writer, options)
@@ -138,7 +140,7 @@ def _open_matcher(
     # It opens what --method sgbm does not need.
     from foundation_stereo_depth.inference.predictor import open_network  # noqa: PLC0415
 
-    network, width_px = options.network.with_default_size(), 0
+    network, width_px = options.network, 0
     if network.size == "auto":
         first = next(pairs, None)
         width_px = 0 if first is None else first.left.shape[1]

@@ -75,7 +75,7 @@ class NetworkOptions(NetworkSourceOptions):
 
 SIZE_HELP = (
     "both at once, as 640x480; auto takes 640x480 for images at least 480 px wide, 320x240 for smaller ones; else "
-    "predict takes auto for the installed network"
+    "predict takes auto for images and the installed network"
 )
 AUTO_SIZES = ((640, 480), (320, 240))
 """Width and height, px, among which `--size auto` chooses, the largest first."""
@@ -148,7 +148,7 @@ class PredictNetworkOptions(SizedNetworkOptions):
 
         Other networks work at the size that they were trained at.
         """
-        is_named = self.run_id is not None or self.checkpoint not in (None, "default")
+        is_named = self.method == "sgbm" or self.run_id is not None or self.checkpoint not in (None, "default")
         if is_named or not (self.size is self.height is self.width is None):
             return self
         return replace(self, size="auto")
