@@ -32,7 +32,6 @@ from foundation_stereo_depth.training.state import TrainingState
 options = LossOptions()
 network = create_network(ModelOptions()).to(memory_format=torch.channels_last)
 state = TrainingState.create(network, OptimizerOptions(learning_rate=1e-3), "")
-state.optimizer.param_groups[0]["lr"] = 1e-3
 pair, truth = torch.rand({BATCH}, 6, 240, 320), 1 + 59 * torch.rand({BATCH}, 1, 240, 320)
 for step in range({STEPS} + 1):
     if step == 1:
@@ -40,9 +39,7 @@ for step in range({STEPS} + 1):
     loss = weighted_loss(loss_terms(network(pair), truth, options), options)
     (loss.total / loss.valid).backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.average.update_parameters(network)
+    state.change_weights(1e-3)
 print((time.process_time() - began) / {BATCH * STEPS})
 """
 

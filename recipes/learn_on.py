@@ -31,8 +31,9 @@ from foundation_stereo_depth.checkpoint import (
 )
 from foundation_stereo_depth.model import create_network, fused_from_guided
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
-from foundation_stereo_depth.options.training import LossOptions, ModelOptions
+from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions
 from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
+from foundation_stereo_depth.training.optimizer import create_optimizers
 from foundation_stereo_depth.uncertainty import error_ratio_counts, fitted_scale
 
 OPEN_SHARDS = 6  # entries are drawn from so many at a time
@@ -199,7 +200,7 @@ def main() -> None:
     for one in (network, averaged):
         one.load_state_dict(fused_weights(initial))
     network.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=arguments.learning_rate, weight_decay=1e-4)
+    optimizers = create_optimizers(network, OptimizerOptions())
     options, values, slow = LossOptions(), float_tensors(network), float_tensors(averaged)
 
     def loss_of(pair: Tensor, prior: Tensor, truth_px: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,14 +216,15 @@ def main() -> None:
             done = average(values, (time.monotonic() - began_s) / 60 / arguments.minutes, arguments.processes)
         if done >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(done, arguments.learning_rate, arguments.warmup_fraction)
         pair, prior, truth_px = pool.batch(arguments.batch_size)
         loss, disparity_px = compiled(pair, prior, truth_px)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(done, arguments.learning_rate, arguments.warmup_fraction)
+            optimizer.step()
+        network.zero_grad(set_to_none=True)
         step += 1
         torch._foreach_lerp_(slow, values, 1 - min(EMA_DECAY, (1 + step) / (10 + step)))
         running += [float(loss.detach()), float((disparity_px.detach() - truth_px).abs().mean())]

@@ -29,7 +29,7 @@ from foundation_stereo_depth.model import StereoPrediction, create_network
 from foundation_stereo_depth.options.training import AugmentOptions, LossOptions, ModelOptions, OptimizerOptions
 from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
 from foundation_stereo_depth.training.state import TrainingState, learning_rate_at
-from foundation_stereo_depth.uncertainty import error_ratio_counts, fitted_scale
+from foundation_stereo_depth.uncertainty import error_ratio_counts, fitted_scale, likelihood_figures, likelihood_sums
 
 FOLDER = Path(__file__).parents[1] / "tests/golden/rust"
 SMALL = ModelOptions(base_channels=8, depth=3)
@@ -205,7 +205,6 @@ def write_steps() -> None:
     truth_px = (2 + 20 * torch.rand(count, 1, 12, 16)).half().float().repeat_interleave(4, 2).repeat_interleave(4, 3)
     truth_px[torch.rand_like(truth_px) < 0.2] = math.nan
     state = TrainingState.create(network, options, "golden")
-    assert state.average is not None
     losses, norms, rates = [], [], []
     for step in range(total):
         indices = [(2 * step) % count, (2 * step + 1) % count]
@@ -214,10 +213,7 @@ def write_steps() -> None:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), options.clip_norm)
         rates.append(learning_rate_at(step, total, options))
-        state.optimizer.param_groups[0]["lr"] = rates[-1]
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.average.update_parameters(network)
+        state.change_weights(rates[-1])
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     kept = ("stem.convolution.weight", "down.1.0.norm.weight", "head.weight", "head.bias")
@@ -267,6 +263,10 @@ def write_metrics() -> None:
         {
             "counts": disparity_errors(disparity_px, truth_px).counts.tolist(),
             "figures": disparity_errors(disparity_px, truth_px).figures(),
+            "likelihood": {
+                name: likelihood_figures(likelihood_sums(disparity_px, log_variance, truth_px, name))
+                for name in ("laplace", "gaussian")
+            },
             "scales": {name: fitted_scale(ratios, name) for name in ("laplace", "gaussian")},
             "loss": float(mean_loss(prediction, truth_px, LossOptions())),
         },

@@ -7,8 +7,8 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use foundation_stereo_trainer::loss::heteroscedastic_loss;
 use foundation_stereo_trainer::model::unet::{UNet, UNetSize};
-use foundation_stereo_trainer::optimizer::{AdamW, MovingAverage, clip_factor, gradient_norm, variables_of};
-use foundation_stereo_trainer::options::LossOptions;
+use foundation_stereo_trainer::optimizer::{MovingAverage, Optimizer, clip_factor, gradient_norm, variables_of};
+use foundation_stereo_trainer::options::{LossOptions, OptimizerOptions};
 
 fn cpu_seconds() -> f64 {
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
@@ -28,7 +28,7 @@ fn main() -> candle_core::Result<()> {
     let (batch, steps) = (numbers.first().copied().unwrap_or(8), numbers.get(1).copied().unwrap_or(5));
     let size = UNetSize { base_channels: 32, depth: 5 };
     let variables = variables_of(&size.fresh_weights(0)?)?;
-    let mut optimizer = AdamW::new(&variables, 1e-4)?;
+    let mut optimizer = Optimizer::new(&variables, &OptimizerOptions::default())?;
     let mut average = MovingAverage::new(&variables, 0.995)?;
     let pair = Tensor::rand(0f32, 1f32, (batch, 6, 240, 320), &Device::Cpu)?;
     let truth_px = Tensor::rand(1f32, 60f32, (batch, 1, 240, 320), &Device::Cpu)?;

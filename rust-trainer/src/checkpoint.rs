@@ -14,6 +14,7 @@ use crate::files::{DURABLE, write_atomically};
 use crate::metrics::DisparityErrors;
 use crate::model::unet::{UNetSize, Weights};
 use crate::options::{TrainOptions, to_plain};
+use crate::uncertainty::Likelihood;
 
 /// The key in the header under which the JSON stands.
 const HEADER_KEY: &str = "foundation_stereo_depth";
@@ -83,6 +84,8 @@ pub struct ResumeFacts {
     /// Loss and valid pixels of the epoch so far.
     pub sums: [f64; 2],
     pub errors: DisparityErrors,
+    #[serde(default)] // older states lack it
+    pub likelihood: Likelihood,
     pub counts: ReadCounts,
     pub history: Vec<EpochRecord>,
     /// Of the last step; an epoch may end right after resuming.

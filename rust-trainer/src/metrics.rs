@@ -7,7 +7,7 @@ const BAD_THRESHOLDS_PX: [f32; 4] = [0.5, 1.0, 2.0, 3.0];
 const D1_PX: f32 = 3.0;
 const D1_SHARE: f32 = 0.05;
 /// Errors are summed as whole multiples of this part of a pixel: rounding is then the same however sums are grouped.
-const STEPS_PER_PX: f32 = (1 << 20) as f32;
+pub const STEPS_PER_PX: f32 = (1 << 20) as f32;
 /// The same for squared errors, coarser so that a data set's sum stays below 2^63.
 const SQUARED_STEPS_PER_PX2: f32 = (1 << 16) as f32;
 const LARGEST_PX: f32 = (1 << 15) as f32;

@@ -1,4 +1,5 @@
-//! AdamW, clipping, the one-cycle schedule and the moving average of weights, as in training/state.py and PyTorch.
+//! Muon and AdamW, clipping, the one-cycle schedule and the moving average of weights, as in training/optimizer.py,
+//! training/state.py and PyTorch.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, Var};
 
 use crate::model::unet::Weights;
-use crate::options::OptimizerOptions;
+use crate::options::{Algorithm, OptimizerOptions};
 
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
@@ -14,44 +15,98 @@ const EPSILON: f64 = 1e-8;
 /// Weights that are learnt, by name.
 pub type Variables = BTreeMap<String, Var>;
 
-/// AdamW with the same decay for all weights (Loshchilov and Hutter, ICLR 2019).
+const MOMENTUM: f64 = 0.95;
+/// Of a polynomial that brings every singular value between 0 and 1 near 1 within five iterations (Jordan et al.).
+const COEFFICIENTS: (f64, f64, f64) = (3.4445, -4.7750, 2.0315);
+const ITERATIONS: usize = 5;
+/// Root mean square of AdamW's changes, over its learning rate (Liu et al., arXiv:2502.16982).
+const ADAMW_RMS: f64 = 0.2;
+
+/// AdamW (Loshchilov and Hutter, ICLR 2019), and Muon for the kernels of hidden convolutions.
+///
+/// Muon: Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024
+/// (<https://kellerjordan.github.io/posts/muon/>), with changes as large as AdamW's.
 #[derive(Clone, Debug)]
-pub struct AdamW {
+pub struct Optimizer {
     weight_decay: f64,
-    /// Moving averages of each gradient and of its square.
+    /// Moving averages of each gradient, and of its square where AdamW needs it.
     pub moments: (Weights, Weights),
     /// Steps that were taken.
     pub steps: usize,
 }
 
-impl AdamW {
+impl Optimizer {
     /// Return the optimizer before its first step.
-    pub fn new(variables: &Variables, weight_decay: f64) -> Result<Self> {
-        let zeros = || {
-            variables.iter().map(|(name, variable)| Ok((name.clone(), variable.zeros_like()?))).collect::<Result<_>>()
-        };
-        Ok(Self { weight_decay, moments: (zeros()?, zeros()?), steps: 0 })
+    pub fn new(variables: &Variables, options: &OptimizerOptions) -> Result<Self> {
+        let mut moments = (Weights::new(), Weights::new());
+        for (name, variable) in variables {
+            moments.0.insert(name.clone(), variable.zeros_like()?);
+            let is_hidden = variable.rank() == 4 && !name.contains("head");
+            if options.optimizer == Algorithm::Adamw || !is_hidden {
+                moments.1.insert(name.clone(), variable.zeros_like()?);
+            }
+        }
+        Ok(Self { weight_decay: options.weight_decay, moments, steps: 0 })
     }
 
     /// Change the variables by one step along their gradients, each times `factor`.
     pub fn step(&mut self, variables: &Variables, gradients: &GradStore, factor: f64, rate: f64) -> Result<()> {
         self.steps += 1;
-        let steps = self.steps as i32;
-        let (first_bias, second_bias) = (1.0 - BETAS.0.powi(steps), 1.0 - BETAS.1.powi(steps));
         for (name, variable) in variables {
             let Some(gradient) = gradients.get(variable) else { continue };
             let gradient = (gradient.detach() * factor)?;
-            let first = ((&self.moments.0[name] * BETAS.0)? + (&gradient * (1.0 - BETAS.0))?)?;
-            let second = ((&self.moments.1[name] * BETAS.1)? + (gradient.sqr()? * (1.0 - BETAS.1))?)?;
-            let deviation = ((second.sqrt()? / second_bias.sqrt())? + EPSILON)?;
-            let change = (first.div(&deviation)? * (rate / first_bias))?;
+            let change = match self.moments.1.get(name) {
+                Some(second) => self.adamw_change(name, &gradient, &second.clone())?,
+                None => self.muon_change(name, &gradient)?,
+            };
             let decayed = (variable.as_tensor().detach() * (1.0 - rate * self.weight_decay))?;
-            variable.set(&(decayed - change)?)?;
-            self.moments.0.insert(name.clone(), first);
-            self.moments.1.insert(name.clone(), second);
+            variable.set(&(decayed - (change * rate)?)?)?;
         }
         Ok(())
     }
+
+    /// Return how AdamW changes a weight, at a learning rate of one.
+    fn adamw_change(&mut self, name: &str, gradient: &Tensor, second: &Tensor) -> Result<Tensor> {
+        let steps = self.steps as i32;
+        let (first_bias, second_bias) = (1.0 - BETAS.0.powi(steps), 1.0 - BETAS.1.powi(steps));
+        let first = ((&self.moments.0[name] * BETAS.0)? + (gradient * (1.0 - BETAS.0))?)?;
+        let second = ((second * BETAS.1)? + (gradient.sqr()? * (1.0 - BETAS.1))?)?;
+        let deviation = ((second.sqrt()? / second_bias.sqrt())? + EPSILON)?;
+        let change = (first.div(&deviation)? / first_bias)?;
+        self.moments.0.insert(name.into(), first);
+        self.moments.1.insert(name.into(), second);
+        Ok(change)
+    }
+
+    /// Return how Muon changes a kernel, at a learning rate of one.
+    fn muon_change(&mut self, name: &str, gradient: &Tensor) -> Result<Tensor> {
+        let momentum = ((&self.moments.0[name] * MOMENTUM)? + (gradient * (1.0 - MOMENTUM))?)?;
+        let ahead = ((gradient * (1.0 - MOMENTUM))? + (&momentum * MOMENTUM)?)?.flatten_from(1)?;
+        self.moments.0.insert(name.into(), momentum);
+        let (outputs, inputs) = ahead.dims2()?;
+        let scale = ADAMW_RMS * (outputs.max(inputs) as f64).sqrt();
+        (orthogonalised(&ahead)? * scale)?.reshape(gradient.shape())
+    }
+}
+
+/// Return U V^T of a matrix U S V^T, roughly, by Newton-Schulz iterations in its Gram matrix.
+pub fn orthogonalised(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, columns) = matrix.dims2()?;
+    let is_wide = rows <= columns;
+    let wide = if is_wide { matrix.clone() } else { matrix.t()?.contiguous()? };
+    let norm = f64::from(wide.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt();
+    let wide = (wide / norm.max(1e-7))?;
+    let mut gram = wide.matmul(&wide.t()?)?;
+    let identity = Tensor::eye(rows.min(columns), gram.dtype(), gram.device())?;
+    let mut product = identity.clone();
+    let (first, third, fifth) = COEFFICIENTS;
+    for _ in 0..ITERATIONS {
+        let factor = (((&gram * third)? + (gram.matmul(&gram)? * fifth)?)? + (&identity * first)?)?;
+        product = factor.matmul(&product)?;
+        gram = factor.matmul(&gram)?.matmul(&factor)?;
+    }
+    let wide = product.matmul(&wide)?;
+    if is_wide { Ok(wide) } else { wide.t()?.contiguous() }
 }
 
 /// Return the norm of all gradients together.

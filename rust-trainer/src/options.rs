@@ -193,10 +193,14 @@ pub struct OptimizerOptions {
     /// samples per step
     #[arg(long, value_name = "N", default_value = "8", allow_negative_numbers = true)]
     pub batch_size: i64,
-    /// peak of the one-cycle schedule of AdamW
+    /// muon: orthogonalised momentum for the hidden convolutions, AdamW for the rest; adamw: AdamW alone
+    #[arg(long, value_enum, default_value = "muon")]
+    #[serde(default = "algorithm_of_old_runs")]
+    pub optimizer: Algorithm,
+    /// peak of the one-cycle schedule
     #[arg(long, alias = "lr", value_name = "X", default_value = "0.001", allow_negative_numbers = true)]
     pub learning_rate: f64,
-    /// decoupled weight decay of AdamW
+    /// decoupled weight decay
     #[arg(long, value_name = "X", default_value = "0.0001", allow_negative_numbers = true)]
     pub weight_decay: f64,
     /// share of all steps in which the learning rate rises
@@ -208,6 +212,20 @@ pub struct OptimizerOptions {
     /// evaluate and ship an exponential moving average of the weights with this decay per step; 0 switches it off
     #[arg(long, value_name = "X", default_value = "0.995", allow_negative_numbers = true)]
     pub ema_decay: f64,
+}
+
+/// What turns gradients into changes of the weights.
+#[derive(clap::ValueEnum, Clone, Copy, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    #[default]
+    Muon,
+    Adamw,
+}
+
+/// Runs of before the option were trained by AdamW.
+const fn algorithm_of_old_runs() -> Algorithm {
+    Algorithm::Adamw
 }
 
 /// Where the network runs.
@@ -298,7 +316,7 @@ defaults_from_flags!(
 const SWITCHES: [&str; 5] = ["require-cache", "skip-bad", "augment", "build-cache-only", "overwrite"];
 
 /// What a resumed run may not change, because it would no longer be the same run.
-const FIXED: [&str; 35] = [
+const FIXED: [&str; 36] = [
     "height",
     "width",
     "max_samples",
@@ -326,6 +344,7 @@ const FIXED: [&str; 35] = [
     "nll_beta",
     "initial_weights",
     "batch_size",
+    "optimizer",
     "learning_rate",
     "weight_decay",
     "warmup_fraction",

@@ -17,13 +17,13 @@ use crate::loss::heteroscedastic_loss;
 use crate::metrics::DisparityErrors;
 use crate::model::unet::{StereoPrediction, UNet};
 use crate::optimizer::learning_rate_at;
-use crate::options::{LossOptions, TrainOptions};
+use crate::options::{Distribution, LossOptions, TrainOptions};
 use crate::preview::PredictedMaps;
 use crate::record::{Record, epoch_line, now_ms};
 use crate::start::{Start, first_weights, pick_device, size_of};
 use crate::stop::StopSignals;
 use crate::training_state::TrainingState;
-use crate::uncertainty::ErrorRatios;
+use crate::uncertainty::{ErrorRatios, Likelihood};
 
 /// Added to the seed for augmentation, as in the Python program.
 const AUGMENTATION_SEED: i64 = 1;
@@ -85,7 +85,9 @@ pub fn train(mut start: Start, stop: &StopSignals) -> Result<()> {
                 return Err(not_finite(&state, &plan, &data.train, &record));
             }
             state.sums = [state.sums[0] + total, state.sums[1] + loss.valid];
-            state.errors.add(&watched_errors(&batch, &prediction)?);
+            let (errors, likelihood) = watched_figures(&batch, &prediction, options.loss.loss)?;
+            state.errors.add(&errors);
+            state.likelihood.add(&likelihood);
             state.counts.add(std::mem::take(&mut batch.counts));
             state.advance(batch_size);
             bar.step_done(&state);
@@ -144,17 +146,26 @@ fn in_memory(prediction: &StereoPrediction) -> Result<PredictedMaps> {
     })
 }
 
-/// Return the errors at one pixel in four.
-fn watched_errors(batch: &StereoBatch, prediction: &StereoPrediction) -> Result<DisparityErrors> {
-    let predicted = in_memory(prediction)?.disparity_px;
-    let mut errors = DisparityErrors::default();
-    let lines = predicted.chunks_exact(batch.width).zip(batch.disparity_px.chunks_exact(batch.width)).enumerate();
-    for (_, (predicted, truth)) in lines.filter(|(row, _)| (row % batch.height).is_multiple_of(WATCHED_EVERY)) {
-        for (disparity_px, true_px) in predicted.iter().zip(truth).step_by(WATCHED_EVERY) {
-            errors.count(*disparity_px, true_px.to_f32());
+/// Return the errors and the likelihood at one pixel in four.
+fn watched_figures(
+    batch: &StereoBatch,
+    prediction: &StereoPrediction,
+    distribution: Distribution,
+) -> Result<(DisparityErrors, Likelihood)> {
+    let predicted = in_memory(prediction)?;
+    let (mut errors, mut likelihood) = (DisparityErrors::default(), Likelihood::default());
+    for (row, truth) in batch.disparity_px.chunks_exact(batch.width).enumerate() {
+        if !(row % batch.height).is_multiple_of(WATCHED_EVERY) {
+            continue;
+        }
+        for (column, true_px) in truth.iter().enumerate().step_by(WATCHED_EVERY) {
+            let at = row * batch.width + column;
+            let (disparity_px, log_variance) = (predicted.disparity_px[at], predicted.log_variance[at]);
+            errors.count(disparity_px, true_px.to_f32());
+            likelihood.count(disparity_px, log_variance, true_px.to_f32(), distribution);
         }
     }
-    Ok(errors)
+    Ok((errors, likelihood))
 }
 
 /// Sums over validation samples, and the first batch to look at.
@@ -162,6 +173,7 @@ struct Evaluation {
     loss_total: f64,
     valid: f64,
     errors: DisparityErrors,
+    likelihood: Likelihood,
     ratios: ErrorRatios,
     counts: ReadCounts,
     example: Option<(StereoBatch, PredictedMaps)>,
@@ -180,6 +192,7 @@ fn evaluate(
         loss_total: 0.0,
         valid: 0.0,
         errors: DisparityErrors::default(),
+        likelihood: Likelihood::default(),
         ratios: ErrorRatios::default(),
         counts: ReadCounts::default(),
         example: None,
@@ -191,8 +204,9 @@ fn evaluate(
         seen.loss_total += f64::from(loss.total.to_scalar::<f32>()?);
         seen.valid += loss.valid;
         let predicted = in_memory(&prediction)?;
-        let (errors, ratios) = count_errors(&batch, &predicted);
+        let (errors, likelihood, ratios) = count_errors(&batch, &predicted, options.loss);
         seen.errors.add(&errors);
+        seen.likelihood.add(&likelihood);
         seen.ratios.add(&ratios);
         seen.counts.add(std::mem::take(&mut batch.counts));
         seen.example.get_or_insert((batch, predicted));
@@ -201,29 +215,36 @@ fn evaluate(
     Ok(seen)
 }
 
-fn count_errors(batch: &StereoBatch, predicted: &PredictedMaps) -> (DisparityErrors, ErrorRatios) {
+fn count_errors(
+    batch: &StereoBatch,
+    predicted: &PredictedMaps,
+    distribution: Distribution,
+) -> (DisparityErrors, Likelihood, ErrorRatios) {
     let pixels = batch.height * batch.width;
     let parts = predicted
         .disparity_px
         .par_chunks(pixels)
         .zip(predicted.log_variance.par_chunks(pixels))
         .zip(batch.disparity_px.par_chunks(pixels));
+    let none = || (DisparityErrors::default(), Likelihood::default(), ErrorRatios::default());
     let counted: Vec<_> = parts
         .map(|((disparity_px, log_variance), truth_px)| {
-            let (mut errors, mut ratios) = (DisparityErrors::default(), ErrorRatios::default());
+            let (mut errors, mut likelihood, mut ratios) = none();
             for ((disparity_px, log_variance), true_px) in disparity_px.iter().zip(log_variance).zip(truth_px) {
                 errors.count(*disparity_px, true_px.to_f32());
+                likelihood.count(*disparity_px, *log_variance, true_px.to_f32(), distribution);
                 ratios.count(*disparity_px, *log_variance, true_px.to_f32());
             }
-            (errors, ratios)
+            (errors, likelihood, ratios)
         })
         .collect();
-    let (mut errors, mut ratios) = (DisparityErrors::default(), ErrorRatios::default());
-    for (of_sample, ratios_of_sample) in &counted {
+    let (mut errors, mut likelihood, mut ratios) = none();
+    for (of_sample, likelihood_of_sample, ratios_of_sample) in &counted {
         errors.add(of_sample);
+        likelihood.add(likelihood_of_sample);
         ratios.add(ratios_of_sample);
     }
-    (errors, ratios)
+    (errors, likelihood, ratios)
 }
 
 /// Return all metrics of an epoch, named as in MLflow.
@@ -234,7 +255,7 @@ fn epoch_metrics(state: &TrainingState, seen: &Evaluation, bar: &Bar, options: &
     metrics.insert("validation/loss".into(), json!(mean_loss));
     metrics.insert("validation/loss_nll".into(), json!(mean_loss)); // the only term of the loss
     metrics.insert(SIGMA_SCALE.into(), json!(seen.ratios.fitted_scale(options.loss.loss)));
-    for (name, value) in seen.errors.figures() {
+    for (name, value) in seen.errors.figures().into_iter().chain(seen.likelihood.figures()) {
         metrics.insert(format!("validation/{name}"), json!(value));
     }
     metrics.insert("data/cache_unwritten".into(), json!(state.counts.unwritten + seen.counts.unwritten));

@@ -8,14 +8,15 @@ use crate::data::batch::ReadCounts;
 use crate::errors::{Error, Result};
 use crate::metrics::DisparityErrors;
 use crate::model::unet::{UNet, UNetSize, Weights};
-use crate::optimizer::{AdamW, MovingAverage, Variables, clip_factor, copies, gradient_norm, variables_of};
+use crate::optimizer::{MovingAverage, Optimizer, Variables, clip_factor, copies, gradient_norm, variables_of};
 use crate::options::{OptimizerOptions, TrainOptions, to_plain};
+use crate::uncertainty::Likelihood;
 
 /// Everything that changes while training, apart from random numbers, which follow from seed, epoch and index.
 pub struct TrainingState {
     pub size: UNetSize,
     pub variables: Variables,
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// None where no average is kept.
     pub average: Option<MovingAverage>,
     pub progress: Progress,
@@ -23,6 +24,7 @@ pub struct TrainingState {
     pub sums: [f64; 2],
     /// At one training pixel in four of the epoch so far.
     pub errors: DisparityErrors,
+    pub likelihood: Likelihood,
     pub counts: ReadCounts,
     /// Identity of the samples.
     pub data: String,
@@ -44,12 +46,13 @@ impl TrainingState {
             (options.ema_decay > 0.0).then(|| MovingAverage::new(&variables, options.ema_decay)).transpose()?;
         Ok(Self {
             size,
-            optimizer: AdamW::new(&variables, options.weight_decay)?,
+            optimizer: Optimizer::new(&variables, options)?,
             variables,
             average,
             progress: Progress::default(),
             sums: [0.0; 2],
             errors: DisparityErrors::default(),
+            likelihood: Likelihood::default(),
             counts: ReadCounts::default(),
             data,
             history: Vec::new(),
@@ -102,7 +105,7 @@ impl TrainingState {
         let mut metrics = Metrics::new();
         metrics.insert("train/loss".into(), json!(self.mean_loss()));
         metrics.insert("train/loss_nll".into(), json!(self.mean_loss())); // the only term of the loss
-        for (name, value) in self.errors.figures() {
+        for (name, value) in self.errors.figures().into_iter().chain(self.likelihood.figures()) {
             metrics.insert(format!("train/{name}"), json!(value));
         }
         let bad: std::collections::BTreeSet<&String> = self.counts.bad.iter().collect();
@@ -123,6 +126,7 @@ impl TrainingState {
         self.history.push(EpochRecord { epoch: self.history.len() + 1, time_ms, metrics });
         self.progress = Progress { epoch: self.progress.epoch + 1, step_in_epoch: 0, ..self.progress };
         self.errors = DisparityErrors::default();
+        self.likelihood = Likelihood::default();
         self.sums = [0.0; 2];
         self.counts = ReadCounts::default();
         is_best
@@ -139,6 +143,7 @@ impl TrainingState {
                 progress: self.progress,
                 sums: self.sums,
                 errors: self.errors.clone(),
+                likelihood: self.likelihood.clone(),
                 counts: self.counts.clone(),
                 history: self.history.clone(),
                 learning_rate: self.learning_rate,
@@ -162,7 +167,7 @@ impl TrainingState {
                 facts.run_id
             )));
         }
-        let parts = [Some(&saved.weights), saved.average.as_ref(), Some(&saved.moments.0), Some(&saved.moments.1)];
+        let parts = [Some(&saved.weights), saved.average.as_ref(), Some(&saved.moments.0)];
         let shapes = self.size.shapes();
         let fits = |weights: &Weights| {
             weights.len() == shapes.len()
@@ -170,7 +175,14 @@ impl TrainingState {
                     .iter()
                     .all(|(name, tensor)| shapes.get(name).is_some_and(|shape| tensor.dims() == shape.as_slice()))
         };
-        if !parts.into_iter().flatten().all(fits) || saved.average.is_some() != self.average.is_some() {
+        // Muon keeps no squares.
+        let has_squares = saved.moments.1.keys().eq(self.optimizer.moments.1.keys())
+            && saved
+                .moments
+                .1
+                .iter()
+                .all(|(name, tensor)| shapes.get(name).is_some_and(|shape| tensor.dims() == shape.as_slice()));
+        if !parts.into_iter().flatten().all(fits) || !has_squares || saved.average.is_some() != self.average.is_some() {
             return Err(Error::User(format!("--resume: the state of run {} does not fit its network", facts.run_id)));
         }
         self.variables = variables_of(&on_device(&saved.weights, device)?)?;
@@ -181,7 +193,7 @@ impl TrainingState {
             average.updates = facts.average_updates;
         }
         (self.progress, self.sums, self.errors) = (facts.progress, facts.sums, facts.errors);
-        (self.counts, self.history) = (facts.counts, facts.history);
+        (self.likelihood, self.counts, self.history) = (facts.likelihood, facts.counts, facts.history);
         self.learning_rate = facts.learning_rate;
         Ok(())
     }

@@ -1,6 +1,9 @@
-//! The scale that validation data put on the predicted standard deviation. uncertainty.py.
+//! How likely the truth is under the prediction, and the scale that validation data put on the predicted standard
+//! deviation. uncertainty.py.
 
-use crate::metrics::{absolute_error, is_valid};
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{STEPS_PER_PX, absolute_error, is_valid};
 use crate::options::Distribution;
 
 /// Errors are counted by their ratio to the standard deviation, from 2^-16 to 2^16 of it, in steps of 2 %.
@@ -10,6 +13,60 @@ const BINS: usize = 2 * DOUBLINGS * BINS_PER_DOUBLING;
 const FITTED_SHARE: f64 = 0.68;
 /// Half the width of the interval that holds 68 % of Gaussian errors, in standard deviations: the 84 % quantile.
 const GAUSSIAN_INTERVAL: f64 = 0.994_457_883_209_753_1;
+
+const NLL_STEPS_PER_NAT: f32 = (1 << 16) as f32;
+const LARGEST_NLL: f32 = (1 << 28) as f32;
+const LARGEST_SIGMA_PX: f32 = (1 << 15) as f32;
+
+/// Sums over valid pixels; those of batches add up.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+pub struct Likelihood {
+    /// Valid pixels, standard deviation in 2^-20 px, negative log-likelihood in 2^-16 nat.
+    pub sums: [i64; 3],
+}
+
+impl Likelihood {
+    /// Count one pixel, if its truth is known.
+    pub fn count(&mut self, disparity_px: f32, log_variance: f32, true_px: f32, distribution: Distribution) {
+        if !is_valid(true_px) {
+            return;
+        }
+        let error_px = absolute_error(disparity_px, true_px);
+        let nll = match distribution {
+            Distribution::Gaussian => {
+                0.5 * (error_px * error_px * (-log_variance).exp() + log_variance + std::f32::consts::TAU.ln())
+            }
+            Distribution::Laplace => {
+                let log_b = 0.5 * (log_variance - std::f32::consts::LN_2);
+                error_px * (-log_b).exp() + log_b + std::f32::consts::LN_2
+            }
+        };
+        let at_most = |value: f32, largest: f32| if value.is_nan() { largest } else { value.min(largest) };
+        let sigma_px = at_most((0.5 * log_variance).exp(), LARGEST_SIGMA_PX);
+        self.sums[0] += 1;
+        self.sums[1] += (sigma_px * STEPS_PER_PX).round_ties_even() as i64;
+        self.sums[2] += (at_most(nll, LARGEST_NLL) * NLL_STEPS_PER_NAT).round_ties_even() as i64;
+    }
+
+    /// Add the sums of other pixels.
+    pub fn add(&mut self, other: &Self) {
+        for (sum, part) in self.sums.iter_mut().zip(other.sums) {
+            *sum += part;
+        }
+    }
+
+    /// Return the mean standard deviation in px and the mean negative log-likelihood in nats; nothing for no pixel.
+    pub fn figures(&self) -> Vec<(&'static str, f64)> {
+        let [valid, sigma, nll] = self.sums.map(|sum| sum as f64);
+        if self.sums[0] == 0 {
+            return Vec::new();
+        }
+        vec![
+            ("mean_sigma_px", sigma / f64::from(STEPS_PER_PX) / valid),
+            ("nll_nat", nll / f64::from(NLL_STEPS_PER_NAT) / valid),
+        ]
+    }
+}
 
 /// How many valid pixels have which |error| / sigma.
 #[derive(Clone, Debug)]

@@ -8,10 +8,10 @@ use foundation_stereo_trainer::loss::heteroscedastic_loss;
 use foundation_stereo_trainer::metrics::DisparityErrors;
 use foundation_stereo_trainer::model::unet::{UNet, UNetSize, Weights};
 use foundation_stereo_trainer::optimizer::{
-    AdamW, MovingAverage, clip_factor, gradient_norm, learning_rate_at, variables_of,
+    MovingAverage, Optimizer, clip_factor, gradient_norm, learning_rate_at, variables_of,
 };
 use foundation_stereo_trainer::options::{Distribution, LossOptions, OptimizerOptions};
-use foundation_stereo_trainer::uncertainty::ErrorRatios;
+use foundation_stereo_trainer::uncertainty::{ErrorRatios, Likelihood};
 
 const SMALL: UNetSize = UNetSize { base_channels: 8, depth: 3 };
 const DEEP: UNetSize = UNetSize { base_channels: 4, depth: 5 };
@@ -122,7 +122,7 @@ fn twenty_steps_have_pytorchs_losses_norms_and_average() {
         (numbers(&expected["losses"]), numbers(&expected["norms"]), numbers(&expected["rates"]));
     let options = OptimizerOptions { learning_rate: 2e-3, ..OptimizerOptions::default() };
     let variables = variables_of(&weights("steps_first.safetensors")).unwrap();
-    let mut optimizer = AdamW::new(&variables, options.weight_decay).unwrap();
+    let mut optimizer = Optimizer::new(&variables, &options).unwrap();
     let mut average = MovingAverage::new(&variables, options.ema_decay).unwrap();
     let pairs = repeated(&given["small"], 48, 64);
     for (step, expected_loss) in losses.iter().enumerate() {
@@ -166,6 +166,14 @@ fn figures_are_pythons() {
         assert!((value - expected["figures"][name].as_f64().unwrap()).abs() < 1e-9, "{name}");
     }
     for (name, distribution) in [("laplace", Distribution::Laplace), ("gaussian", Distribution::Gaussian)] {
+        let mut likelihood = Likelihood::default();
+        for ((&truth, &disparity), &log_variance) in truth.iter().zip(&disparity).zip(&log_variance) {
+            likelihood.count(disparity, log_variance, truth, distribution);
+        }
+        for (figure, value) in likelihood.figures() {
+            let expected = expected["likelihood"][name][figure].as_f64().unwrap();
+            assert!((value / expected - 1.0).abs() < 1e-5, "{name} {figure}: {value}, not {expected}");
+        }
         let scale = ratios.fitted_scale(distribution);
         assert!((scale - expected["scales"][name].as_f64().unwrap()).abs() < 1e-3, "{name}: {scale}");
     }

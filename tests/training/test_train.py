@@ -192,14 +192,12 @@ def test_a_network_overfits_one_pair() -> None:
     torch.manual_seed(0)
     network = create_network(options.model)
     state = TrainingState.create(network, options.optimizer, "one pair")
-    state.optimizer.param_groups[0]["lr"] = 3e-3
     errors_px = []
     for _ in range(120):
         prediction = network(pair)
         loss = heteroscedastic_loss(prediction, truth_px, options.loss)
         (loss.total / loss.valid).backward()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
+        state.change_weights(3e-3)
         errors_px.append((prediction.disparity_px - truth_px).abs().mean().item())
     assert errors_px[-1] < 0.15 * errors_px[0]
 

@@ -162,10 +162,13 @@ class OptimizerOptions(OptionGroup):
         fixed=True,
     )
     batch_size: int = option(8, "samples per step, over all processes together", minimum=1, fixed=True)
-    learning_rate: float = option(
-        1e-3, "peak of the one-cycle schedule of AdamW", minimum=0.0, fixed=True, aliases=("--lr",)
+    optimizer: Literal["muon", "adamw"] = option(
+        "muon",
+        "muon: orthogonalised momentum for the hidden convolutions, AdamW for the rest; adamw: AdamW alone",
+        fixed=True,
     )
-    weight_decay: float = option(1e-4, "decoupled weight decay of AdamW", minimum=0.0, fixed=True)
+    learning_rate: float = option(1e-3, "peak of the one-cycle schedule", minimum=0.0, fixed=True, aliases=("--lr",))
+    weight_decay: float = option(1e-4, "decoupled weight decay", minimum=0.0, fixed=True)
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True
     )

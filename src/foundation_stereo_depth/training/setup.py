@@ -76,7 +76,8 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             checkpoint = load_checkpoint(found)
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
     try:
-        saved = command_line.options_from_dict(TrainOptions, checkpoint.options)
+        optimizer = {"optimizer": "adamw"} | checkpoint.options.get("optimizer", {})  # version 0.1.0 had AdamW alone
+        saved = command_line.options_from_dict(TrainOptions, checkpoint.options | {"optimizer": optimizer})
         check_size(saved.model, checkpoint.weights)
     except UserError as error:
         raise CheckpointError(f"--resume {resume}: {error}") from error

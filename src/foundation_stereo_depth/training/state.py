@@ -16,6 +16,7 @@ from foundation_stereo_depth.device import Processes
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.metrics import DisparityErrors
 from foundation_stereo_depth.options.training import OptimizerOptions
+from foundation_stereo_depth.training.optimizer import create_optimizers
 from foundation_stereo_depth.uncertainty import likelihood_figures
 
 Metrics = dict[str, float]
@@ -91,7 +92,7 @@ class TrainingState:
     """
 
     network: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: tuple[torch.optim.Optimizer, ...]
     average: AveragedModel | None
     errors: DisparityErrors
     sums: Float[Tensor, "2"]
@@ -111,7 +112,6 @@ class TrainingState:
     @classmethod
     def create(cls, network: nn.Module, options: OptimizerOptions, data: str) -> "TrainingState":
         """Return the state before the first step."""
-        optimizer = torch.optim.AdamW(network.parameters(), lr=0.0, weight_decay=options.weight_decay)
         device = next(network.parameters()).device
         average = None
         if options.ema_decay > 0:
@@ -128,7 +128,7 @@ class TrainingState:
             average = AveragedModel(network, multi_avg_fn=update, use_buffers=True)
         return cls(
             network=network,
-            optimizer=optimizer,
+            optimizers=create_optimizers(network, options),
             average=average,
             errors=DisparityErrors.none(device),
             # MPS has no float64; there the epoch's mean loss is rounded a little more.
@@ -144,6 +144,21 @@ class TrainingState:
     def evaluated(self) -> nn.Module:
         """The network whose weights are evaluated and shipped: the moving average where one is kept."""
         return self.network if self.average is None else self.average.module
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the newest step."""
+        return self.optimizers[0].param_groups[0]["lr"]
+
+    def change_weights(self, learning_rate: float) -> None:
+        """Take a step along the gradients, which are then cleared, and update the average."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        self.network.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.network)
 
     def add_step(
         self,
@@ -204,7 +219,7 @@ class TrainingState:
             **{f"train/loss_{name}": float(total) / max(valid, 1) for name, total in (self.term_sums or {}).items()},
             **{f"train/{name}": value for name, value in self.errors.figures().items()},
             **{f"train/{name}": value for name, value in likelihood_figures(self.likelihood).items()},
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
             "data/cache_hits": reading.cache_hits,
             "data/cache_misses": reading.cache_misses,
             "data/cache_rebuilt": len(reading.rebuilt),
@@ -232,7 +247,7 @@ class TrainingState:
                 if name in ("epe_px", "bad_1_percent", "bad_3_percent")
             },
             **likelihood_figures(likelihood),
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
         }
 
     def _interval(self) -> Interval:
@@ -290,7 +305,7 @@ class TrainingState:
         return {
             "weights": self.network.state_dict(),
             "averaged": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "random_state": torch.get_rng_state(),
             "errors": self.errors.counts,
             "sums": self.sums,
@@ -321,7 +336,9 @@ class TrainingState:
             self.network.load_state_dict(saved["weights"])
             if self.average is not None:
                 self.average.load_state_dict(saved["averaged"])
-            self.optimizer.load_state_dict(saved["optimizer"])
+            optimizers = saved["optimizers"] if "optimizers" in saved else [saved["optimizer"]]  # version 0.1.0
+            for optimizer, values in zip(self.optimizers, optimizers, strict=True):
+                optimizer.load_state_dict(values)
             torch.set_rng_state(saved["random_state"])
             self.errors = DisparityErrors(saved["errors"].to(self.errors.counts))
             self.sums = saved["sums"].to(self.sums)

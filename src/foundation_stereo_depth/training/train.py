@@ -116,12 +116,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
                 sums = processes.all_reduce(torch.stack([loss.total.detach(), loss.valid, *votes, *totals]))
                 (loss.total * processes.world_size / sums[1].clamp(min=1)).backward()
                 gradient_norm = nn.utils.clip_grad_norm_(network.parameters(), options.optimizer.clip_norm)
-                for group in state.optimizer.param_groups:
-                    group["lr"] = learning_rate_at(state.progress.step, total_steps, options.optimizer)
-                state.optimizer.step()
-                state.optimizer.zero_grad(set_to_none=True)
-                if state.average is not None:
-                    state.average.update_parameters(network)
+                state.change_weights(learning_rate_at(state.progress.step, total_steps, options.optimizer))
                 # -----------------------------------------------------------------------------------------------
                 errors, likelihood = _watched_figures(prediction, batch, options, processes)
                 state.add_step(
