@@ -10,7 +10,7 @@ from conftest import write_fsd_sample
 
 from foundation_stereo_depth.cli import cache_command
 from foundation_stereo_depth.data.dataset import DEFAULT_ROOT, find_dataset_root
-from foundation_stereo_depth.device import Processes, pick_device
+from foundation_stereo_depth.device import Processes, pick_device, pick_precision
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.datasets import parse_dataset_sources
@@ -94,6 +94,22 @@ def test_gpus_have_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device("cuda:2", alone)
     with pytest.raises(UserError, match="torchrun gives each process a GPU of its own"):
         pick_device("cuda:1", Processes(rank=0, local_rank=0, world_size=2))
+
+
+@pytest.mark.parametrize(
+    ("able", "gains"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True}, True),
+        ({"cpu_name": "AMD EPYC 7R13"}, False),
+        ({}, False),
+    ],
+)
+def test_a_cpu_computes_in_bf16_where_it_gains(able: dict, gains: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert pick_precision("auto", torch.device("cpu")) == (torch.bfloat16 if gains else torch.float32)
+    assert pick_precision("bf16", torch.device("cpu")) == torch.bfloat16
 
 
 def test_flags_have_other_names() -> None:

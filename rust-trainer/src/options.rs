@@ -198,7 +198,7 @@ pub struct OptimizerOptions {
     #[serde(default = "algorithm_of_old_runs")]
     pub optimizer: Algorithm,
     /// peak of the one-cycle schedule
-    #[arg(long, alias = "lr", value_name = "X", default_value = "0.001", allow_negative_numbers = true)]
+    #[arg(long, alias = "lr", value_name = "X", default_value = "0.002", allow_negative_numbers = true)]
     pub learning_rate: f64,
     /// decoupled weight decay
     #[arg(long, value_name = "X", default_value = "0.0001", allow_negative_numbers = true)]

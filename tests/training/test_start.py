@@ -12,13 +12,15 @@ import mlflow
 import pytest
 import torch
 
-from foundation_stereo_depth.checkpoint import load_checkpoint
+from foundation_stereo_depth.checkpoint import load_checkpoint, save_checkpoint
 from foundation_stereo_depth.cli import cache_command, predict_command, train_command
 from foundation_stereo_depth.data.build_cache import build_cache
 from foundation_stereo_depth.data.cache import MissingEntryError, open_cache
+from foundation_stereo_depth.data.synthetic.source import SceneSource
 from foundation_stereo_depth.device import check_compiler
 from foundation_stereo_depth.errors import DataError, UserError
 from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.training import CacheBuildOptions, TrainOptions
 from foundation_stereo_depth.training import train as train_module
 from foundation_stereo_depth.training.setup import open_data, resolve
@@ -118,12 +120,51 @@ def test_resuming_a_finished_run_says_so_and_tags_the_best_epoch(
         ),
         ({"dataset_root": ("x",), "procedural_samples": 9}, "--procedural-samples: no effect with a data set"),
         ({"val_fraction": 0.2}, "--val-fraction: no effect without a data set"),
+        (
+            {"model": "guided", "procedural_half_size": 0.5},
+            "--procedural-half-size: no effect with --model guided, which trains at full size",
+        ),
     ],
 )
 def test_flags_without_effect_are_named(flags: dict, warning: str | None, caplog: pytest.LogCaptureFixture) -> None:
     resolve(flags)
     assert len(caplog.messages) == (warning is not None)
     assert warning is None or caplog.messages[0].startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("changed", "heights"),
+    [
+        ({}, [48, 48, 48, 96, 96]),
+        ({"procedural_half_size": 0.0}, [96] * 5),
+        ({"procedural_half_size": 1.0}, [48] * 5),
+        ({"model": "guided"}, [96] * 5),
+        ({"height": 64, "width": 64}, [64] * 5),
+    ],
+)
+def test_a_unet_begins_with_synthetic_scenes_of_half_the_size(changed: dict, heights: list[int]) -> None:
+    flags = {"epochs": 5, "height": 96, "width": 128, "procedural_samples": 4, "dataset": "fsd"} | changed
+    options = command_line.build_options(TrainOptions, flags)
+    data = open_data(options, CPU)
+    sources = [data.training_source(epoch) for epoch in range(5)]
+    assert [source.height for source in sources if isinstance(source, SceneSource)] == heights
+    assert {len(source) for source in sources} == {4}
+    assert isinstance(data.validation, SceneSource)
+    assert data.validation.height == flags["height"]
+
+
+def test_a_data_set_is_never_halved(tiny_options) -> None:
+    data = open_data(tiny_options(height=96, width=128, epochs=5), CPU)
+    assert all(data.training_source(epoch) is data.train for epoch in range(5))
+
+
+def test_runs_that_began_with_version_0_1_0_keep_adamw_and_their_size(own_run: Path) -> None:
+    checkpoint = load_checkpoint(own_run / "last.pt")
+    for group, name in (("optimizer", "optimizer"), ("data", "procedural_half_size")):
+        del checkpoint.options[group][name]
+    save_checkpoint(own_run / "last.pt", checkpoint)
+    options, _ = resolve({"resume": str(own_run)})
+    assert (options.optimizer.optimizer, options.data.procedural_half_size) == ("adamw", 0.0)
 
 
 def compiler(name: str, lines: str) -> Path:

@@ -303,6 +303,20 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(tiny, tiny
     assert sorted(samples for samples, _ in within[0]) == [4, 6, 10, 12, 16, 18]
 
 
+def test_a_resumed_run_changes_the_size_as_an_uninterrupted_one(tiny, simple_scenes) -> None:
+    changed = SYNTHETIC | {"height": 96, "width": 96, "procedural_samples": 8, "procedural_half_size": 0.5}
+    flags = without(tiny(epochs=2) | changed, "dataset_root")
+    train(*resolve(flags | {"output_dir": Path("uninterrupted")}))
+    for stop_at_step in (2, 6):  # between small scenes, and between large ones
+        with pytest.raises(Stopped):
+            stopped_train(stop_at_step, *resolve(flags))
+        flags = {"resume": "out/last.pt"}
+    train(*resolve(flags))
+    uninterrupted, parts = (load_checkpoint(Path(folder) / "last.pt") for folder in ("uninterrupted", "out"))
+    assert history_of("out") == history_of("uninterrupted")
+    assert all(torch.equal(parts.weights[name], weight) for name, weight in uninterrupted.weights.items())
+
+
 def stopped_train(step: int, *arguments_of_train) -> None:
     """Train, and receive the signal of Ctrl-C in a step."""
     advance = TrainingState.advance

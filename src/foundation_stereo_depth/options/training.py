@@ -41,10 +41,18 @@ class DataOptions(OptionGroup):
     )
     skip_bad: bool = option(False, "skip unreadable samples, and count and list them at the end")
     procedural_samples: int = option(
-        800, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
+        1000, "synthetic scenes per epoch, where there is no data set", minimum=1, fixed=True
     )
     procedural_val_samples: int = option(
         64, "synthetic scenes kept for validation, where there is no data set", minimum=1, fixed=True
+    )
+    procedural_half_size: float = option(
+        0.6,
+        "fraction of the epochs, the first ones, in which a U-Net gets synthetic scenes of half the height and width, "
+        "which it learns from in a fifth of the time; where there is no data set",
+        minimum=0.0,
+        maximum=1.0,
+        fixed=True,
     )
     num_workers: int | Literal["auto"] = option(
         "auto",
@@ -167,7 +175,7 @@ class OptimizerOptions(OptionGroup):
         "muon: orthogonalised momentum for the hidden convolutions, AdamW for the rest; adamw: AdamW alone",
         fixed=True,
     )
-    learning_rate: float = option(1e-3, "peak of the one-cycle schedule", minimum=0.0, fixed=True, aliases=("--lr",))
+    learning_rate: float = option(2e-3, "peak of the one-cycle schedule", minimum=0.0, fixed=True, aliases=("--lr",))
     weight_decay: float = option(1e-4, "decoupled weight decay", minimum=0.0, fixed=True)
     warmup_fraction: float = option(
         0.1, "fraction of all steps in which the learning rate rises", minimum=0.0, maximum=1.0, fixed=True

@@ -35,6 +35,11 @@ from foundation_stereo_depth.tracking import checkpoint_of_run
 
 logger = logging.getLogger(__name__)
 
+_EARLIER_OPTIONS = {"optimizer": {"optimizer": "adamw"}, "data": {"procedural_half_size": 0.0}}
+"""What runs that began before these options do."""
+_LEAST_HALVED_PX = 96
+"""Images that are smaller are not halved."""
+
 
 def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint | None]:
     """Return the options from flags and environment, and the checkpoint that `--resume` names.
@@ -76,8 +81,8 @@ def resolve(explicit: command_line.Explicit) -> tuple[TrainOptions, Checkpoint |
             checkpoint = load_checkpoint(found)
             explicit = {"output_dir": None if Path(folder) in found.parents else found.parent} | explicit
     try:
-        optimizer = {"optimizer": "adamw"} | checkpoint.options.get("optimizer", {})  # version 0.1.0 had AdamW alone
-        saved = command_line.options_from_dict(TrainOptions, checkpoint.options | {"optimizer": optimizer})
+        plain = {group: _EARLIER_OPTIONS.get(group, {}) | values for group, values in checkpoint.options.items()}
+        saved = command_line.options_from_dict(TrainOptions, plain)
         check_size(saved.model, checkpoint.weights)
     except UserError as error:
         raise CheckpointError(f"--resume {resume}: {error}") from error
@@ -93,11 +98,12 @@ def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions)
     model, data = options.model.model, options.data
     has_files = data.dataset_root is not None or data.cache_root is not None
     augmentation = {field.name for field in dataclasses.fields(AugmentOptions)} - {"augment"}
-    synthetic = {"procedural_samples", "procedural_val_samples"}
+    synthetic = {"procedural_samples", "procedural_val_samples", "procedural_half_size"}
     of_files = {"val_fraction", "max_samples", "skip_bad"}
     rules: tuple[tuple[bool, set[str], str], ...] = (
         (model != "unet", {"depth"}, f"with --model {model}, whose depth is fixed"),
         (model in ("unet", "predecessor"), {"region_weight"}, f"with --model {model}, whose loss has no such term"),
+        (model != "unet", {"procedural_half_size"}, f"with --model {model}, which trains at full size"),
         (not options.runtime.compile, {"compile_mode", "compile_backend"}, "without --compile"),
         (not options.augment.augment, augmentation, "with --no-augment"),
         (has_files, synthetic, "with a data set: --dataset synthetic trains on synthetic scenes"),
@@ -109,11 +115,22 @@ def warn_of_unused_flags(explicit: command_line.Explicit, options: TrainOptions)
 
 
 class Data(NamedTuple):
-    """What a run trains and validates on, and the facts about it that are recorded."""
+    """What a run trains and validates on, and the facts about it that are recorded.
+
+    Attributes:
+        half_size: the source of the first epochs, as long as `train`.
+        half_size_epochs: how many of them there are.
+    """
 
     train: Source
     validation: Source
     facts: dict[str, object]
+    half_size: Source | None = None
+    half_size_epochs: int = 0
+
+    def training_source(self, epoch: int) -> Source:
+        """Return what an epoch, counted from 0, trains on."""
+        return self.half_size if self.half_size is not None and epoch < self.half_size_epochs else self.train
 
     @property
     def identity(self) -> str:
@@ -138,11 +155,15 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
                 "no data set given (--dataset-root, or $%s): training on synthetic scenes", DATASET_ROOT_VARIABLE
             )
 
-        def scenes(length: int, seed: int) -> Source:
+        def scenes(length: int, seed: int, shrunk_by: int = 1) -> Source:
+            height, width = asked.height // shrunk_by, asked.width // shrunk_by
             if device.type == "cuda":
-                return ProceduralSource(length=length, seed=seed, height=asked.height, width=asked.width, device=device)
-            return SceneSource(length=length, seed=seed, height=asked.height, width=asked.width)
+                return ProceduralSource(length=length, seed=seed, height=height, width=width, device=device)
+            return SceneSource(length=length, seed=seed, height=height, width=width)
 
+        half_size_epochs = 0
+        if options.model.model == "unet" and min(asked.height, asked.width) >= _LEAST_HALVED_PX:
+            half_size_epochs = int(asked.procedural_half_size * options.optimizer.epochs)
         return Data(
             scenes(asked.procedural_samples, options.runtime.seed),
             # A seed of their own, the same in all runs, makes figures of different runs comparable.
@@ -152,7 +173,10 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
                 "train_samples": asked.procedural_samples,
                 "validation_samples": asked.procedural_val_samples,
                 "split_by": "seed",
+                "half_size_epochs": half_size_epochs,
             },
+            scenes(asked.procedural_samples, options.runtime.seed, shrunk_by=2) if half_size_epochs else None,
+            half_size_epochs,
         )
     files = open_files(asked, asked.dataset_root, pin_memory=device.type == "cuda")
     if files.incomplete:

@@ -95,7 +95,8 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
         _warn_of_little_work(data.train, options, state)
 
         for epoch in range(state.progress.epoch, options.optimizer.epochs):
-            plan = _training_plan(data.train, epoch, options, processes)
+            source = data.training_source(epoch)
+            plan = _training_plan(source, epoch, options, processes)
             progress = EpochProgress(epoch, len(plan), state, options, processes)
             validate = partial(
                 _validate, data.validation, state, options, processes,
@@ -103,7 +104,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
             )  # fmt: skip
             network.train()
             _validate_if_pending(validate, state, options, processes, record=record, steps_per_epoch=len(plan))
-            for batch, inputs in _examples(network, data.train, plan, options, epoch=epoch, progress=progress):
+            for batch, inputs in _examples(network, source, plan, options, epoch=epoch, progress=progress):
                 # -------------------------------------------------------------------------------------- one step
                 with autocast(device, precision):
                     prediction = forward(*inputs)
@@ -510,11 +511,13 @@ def _not_finite(step: int, epoch: int, plan: Sequence[Positions], source: Source
 
 def _start_line(record: Record, facts: Mapping[str, object], options: TrainOptions, state: TrainingState) -> str:
     resumed = f", resumed after step {state.progress.step}" if state.progress.step else ""
+    halved = facts.get("half_size_epochs", 0)
+    sizes = f", the first {count_of(int(str(halved)), 'epoch')} at half the size" if halved else ""
     return (
         f"run {record.run_id}{resumed}: {options.model.model} of {facts['parameters']:,} parameters, "
         f"{facts['computed_in']} on {facts['device_name']}; {facts['train_samples']} training and "
-        f"{facts['validation_samples']} validation samples of {options.data.width}x{options.data.height}; results in "
-        f"{record.folder}"
+        f"{facts['validation_samples']} validation samples of {options.data.width}x{options.data.height}{sizes}; "
+        f"results in {record.folder}"
     )
 
 
