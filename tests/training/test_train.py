@@ -303,10 +303,13 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(tiny, tiny
     assert sorted(samples for samples, _ in within[0]) == [4, 6, 10, 12, 16, 18]
 
 
-def test_a_resumed_run_changes_the_size_as_an_uninterrupted_one(tiny, simple_scenes) -> None:
+def test_a_resumed_run_changes_the_size_as_an_uninterrupted_one(tiny, simple_scenes, caplog) -> None:
+    caplog.set_level(logging.INFO)
     changed = SYNTHETIC | {"height": 96, "width": 96, "procedural_samples": 8, "procedural_half_size": 0.5}
     flags = without(tiny(epochs=2) | changed, "dataset_root")
     train(*resolve(flags | {"output_dir": Path("uninterrupted")}))
+    lines = [message for message in caplog.messages if message.startswith("epoch ")]
+    assert ["train at half the size loss" in line for line in lines] == [True, False]
     for stop_at_step in (2, 6):  # between small scenes, and between large ones
         with pytest.raises(Stopped):
             stopped_train(stop_at_step, *resolve(flags))

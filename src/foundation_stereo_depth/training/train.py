@@ -154,7 +154,7 @@ def train(options: TrainOptions, resumed: Checkpoint | None = None) -> Path:  # 
             record.finish_epoch(state, is_best, validated.examples)
             record.list_bad_samples(reading.bad)
             record.list_rebuilt_entries(reading.rebuilt)
-            logger.info(_epoch_line(epoch, options, metrics))
+            logger.info(_epoch_line(epoch, options, metrics, is_halved=source is data.half_size))
     processes.leave()
     return record.folder
 
@@ -521,12 +521,12 @@ def _start_line(record: Record, facts: Mapping[str, object], options: TrainOptio
     )
 
 
-def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
-    def of(part: str) -> str:
+def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics, *, is_halved: bool) -> str:
+    def of(part: str, size: str = "") -> str:
         if f"{part}/epe_px" not in metrics:
             return f"{part}: no pixel with known disparity"
         return (
-            f"{part} loss {metrics[f'{part}/loss']:.3f} EPE {metrics[f'{part}/epe_px']:.2f} px "
+            f"{part}{size} loss {metrics[f'{part}/loss']:.3f} EPE {metrics[f'{part}/epe_px']:.2f} px "
             f"bad-3 {metrics[f'{part}/bad_3_percent']:.1f} %"
         )
 
@@ -537,6 +537,7 @@ def _epoch_line(epoch: int, options: TrainOptions, metrics: Metrics) -> str:
             "data"
         )
     unwritten = metrics["data/cache_unwritten"]
-    return f"epoch {epoch + 1}/{options.optimizer.epochs}: {of('train')}; {of('validation')}{speed}" + (
+    trained = of("train", " at half the size" if is_halved else "")
+    return f"epoch {epoch + 1}/{options.optimizer.epochs}: {trained}; {of('validation')}{speed}" + (
         f"; {unwritten:.0f} samples could not be written to the cache" if unwritten else ""
     )
