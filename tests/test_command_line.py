@@ -115,6 +115,15 @@ def test_a_user_error_prints_one_line_and_exits_with_2(
     assert message in lines[0]
 
 
+@pytest.mark.parametrize("command", ["train_command", "evaluate_command"])
+def test_a_missing_data_set_is_reported_before_pytorch_is_imported(command: str) -> None:
+    code = (
+        f"import sys; from foundation_stereo_depth.cli import {command}; "
+        f"sys.exit({command}(['--dataset-root', 'nowhere']) != 2 or 'torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_cache_is_filled_and_filled_again(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0

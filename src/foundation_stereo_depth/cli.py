@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
+from foundation_stereo_depth.options.datasets import check_folders
 from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions
 from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 
@@ -28,7 +29,9 @@ def train_command(argv: Sequence[str] | None = None, program: str = "foundation-
     explicit = command_line.parse_explicit(parser, argv)
 
     def run() -> int:
-        command_line.build_options(TrainOptions, explicit)  # reports a mistake before anything heavy is imported
+        requested = command_line.build_options(TrainOptions, explicit)  # reports a mistake before heavy imports
+        if requested.tracking.resume is None:
+            check_folders(requested.data.dataset_root, requested.data.dataset)
         from torch import OutOfMemoryError
 
         from foundation_stereo_depth.device import is_lost_process
@@ -106,6 +109,8 @@ def evaluate_command(argv: Sequence[str] | None = None, program: str = "foundati
 
     def run() -> int:
         options = command_line.build_options(EvaluateOptions, explicit)
+        if not options.evaluation.download:
+            check_folders(options.evaluation.dataset_root, options.evaluation.dataset)
         from foundation_stereo_depth.inference.evaluate import evaluate
 
         print(evaluate(options))

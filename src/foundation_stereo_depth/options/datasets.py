@@ -72,6 +72,17 @@ def parse_dataset_sources(roots: DatasetRoots, default_name: str) -> tuple[Datas
     return tuple(_parse_source(text, default_name) for text in texts)
 
 
+def check_folders(roots: DatasetRoots, default_name: str) -> None:
+    """Check that the folders of data sets exist; a command does so before it imports heavy packages.
+
+    Raises:
+        UserError: one does not.
+    """
+    for source in parse_dataset_sources(roots, default_name):
+        if source.name != "synthetic" and not source.root.is_dir():
+            raise UserError(f"{source.root}: no such folder; --dataset-root names the folder of the data set")
+
+
 def _parse_source(text: str, default_name: str) -> DatasetSource:
     label, equals, path = text.partition("=")
     name, colon, weight = label.partition(":")
