@@ -59,7 +59,7 @@ def test_conflicts_name_only_fixed_options_with_another_value() -> None:
     saved = TrainOptions()
     asked = {"seed": 1, "width": 320, "epochs": 9, "device": "cpu", "learning_rate": 0.5}
     assert command_line.find_fixed_conflicts(asked, saved) == [
-        "--learning-rate 0.5 (the run has 0.001)",
+        "--learning-rate 0.5 (the run has 0.002)",
         "--seed 1 (the run has 0)",
     ]
 
