@@ -70,7 +70,7 @@ def demo_command(argv: Sequence[str] | None = None, program: str = "foundation-s
 
         output = options.output or DEFAULT_DEMO
         pair = read_demo_pair()
-        match = _open_demo_matcher(options.method)(pair.left, pair.right)
+        match = _open_demo_matcher(options.method, pair.left.shape[1])(pair.left, pair.right)
         figure = demo.draw_demo(pair, match)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(output, lambda file: file.write(figure), durable=False)
@@ -84,14 +84,16 @@ def demo_command(argv: Sequence[str] | None = None, program: str = "foundation-s
     return command_line.run_command(parser.prog, explicit, run)
 
 
-def _open_demo_matcher(method: "MethodName") -> "StereoMatcher":
+def _open_demo_matcher(method: "MethodName", image_width_px: int) -> "StereoMatcher":
     if method == "sgbm":
         from foundation_stereo_depth.stereo import sgbm
 
         return sgbm.match
     from foundation_stereo_depth.inference.predictor import open_network
+    from foundation_stereo_depth.options.inference import size_for
 
-    predictor = open_network(few_pairs=True)
+    height, width = size_for("auto", image_width_px)
+    predictor = open_network(height=height, width=width, few_pairs=True)
     logger.info("the installed network, %s", predictor.description)
     return predictor
 
