@@ -124,6 +124,23 @@ def test_a_missing_data_set_is_reported_before_pytorch_is_imported(command: str)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [
+        ("train_command", "--initial-weights"),
+        ("evaluate_command", "--checkpoint"),
+        ("export_command", "--checkpoint"),
+    ],
+)
+def test_a_missing_network_is_reported_before_pytorch_is_imported(command: str, flag: str) -> None:
+    code = (
+        f"import sys; from foundation_stereo_depth.cli import {command}; "
+        f"sys.exit({command}(['{flag}', 'nowhere.pt']) != 2 or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "nowhere.pt: cannot be read (No such file or directory)" in done.stderr
+
+
 def test_a_cache_is_filled_and_filled_again(fsd_tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--dataset-root", str(fsd_tree), "--cache-root", "cache", "--height", "48", "--width", "64"]
     assert cache_command(flags) == 0

@@ -7,7 +7,7 @@ from foundation_stereo_depth import log
 from foundation_stereo_depth.errors import UserError
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.datasets import check_folders
-from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions
+from foundation_stereo_depth.options.inference import EvaluateOptions, ExportOptions, PredictOptions, check_network_file
 from foundation_stereo_depth.options.training import CacheOptions, TrainOptions
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ def train_command(argv: Sequence[str] | None = None, program: str = "foundation-
         requested = command_line.build_options(TrainOptions, explicit)  # reports a mistake before heavy imports
         if requested.tracking.resume is None:
             check_folders(requested.data.dataset_root, requested.data.dataset)
+            check_network_file(requested.optimizer.initial_weights)
         from torch import OutOfMemoryError
 
         from foundation_stereo_depth.device import is_lost_process
@@ -109,6 +110,8 @@ def evaluate_command(argv: Sequence[str] | None = None, program: str = "foundati
 
     def run() -> int:
         options = command_line.build_options(EvaluateOptions, explicit)
+        if options.network.checkpoint != "none":
+            check_network_file(options.network.checkpoint)
         if not options.evaluation.download:
             check_folders(options.evaluation.dataset_root, options.evaluation.dataset)
         from foundation_stereo_depth.inference.evaluate import evaluate
@@ -166,6 +169,7 @@ def export_command(argv: Sequence[str] | None = None, program: str = "foundation
 
     def run() -> int:
         options = command_line.build_options(ExportOptions, explicit)
+        check_network_file(options.network.checkpoint)
         from foundation_stereo_depth.inference.export import export_network
 
         export_network(options)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.options.datasets import DatasetName
 from foundation_stereo_depth.options.fields import (
     DEVICE_HELP,
@@ -71,6 +71,16 @@ class NetworkOptions(NetworkSourceOptions):
     width: int | None = option(
         None, "width that the network works at, px; else the one it was trained at", minimum=32, maximum=4096
     )
+
+
+def check_network_file(checkpoint: Path | str | None) -> None:
+    """Check that a network's file exists; a command does so before it imports heavy packages.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    if isinstance(checkpoint, Path) and not checkpoint.exists():
+        raise CheckpointError(f"{checkpoint}: cannot be read (No such file or directory)")
 
 
 SIZE_HELP = (
