@@ -26,6 +26,7 @@ from foundation_stereo_depth.outputs import PairMatch
 from foundation_stereo_depth.stereo.confidence import probability_within
 from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
 from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
+from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
 
 RIG_SIGMA_PX = 0.15
 """Standard deviation, px of the network's size up to `RIG_WIDTH_PX`, that a network trained on perfect pairs cannot
@@ -33,6 +34,10 @@ predict: real cameras are never rectified, focused and calibrated perfectly. Wit
 68 % lay within one sigma in the most certain eighth of the guided network's pixels (docs/experiments/accuracy.md)."""
 RIG_WIDTH_PX = 320
 """The width at which it was measured. The errors of a rig are angles, so they have more pixels in wider images."""
+
+REFINED_MODEL = "fused"
+"""The networks whose disparity is refined on flat surfaces. They start from steps of a sixteenth of a pixel or more;
+others may know fractions of a pixel better."""
 
 _SMALLEST_PX = 32  # what every network takes
 _SUFFIXES = (".pt", ".safetensors", ".onnx")
@@ -106,6 +111,9 @@ def _source_options(source: Path | str | None) -> NetworkSourceOptions:
 
 class Predictor:
     """A network behind a call that takes two images of any size and returns a match of that size.
+
+    A fused network's disparity is refined on flat surfaces (`stereo.subpixel`), which the network itself, exported or
+    in PyTorch, does not do.
 
     Images are stretched to the network's size, as in training: rows stay on rows. Disparity scales with the width
     alone, and so does its standard deviation.
@@ -223,6 +231,11 @@ class Predictor:
                 f"the network predicts nothing finite, NaN or infinity at every pixel ({self.description}); are its "
                 "weights damaged?"
             )
+        if self.facts.model.model == REFINED_MODEL:
+            disparities_px = [
+                refine_flat_surfaces(*pair, disparity_px).disparity_px
+                for pair, disparity_px in zip(inputs, disparities_px, strict=True)
+            ]
         return [
             self._match_at_size(disparity_px * np.float32(self.facts.disparity_scale), log_variance, *size)
             for disparity_px, log_variance, size in zip(

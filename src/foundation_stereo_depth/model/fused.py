@@ -22,7 +22,7 @@ from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, TWO_PRIOR_PLANES
 
 _LARGEST_STEPS = 4.0
 _ADDED_LOGIT = -1.0  # of a candidate that the guided network does not have
-_TRUSTED_SUPPORT = 0.45
+_TRUSTED_SUPPORT = 0.6
 
 
 class FusedNetwork(RefinementNetwork):

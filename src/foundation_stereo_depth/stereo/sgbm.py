@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16, Real, UInt8
 
 from foundation_stereo_depth.stereo.match import StereoMatch
+from foundation_stereo_depth.stereo.subpixel import lucas_kanade_update, warp
 
 PRIOR_PLANES = 10
 """Planes of `prior_planes`, disparities in px: the disparity; by how much the least and the most around each pixel
@@ -23,6 +24,7 @@ differ from it; 1 where the matcher itself answered; the left view less the righ
 by the least and the most, grey; by how much the disparity differs from the mean of its square."""
 
 _BLOCK_PX = 3
+_LARGEST_GRADIENT = 15
 _SHARE_OF_WIDTH = 0.2
 """The largest disparity searched, as a fraction of the width: it covers the benchmarks and most rigs."""
 _STEPS_PER_PX = 16
@@ -49,15 +51,16 @@ TWO_PRIOR_PLANES = PRIOR_PLANES + 6
 photometric residual."""
 _SMOOTH_WIDTH_PX, _SMOOTH_HEIGHT_PX = 320, 240  # the smooth match runs at about this width and half this height
 _SMOOTH_STEP_PENALTY, _SMOOTH_JUMP_PENALTY = 16, 64  # per pixel of the block: 4 and 8 times those of the first match
-_AGREE_PX = 1.0  # at a width of 320 px
-_SMOOTH_SUPPORT = 0.02  # of pixels that only the smooth match has; it is 1 where both matches agree
+_AGREE_PX = 0.4  # at a width of 320 px
+_SMOOTH_SUPPORT = 0.1  # of pixels that only the smooth match has; it is 1 where both matches agree
+_SMOOTH_LARGEST_GRADIENT = 31
+_UPDATE_SHRINKS, _UPDATE_SIDE_PX, _UPDATE_LOCAL_MEAN_SIDE_PX, _LARGEST_UPDATE_PX = 2, 11, 5, 0.25
 _BEHIND_PX, _CONSISTENT_PX, _CONSISTENT_SIDE_PX = 4.0, 0.7, 15  # at a width of 320 px
 _CONSISTENT_DENSITY, _BEHIND_SUPPORT, _BEHIND_MARGIN_PX = 0.6, 0.5, 1.0
 _LEAST_BEHIND_SHARE = 1 / 1500
 """Of the pixels; fewer are noise."""
 _CERTAIN_SUPPORT = 0.95
-_WLS_LAMBDA = 50.0
-_WLS_ITERATIONS = 2
+_WLS_LAMBDA = 40.0
 _WLS_SIGMA = 4.0  # levels of 256 between neighbours that reduce the smoothness to 1/e
 
 
@@ -145,25 +148,15 @@ def _write_prior_planes(
     cv2.erode(planes[0], _AROUND, dst=planes[1])
     cv2.dilate(planes[0], _AROUND, dst=planes[2])
     planes[3] = matched
-    cv2.subtract(left, _warp(right, planes[0]), dst=unlike, dtype=cv2.CV_32F)
+    cv2.subtract(left, warp(right, planes[0]), dst=unlike, dtype=cv2.CV_32F)
     cv2.split(unlike, list(planes[4:7]))
-    cv2.subtract(grey_left, _warp(grey_right, planes[1]), dst=planes[7], dtype=cv2.CV_32F)
-    cv2.subtract(grey_left, _warp(grey_right, planes[2]), dst=planes[8], dtype=cv2.CV_32F)
+    cv2.subtract(grey_left, warp(grey_right, planes[1]), dst=planes[7], dtype=cv2.CV_32F)
+    cv2.subtract(grey_left, warp(grey_right, planes[2]), dst=planes[8], dtype=cv2.CV_32F)
     planes[4:9] /= 255
     # Differences are taken here, in 32 bits: 16 would round 60 px to a quarter.
     planes[1:3] -= planes[0]
     np.subtract(planes[0], _means_of_squares(planes[0]), out=planes[9])
     return _MatchInputs(grey_left, grey_right, disparities)
-
-
-def _warp(
-    view: UInt8[np.ndarray, "H W *channels"], disparity_px: Float32[np.ndarray, "H W"]
-) -> UInt8[np.ndarray, "H W *channels"]:
-    """Return the right view warped to the left one: its pixel (x - d, y) moves to (x, y)."""
-    height, width = disparity_px.shape
-    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
-    rows = np.ascontiguousarray(np.broadcast_to(y[:, None], (height, width)))
-    return np.asarray(cv2.remap(view, x - disparity_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def two_prior_planes(
@@ -174,8 +167,9 @@ def two_prior_planes(
     Small smoothness penalties keep the edges of textured surfaces, and give random disparities on textureless and on
     repetitive ones; large penalties are right there, and round off edges. No setting serves both. The second match, by
     large penalties, runs at about 320x120 whatever the size of the pair, since textureless surfaces have no detail to
-    lose. A third disparity is interpolated from where the two agree, up to edges of the image: it extends a wall from
-    its borders. Where the first match says consistently that a wall is behind, both are moved there.
+    lose; a step of Lucas-Kanade over large windows refines it. A third disparity is interpolated from it, above all
+    from where the two agree, up to edges of the image: it extends a wall from its borders. Where the first match says
+    consistently that a wall is behind, both are moved there.
 
     Args:
         left: RGB, rectified.
@@ -189,8 +183,8 @@ def two_prior_planes(
     close = np.abs(planes[0] - smooth_px) < _AGREE_PX * width / _SMOOTH_WIDTH_PX
     agree = (planes[3] > 0) & (smooth_valid > 0) & close
     support = np.where(agree, np.float32(1), _SMOOTH_SUPPORT * smooth_valid)
-    known_px = np.where(agree, planes[0], smooth_px)
-    interpolated_px, support = _interpolate(known_px, support, inputs.grey_left, 2 * factor)
+    # The first match is less accurate where it agrees: of a plain wall it is 0.3 px too far.
+    interpolated_px, support = _interpolate(smooth_px, support, inputs.grey_left, 2 * factor)
     if (found := _find_behind(planes, smooth_px, support, inputs.grey_left, factor)) is not None:
         behind_px, behind_support = found
         nearest_px = np.where(behind_support > 0, behind_px + _BEHIND_MARGIN_PX * width / _SMOOTH_WIDTH_PX, np.inf)
@@ -200,7 +194,7 @@ def two_prior_planes(
     planes[11], planes[14] = smooth_valid, support
     for first, disparity_px in ((10, smooth_px), (13, interpolated_px)):
         np.subtract(disparity_px, planes[0], out=planes[first])
-        warped = _warp(inputs.grey_right, disparity_px)
+        warped = warp(inputs.grey_right, disparity_px)
         cv2.subtract(inputs.grey_left, warped, dst=planes[first + 2], dtype=cv2.CV_32F)
         planes[first + 2] /= 255
     return planes
@@ -230,14 +224,44 @@ def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray
         jump_penalty=_SMOOTH_JUMP_PENALTY * area,
         uniqueness_percent=10,
         speckle_px=100 // (2 * factor),
+        largest_gradient=_SMOOTH_LARGEST_GRADIENT,
     )
     steps = filled_from_background(steps, valid) if valid.any() else np.zeros_like(steps)
     small_px = cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX).astype(np.float32)
     small_px *= width / size[0] / _STEPS_PER_PX
-    return (
-        np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR)),
-        np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)),
+    smooth_px = np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR))
+    smooth_px += _smooth_update(inputs, smooth_px, _UPDATE_SHRINKS * factor)
+    return smooth_px, np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST))
+
+
+def _smooth_update(
+    inputs: _MatchInputs, smooth_px: Float32[np.ndarray, "H W"], factor: int
+) -> Float32[np.ndarray, "H W"]:
+    """Return by how much the smooth disparity is to change, px, by a step of Lucas-Kanade over large windows.
+
+    A matcher counts in steps, and prefers whole ones on a slanted surface.
+
+    Args:
+        inputs: of the first match.
+        smooth_px: the disparity.
+        factor: by which height and width are divided for the computation.
+    """
+    height, width = smooth_px.shape
+    size = (max(1, width // factor), max(1, height // factor))
+
+    def reduce(values: np.ndarray) -> np.ndarray:
+        return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+
+    per_px = np.float32(width / size[0])
+    update_px = lucas_kanade_update(
+        reduce(inputs.grey_left),
+        reduce(inputs.grey_right),
+        reduce(smooth_px) / per_px,
+        side_px=_UPDATE_SIDE_PX,
+        local_mean_side_px=_UPDATE_LOCAL_MEAN_SIDE_PX,
+        largest_px=_LARGEST_UPDATE_PX,
     )
+    return np.asarray(cv2.resize(update_px * per_px, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def _interpolate(
@@ -248,9 +272,9 @@ def _interpolate(
 ) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
     """Return an edge-aware interpolation of the disparity where it has support, and the support of each pixel of it.
 
-    Weighted least squares along rows and columns in turn (Min et al., "Fast global image smoothing based on weighted
+    Weighted least squares along rows, then along columns (Min et al., "Fast global image smoothing based on weighted
     least squares", TIP 2014), of disparity times support and of support, then divided. Between two supported borders
-    the result is linear, as the disparity of a plane is.
+    the result is linear, as the disparity of a plane is. A second pass changes nothing that can be measured.
 
     Args:
         disparity_px: where the support is 0 it does not matter.
@@ -267,10 +291,8 @@ def _interpolate(
     levels = reduce(grey).astype(np.float32)
     across, down = (np.exp(np.abs(np.diff(levels, axis=axis)) * np.float32(-1 / _WLS_SIGMA)) for axis in (1, 0))
     values = np.stack([reduce(disparity_px * support), reduce(support)])
-    for iteration in range(_WLS_ITERATIONS):
-        weight = _WLS_LAMBDA * 1.5 * 4.0 ** (_WLS_ITERATIONS - 1 - iteration) / (4.0**_WLS_ITERATIONS - 1)
-        values = _smooth_rows(values, weight * across)
-        values = _smooth_rows(values.transpose(0, 2, 1), weight * down.T).transpose(0, 2, 1)
+    values = _smooth_rows(values, _WLS_LAMBDA * across)
+    values = _smooth_rows(values.transpose(0, 2, 1), _WLS_LAMBDA * down.T).transpose(0, 2, 1)
     weighted_px, support = values
     interpolated_px = weighted_px / np.maximum(support, np.float32(1e-6))
     support = np.sqrt(np.sqrt(support.clip(0, 1)))
@@ -439,6 +461,7 @@ def _match(
     jump_penalty: int,
     uniqueness_percent: int,
     speckle_px: int,
+    largest_gradient: int = _LARGEST_GRADIENT,
 ) -> tuple[Int16[np.ndarray, "H W"], Bool[np.ndarray, "H W"]]:
     """Run OpenCV's matcher on every column of the left view: sixteenths of a pixel, and the mask of matched pixels.
 
@@ -454,6 +477,7 @@ def _match(
         jump_penalty: cost of one that differs by more, P2.
         uniqueness_percent: margin by which the best match has to beat the second best.
         speckle_px: connected regions smaller than this are rejected.
+        largest_gradient: horizontal gradients are compared up to this one, levels.
     """
     matcher = cv2.StereoSGBM.create(
         minDisparity=disparities.start,
@@ -462,7 +486,7 @@ def _match(
         P1=step_penalty,
         P2=jump_penalty,
         disp12MaxDiff=1,
-        preFilterCap=15,
+        preFilterCap=largest_gradient,
         uniquenessRatio=uniqueness_percent,
         speckleWindowSize=speckle_px,
         speckleRange=2,
