@@ -299,8 +299,8 @@ def test_missing_package_is_named(dynamic: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--checkpoint", "x.pt", "-o", "x"], "--output (-o) x: has to end in"),
-        (["--checkpoint", "x.pt", "-o", "net.tflite"], "has to end in .onnx or .safetensors"),
+        (["-o", "x"], "--output (-o) x: has to end in"),
+        (["-o", "net.tflite"], "has to end in .onnx or .safetensors"),
         (["--checkpoint", "x.pt", "-o", "net.onnx"], "x.pt: cannot be read"),
         (["-o", "net.onnx", "--checkpoint", "x.pt", "--run-id", "abc"], "both name a network"),
     ],
