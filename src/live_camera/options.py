@@ -131,7 +131,7 @@ class MatcherOptions(NetworkSourceOptions):
     watch_checkpoint: bool = option(False, "load the file again whenever training replaces it")
     size: str | None = option(
         None,
-        "size at which the matcher runs, as 640x480; auto takes 640x480 where the cameras give at least 480 px of "
+        "size at which the matcher runs, as 640x480; auto takes 640x480 where the cameras give at least 384 px of "
         "width and this machine keeps up with them, which is measured at the start, else 320x240",
         metavar="auto|WxH",
     )

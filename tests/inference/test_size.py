@@ -16,8 +16,8 @@ from live_camera.options import MatcherOptions
     ("size", "image_width_px", "expected"),
     [
         ("auto", 1280, (480, 640)),
-        ("auto", 480, (480, 640)),
-        ("auto", 479, (240, 320)),
+        ("auto", 384, (480, 640)),
+        ("auto", 383, (240, 320)),
         ("auto", 100, (240, 320)),
         ("200x96", 1280, (96, 200)),
     ],

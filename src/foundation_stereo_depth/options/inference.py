@@ -84,12 +84,12 @@ def check_network_file(checkpoint: Path | str | None) -> None:
 
 
 SIZE_HELP = (
-    "both at once, as 640x480; auto takes 640x480 for images at least 480 px wide, 320x240 for smaller ones; else "
+    "both at once, as 640x480; auto takes 640x480 for images at least 384 px wide, 320x240 for smaller ones; else "
     "predict takes auto for images and the installed network"
 )
 AUTO_SIZES = ((640, 480), (320, 240))
 """Width and height, px, among which `--size auto` chooses, the largest first."""
-_USED_FRACTION = 0.75
+_USED_FRACTION = 0.6
 """An image has at least this fraction of the width of the size that is chosen for it."""
 
 
