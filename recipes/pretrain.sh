@@ -31,8 +31,8 @@ part --epochs 5 --learning-rate 3e-3 --output-dir "$run/first"
 part --epochs 3 --learning-rate 1.5e-3 --output-dir "$run" --seed 1 --initial-weights "$run/first/last.pt"
 uv run foundation-stereo-export --checkpoint "$run/last.pt" -o "$run/guided.safetensors" --overwrite
 # Walls, chessboards and 640x480: the same layers learn to choose between two matches (--model fused), on rooms and
-# repetitive textures too. The installed weights were made with two thirds of these scenes and, before them, rooms of an
-# earlier draft of the generator (MODEL_CARD.md); this part has not been run as it stands.
+# repetitive textures too. The installed weights were made in more stages, the last of them on pools that keep what
+# resembles real pairs, as bake_pool.py does now (MODEL_CARD.md); this part has not been run as it stands.
 for seed in 101 102; do
     uv run python recipes/bake_pool.py "$pool-fused" --seed "$seed" --shards 40 &
 done

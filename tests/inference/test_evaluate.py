@@ -25,6 +25,7 @@ from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import evaluate as evaluate_module
 from foundation_stereo_depth.inference.evaluate import evaluate
 from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX
+from foundation_stereo_depth.inference.report import reliability_figure
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
 from foundation_stereo_depth.options import command_line
@@ -32,7 +33,7 @@ from foundation_stereo_depth.options.inference import EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
 from foundation_stereo_depth.stereo.geometry import disparity_from_depth
 from foundation_stereo_depth.training.train import train
-from foundation_stereo_depth.uncertainty import UncertaintyCounts
+from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts
 
 H, W = 48, 64
 
@@ -427,3 +428,13 @@ def test_baseline_on_real_pairs_scores_as_measured(shared_data: Path) -> None:
     assert figures["bad_1_percent"] == pytest.approx(15.2, abs=0.3)
     assert figures["bad_2_percent"] == pytest.approx(11.1, abs=0.3)
     assert figures["d1_percent"] == pytest.approx(9.3, abs=0.3)
+
+
+def test_bins_of_hardly_any_pixels_are_not_drawn() -> None:
+    log_variance, truth_px = torch.zeros(1, 1, 200, 200), torch.full((1, 1, 200, 200), 5.0)
+    disparity_px = truth_px + torch.from_numpy(np.random.default_rng(0).laplace(0, 0.7, (1, 1, 200, 200))).float()
+    log_variance[0, 0, 0, 0] = 9.0  # the one pixel of its bin
+    counts = uncertainty_counts(disparity_px, log_variance, truth_px, "laplace")
+    assert len(counts.reliability_curve().predicted) == 2
+    lines = {line.get_label(): line for line in reliability_figure({"network": counts}, "title").axes[0].lines}
+    assert len(np.asarray(lines["network"].get_xdata())) == 1

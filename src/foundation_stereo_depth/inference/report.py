@@ -59,6 +59,7 @@ class Score(NamedTuple):
         return plain
 
 
+_LEAST_SHARE_OF_BIN = 1e-4  # of all pixels, to be drawn
 _SPARSIFICATION_KEYS = ("removed", "by_doubt", "by_oracle", "at_random")
 """Of `SparsificationCurve`'s members in JSON; programs read them, so they stay as they were first named."""
 
@@ -143,13 +144,17 @@ def _notes(report: Plain) -> list[str]:
 
 
 def reliability_figure(counts: Mapping[str, UncertaintyCounts], title: str) -> Figure:
-    """Plot the observed fraction of |error| < 1 px over the predicted probability; calibrated is the diagonal."""
+    """Plot the observed fraction of |error| < 1 px over the predicted probability; calibrated is the diagonal.
+
+    Bins with hardly any pixels are left out, as their fraction means nothing.
+    """
     figure = Figure(figsize=(5.5, 5.5), layout="constrained")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
     for method, each in counts.items():
         curve = each.reliability_curve()
-        axis.plot(curve.predicted, curve.observed, marker="o", label=method)
+        enough = curve.pixels >= _LEAST_SHARE_OF_BIN * curve.pixels.sum()
+        axis.plot(curve.predicted[enough], curve.observed[enough], marker="o", label=method)
         axis.bar(curve.predicted, curve.pixels / curve.pixels.sum(), width=0.03, alpha=0.3, label="fraction of pixels")
     axis.set(
         title=title,
