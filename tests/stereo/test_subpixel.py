@@ -59,3 +59,14 @@ def test_an_update_is_no_larger_than_allowed() -> None:
     )
     assert np.abs(update_px).max() == 0.25
     assert np.median(update_px) == 0.25
+
+
+@pytest.mark.parametrize(("size", "unknown"), [((240, 320), np.nan), ((480, 640), np.inf), ((33, 1000), np.nan)])
+def test_one_unknown_pixel_stays_the_only_one(size: tuple[int, int], unknown: float) -> None:
+    truth_px = np.full(size, 10, np.float32)
+    disparity_px = truth_px.copy()
+    disparity_px[10, 100] = unknown
+    found = refine_flat_surfaces(*wall(truth_px), disparity_px)
+    assert np.isfinite(found.disparity_px).sum() == truth_px.size - 1
+    assert not found.is_flat[10, 95:105].any()
+    assert np.abs(np.nan_to_num(found.disparity_px, posinf=10, nan=10) - 10).max() < 1

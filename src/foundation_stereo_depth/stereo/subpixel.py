@@ -16,6 +16,7 @@ _LARGEST_RESIDUAL = 8.0  # levels of 256
 _WIDTH_PX = 320  # flat surfaces are refined at about this width
 _SMOOTHED_SIDE_PX, _SIDE_PX, _LOCAL_MEAN_SIDE_PX = 11, 15, 7
 _FLAT_WITHIN_PX, _LARGEST_UPDATE_PX = 2.0, 0.3
+_NOWHERE_PX = -1000.0  # far enough from any disparity that its surroundings are not flat
 _AROUND = np.ones((_SIDE_PX + _LOCAL_MEAN_SIDE_PX - 1,) * 2, np.uint8)
 
 
@@ -78,9 +79,11 @@ def refine_flat_surfaces(
     Args:
         left: RGB, rectified.
         right: the same.
-        disparity_px: not NaN.
+        disparity_px: what is not finite stays so, and nothing changes around it.
     """
     height, width = disparity_px.shape
+    is_known = np.isfinite(disparity_px)
+    known_px = disparity_px if is_known.all() else np.where(is_known, disparity_px, np.float32(_NOWHERE_PX))
     factor = max(1, round(width / _WIDTH_PX))
     size = (max(1, width // factor), max(1, height // factor))
     per_px = np.float32(width / size[0])
@@ -88,7 +91,7 @@ def refine_flat_surfaces(
     def shrink(values: np.ndarray) -> np.ndarray:
         return values if factor == 1 else np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
-    small_px = shrink(disparity_px) / per_px
+    small_px = shrink(known_px) / per_px
     is_flat = cv2.dilate(small_px, _AROUND) - cv2.erode(small_px, _AROUND) < _FLAT_WITHIN_PX
     smoothed_px = _mean(small_px, _SMOOTHED_SIDE_PX)
     grey_left, grey_right = (shrink(np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))) for view in (left, right))
@@ -105,8 +108,8 @@ def refine_flat_surfaces(
         change_px = cv2.resize(change_px, (width, height), interpolation=cv2.INTER_LINEAR)
         is_flat = cv2.resize(is_flat.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     # What is infinitely far stays at 0 or more.
-    refined_px = np.maximum(disparity_px + change_px, np.minimum(disparity_px, 0))
-    return RefinedDisparity(np.asarray(refined_px), np.asarray(is_flat))
+    refined_px = np.maximum(known_px + change_px, np.minimum(known_px, 0))
+    return RefinedDisparity(np.where(is_known, refined_px, disparity_px), np.asarray(is_flat))
 
 
 def warp(
