@@ -71,7 +71,7 @@ def lucas_kanade_update(
 def refine_flat_surfaces(
     left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"], disparity_px: Float32[np.ndarray, "H W"]
 ) -> RefinedDisparity:
-    """Return the disparity with fractions of a pixel found anew where a surface is flat, as walls and boards are.
+    """Return the disparity with fractions of a pixel found again where a surface is flat, as walls and boards are.
 
     There, within 21x21 px at a width of 320 px, it differs by less than 2 px. It is smoothed, which leaves planes what
     they are, and refined by a step of Lucas-Kanade of at most 0.3 px. Beside edges of depth nothing changes.
