@@ -177,3 +177,12 @@ def test_lucas_kanade_refines_the_smooth_match_of_a_slanted_wall(monkeypatch: py
     assert first == same_first
     assert smooth < 0.6 * matched_smooth
     assert interpolated < 0.5 * matched_interpolated
+
+
+def test_the_smooth_match_of_what_is_infinitely_far_is_not_below_0() -> None:
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.standard_normal((240, 320)).astype(np.float32), (0, 0), 2.0)
+    left = np.repeat((128 + 40 / texture.std() * texture).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    beyond = cv2.warpAffine(left, np.float32([[1, 0, 0.4], [0, 1, 0]]), (320, 240), borderMode=cv2.BORDER_REPLICATE)
+    planes = sgbm.two_prior_planes(left, np.asarray(beyond))
+    assert (planes[0] + planes[10]).min() >= 0

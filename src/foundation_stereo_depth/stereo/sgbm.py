@@ -230,7 +230,7 @@ def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray
     small_px = cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX).astype(np.float32)
     small_px *= width / size[0] / _STEPS_PER_PX
     smooth_px = np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR))
-    smooth_px += _smooth_update(inputs, smooth_px, _UPDATE_SHRINKS * factor)
+    smooth_px = np.maximum(smooth_px + _smooth_update(inputs, smooth_px, _UPDATE_SHRINKS * factor), 0)
     return smooth_px, np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST))
 
 
