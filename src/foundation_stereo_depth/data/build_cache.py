@@ -103,7 +103,7 @@ def build_cache(options: CacheBuildOptions) -> CacheReport:
     dataset = open_mixture(sources, cache.root)
     if dataset.incomplete:
         frames = count_of(len(dataset.incomplete), "frame")
-        part.log(f"{frames} without all files left out, the first: {dataset.incomplete[0]}")
+        part.log(f"{frames} left out that lack a file, the first: {dataset.incomplete[0]}")
     taken = part.select(take_spread(dataset.names, options.max_samples))
     report = CacheReport(workers=part.count_workers(options.workers))
     keep_freed_memory()

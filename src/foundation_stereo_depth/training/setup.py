@@ -181,7 +181,7 @@ def open_data(options: TrainOptions, device: torch.device) -> Data:
     files = open_files(asked, asked.dataset_root, pin_memory=device.type == "cuda")
     if files.incomplete:
         logger.info(
-            "%s without all files left out, the first: %s",
+            "%s left out that lack a file, the first: %s",
             count_of(len(files.incomplete), "frame"), files.incomplete[0],
         )  # fmt: skip
     logger.info(
