@@ -32,6 +32,7 @@ from foundation_stereo_depth.options.inference import OutputOptions, PredictOpti
 from foundation_stereo_depth.outputs import OutputWriter
 from foundation_stereo_depth.stereo import sgbm
 from foundation_stereo_depth.stereo.match import StereoMatch
+from foundation_stereo_depth.stereo.subpixel import warp
 
 if TYPE_CHECKING:
     from foundation_stereo_depth.inference.predictor import Predictor
@@ -306,10 +307,9 @@ def photometric_residual(
     Each view is first freed of its local brightness, since two cameras differ in exposure. Pixels that come from
     outside the second view are not counted; infinity where all do.
     """
-    height, width = disparity_px.shape
+    width = disparity_px.shape[1]
     columns = np.arange(width, dtype=np.float32)[None] - disparity_px
-    rows = np.broadcast_to(np.arange(height, dtype=np.float32)[:, None], columns.shape)
-    warped = cv2.remap(_details(second), columns.astype(np.float32), np.ascontiguousarray(rows), cv2.INTER_LINEAR)
+    warped = warp(_details(second), np.asarray(disparity_px, np.float32))
     inside = (columns >= 0) & (columns <= width - 1)
     return float(np.abs(_details(first) - warped)[inside].mean()) if inside.any() else float("inf")
 
