@@ -1,12 +1,14 @@
 """Write a pool of synthetic pairs, augmented and matched, so that training on a CPU repeats neither.
 
-Scenes are rendered at 640x480. Each is stored resized to 320x240; of some, two crops of 320x240 are stored at full
-size, matched before they are cropped, so that one network is trained at both scales. Some are floating primitives
-before a plain background. All are recorded as cameras do it: with lens shading and sheen that both views have in the
-same place, noise and its removal. On a real white wall these are what a matcher finds, at a disparity that is too
-small. Entries are kept where the matches are about as good as on real pairs, which two fifths are: the others are
-harder, and what a network learns from them makes it worse on real pairs. Shards of 48 entries, 88 MB each; stop it when
-there are enough.
+Scenes are rendered at 640x480. Each is stored resized to 320x240, and to 160x120, in the folder `small`; of some, two
+crops of 320x240 are stored at full size, matched before they are cropped, so that one network is trained at all scales.
+At 160x120 the network chooses between two matches; at the others it refines what the given weights predict at half the
+size, and at 320x240 sometimes chooses too. Some scenes are floating primitives before a plain background, and with
+`--pictures` nearly half are of photographs (`cutout_scenes.py`). All are recorded as cameras do it: with lens shading
+and sheen that both views have in the same place, noise and its removal. On a real white wall these are what a matcher
+finds, at a disparity that is too small. Entries are kept where the matches are about as good as on real pairs: the
+others are harder, and what a network learns from them makes it worse on real pairs. Shards of 48 entries, 88 MB each;
+stop it when there are enough.
 
     uv run python recipes/bake_pool.py pool --seed 101
 """
@@ -19,21 +21,30 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from cutout_scenes import Pictures, render_cutouts
 
+from foundation_stereo_depth.checkpoint import read_trained
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair
 from foundation_stereo_depth.data.batch import StereoBatch
 from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.synthetic import scenes
 from foundation_stereo_depth.data.synthetic.primitives import empty_scene
 from foundation_stereo_depth.data.synthetic.scenes import Views, render_scenes
+from foundation_stereo_depth.inference.coarse_to_fine import Run, prior_by_half_the_size
+from foundation_stereo_depth.inference.torch_backend import TorchBackend
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.training import AugmentOptions
+from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 from foundation_stereo_depth.stereo.sgbm import two_prior_planes
 
 HEIGHT, WIDTH = 240, 320
 KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition
 PLAIN = 1 / 6  # fraction of the scenes whose background is plain
-CROPPED = 0.4  # fraction of the scenes that are cropped too
+CUTOUTS, BEFORE_SCENES = 0.45, 0.3  # fractions of the scenes, if there are pictures; of those, before other scenes
+CROPPED = 0.5  # fraction of the scenes that are cropped too
+UNREFINED = 0.25  # fraction of the scenes stored at 320x240 with two matches too
 PER_SHARD = 48
+SMALL = "small"  # folder of the entries of 160x120
 GRID_PX = 16  # crops start on this grid, as the squares of the prior do
 # The matcher has to be right about as often as on real pairs, so the two views differ little.
 AUGMENTATION = AugmentOptions(
@@ -55,8 +66,12 @@ LARGEST_BEST_PX, LARGEST_INTERPOLATED_PX, LARGEST_BAD_1 = 1.3, 4.0, 0.35
 Entry = dict[str, np.ndarray]
 
 
-def render(seed: int, index: int, plain: float) -> Views:
+def render(seed: int, index: int, plain: float, pictures: Pictures | None) -> Views:
     """Return a scene of 640x480; with the probability `plain`, primitives before a plain background."""
+    rng = np.random.default_rng((seed, index, 4))
+    if pictures is not None and rng.random() < CUTOUTS:
+        behind = render(seed, index, 2 * plain, None) if rng.random() < BEFORE_SCENES else None
+        return render_cutouts(pictures, seed, index, behind)
     if np.random.default_rng((seed, index, 1)).random() < plain:
         return render_plain(seed, index)
     return render_scenes(seed, range(index, index + 1), 2 * HEIGHT, 2 * WIDTH, 1, epoch=0, kinds=KINDS)
@@ -121,30 +136,36 @@ def lens_shading(height: int, width: int, strength: float, centre: np.ndarray) -
     return np.asarray(1 - strength * (right**2 + down**2) / 0.39, np.float32)
 
 
-def make_entries(scene: Views, seed: int, index: int) -> Iterator[Entry]:
-    """Yield those entries of one scene of 640x480 that resemble real pairs."""
+def make_entries(scene: Views, seed: int, index: int, run: Run) -> Iterator[tuple[str, Entry]]:
+    """Yield those entries of one scene of 640x480 that resemble real pairs, and their folder in the pool."""
     rng = np.random.default_rng((seed, index))
     disparity_px = scene.disparity_px[0]
     left, right = record(scene.left[0], scene.right[0], np.random.default_rng((seed, index, 3)))
-    size = (WIDTH, HEIGHT)
-    small = [np.asarray(cv2.resize(view, size, interpolation=cv2.INTER_AREA)) for view in (left, right)]
-    pair = augment(*small, seed, index)
-    entry = compact(pair, disparity_px[1::2, 1::2] / 2, compute_prior(pair))
-    if resembles_real_pairs(entry, 1):
-        yield entry
-    if rng.random() >= CROPPED:
-        return
-    sigma_px = rng.uniform(0.15, 0.7)
-    soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
-    pair = augment(*soft, seed + 77, index)
-    planes = compute_prior(pair)
-    rows, columns = (left.shape[0] - HEIGHT) // GRID_PX + 1, (left.shape[1] - WIDTH) // GRID_PX + 1
-    for first, last in ((0, columns // 2 + 1), (columns // 2, columns)):
-        y, x = int(rng.integers(rows)) * GRID_PX, int(rng.integers(first, last)) * GRID_PX
-        cut = (..., slice(y, y + HEIGHT), slice(x, x + WIDTH))
-        entry = compact(pair[cut], disparity_px[cut], planes[cut])
-        if resembles_real_pairs(entry, 2):
-            yield entry
+    pair = augment(*(halved(view) for view in (left, right)), seed, index)
+    half_px = disparity_px[1::2, 1::2] / 2
+    candidates = [("", 1.0, compact(pair, half_px, refining_prior(run, pair)))]
+    if rng.random() < UNREFINED:
+        candidates.append(("", 1.0, compact(pair, half_px, compute_prior(pair))))
+    small = np.concatenate([halved(view).transpose(2, 0, 1) for view in views_of(pair)])
+    candidates.append((SMALL, 0.5, compact(small, disparity_px[2::4, 2::4] / 4, compute_prior(small))))
+    if rng.random() < CROPPED:
+        sigma_px = rng.uniform(0.15, 0.7)
+        soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
+        pair = augment(*soft, seed + 77, index)
+        planes = refining_prior(run, pair)
+        rows, columns = (left.shape[0] - HEIGHT) // GRID_PX + 1, (left.shape[1] - WIDTH) // GRID_PX + 1
+        for first, last in ((0, columns // 2 + 1), (columns // 2, columns)):
+            y, x = int(rng.integers(rows)) * GRID_PX, int(rng.integers(first, last)) * GRID_PX
+            cut = (..., slice(y, y + HEIGHT), slice(x, x + WIDTH))
+            candidates.append(("", 2.0, compact(pair[cut], disparity_px[cut], planes[cut])))
+    for folder, per_px, entry in candidates:
+        if resembles_real_pairs(entry, per_px):
+            yield folder, entry
+
+
+def halved(view: np.ndarray) -> np.ndarray:
+    """Return the view at half its size."""
+    return np.asarray(cv2.resize(view, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
 
 
 def augment(left: np.ndarray, right: np.ndarray, seed: int, index: int) -> np.ndarray:
@@ -162,14 +183,25 @@ def augment(left: np.ndarray, right: np.ndarray, seed: int, index: int) -> np.nd
     return pair.mul(255).round_().clamp_(0, 255).to(torch.uint8)[0].numpy()
 
 
+def views_of(pair: np.ndarray) -> list[np.ndarray]:
+    """Return both views, [H, W, 3], of a pair of bytes, [6, H, W]."""
+    return [np.ascontiguousarray(view.transpose(1, 2, 0)) for view in (pair[:3], pair[3:])]
+
+
 def compute_prior(pair: np.ndarray) -> np.ndarray:
-    """Return the prior of a pair of bytes, [6, H, W]."""
-    left, right = (np.ascontiguousarray(view.transpose(1, 2, 0)) for view in (pair[:3], pair[3:]))
-    return two_prior_planes(left, right)
+    """Return the prior, of two matches, of a pair of bytes, [6, H, W]."""
+    return two_prior_planes(*views_of(pair))
+
+
+def refining_prior(run: Run, pair: np.ndarray) -> np.ndarray:
+    """Return the prior of a pair of bytes, [6, H, W], for refining what the network predicts at half the size."""
+    return prior_by_half_the_size(
+        run, np.stack(views_of(pair))[None], lambda log_variance, width: sigma_with_rig(log_variance, width, 1.0)
+    )[0]
 
 
 def compact(pair: np.ndarray, disparity_px: np.ndarray, planes: np.ndarray) -> Entry:
-    """Return what training needs, in 24 bytes a pixel; `learn_on.py` rebuilds the prior from it."""
+    """Return what training needs, in 25 bytes a pixel; `learn_on.py` rebuilds the prior from it."""
     return {
         "left": pair[:3].copy(),
         "truth": disparity_px.astype(np.float16),
@@ -177,7 +209,8 @@ def compact(pair: np.ndarray, disparity_px: np.ndarray, planes: np.ndarray) -> E
         "around": np.round(planes[1:3] * 16).astype(np.int16),
         "unlike": np.round(planes[[4, 5, 6, 7, 8, 12, 15]] * 127).clip(-127, 127).astype(np.int8),
         "others": planes[[10, 13]].astype(np.float16),
-        "bits": (planes[3] + 2 * planes[11]).astype(np.uint8),
+        "matched": planes[3].astype(np.uint8),
+        "trust": np.round(planes[11] * 255).clip(0, 255).astype(np.uint8),
         "support": np.round(planes[14] * 255).clip(0, 255).astype(np.uint8),
     }
 
@@ -211,21 +244,36 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True, help="of the scenes; another one for each process")
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--plain", type=float, default=PLAIN, help="fraction of scenes with a plain background")
+    parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="whose coarse prediction is refined")
+    parser.add_argument("--pictures", type=Path, help="folder of the folders photographs and cutouts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    arguments.pool.mkdir(parents=True, exist_ok=True)
-    began_s, index, pending = time.perf_counter(), 0, list[Entry]()
-    for shard in range(arguments.shards):
-        while len(pending) < PER_SHARD:
-            scene = render(arguments.seed, index, arguments.plain)
-            pending += make_entries(scene, arguments.seed, index)
-            index += 1
-        entries, pending = pending[:PER_SHARD], pending[PER_SHARD:]
-        path, unfinished = (arguments.pool / f"{prefix}{arguments.seed}-{shard:05d}.npz" for prefix in ("", "."))
-        np.savez(unfinished, **{name: np.stack([entry[name] for entry in entries]) for name in entries[0]})
-        unfinished.rename(path)
-        print(f"{path}: {index} scenes, {time.perf_counter() - began_s:.0f} s", flush=True)
+    run = TorchBackend(read_trained(arguments.weights).network(), device="cpu", precision="fp32", compile=False)
+    pictures = Pictures.read(arguments.pictures) if arguments.pictures else None
+    pending: dict[str, list[Entry]] = {"": [], SMALL: []}
+    written = dict.fromkeys(pending, 0)
+    began_s, index = time.perf_counter(), 0
+    (arguments.pool / SMALL).mkdir(parents=True, exist_ok=True)
+    while written[""] < arguments.shards:
+        scene = render(arguments.seed, index, arguments.plain, pictures)
+        for folder, entry in make_entries(scene, arguments.seed, index, run):
+            pending[folder].append(entry)
+        index += 1
+        for folder, entries in pending.items():
+            if len(entries) >= PER_SHARD:
+                path = arguments.pool / folder / f"{arguments.seed}-{written[folder]:05d}.npz"
+                save_shard(path, entries[:PER_SHARD])
+                del entries[:PER_SHARD]
+                written[folder] += 1
+                print(f"{path}: {index} scenes, {time.perf_counter() - began_s:.0f} s", flush=True)
+
+
+def save_shard(path: Path, entries: list[Entry]) -> None:
+    """Write a shard so that whoever lists the folder never sees a part of it."""
+    unfinished = path.with_name("." + path.name)
+    np.savez(unfinished, **{name: np.stack([entry[name] for entry in entries]) for name in entries[0]})
+    unfinished.rename(path)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bake_pool import SMALL
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
@@ -41,6 +42,7 @@ AVERAGED_EVERY = 8  # steps
 SAVED_EVERY_S = 240
 EMA_DECAY = 0.998
 SQUARE_PX = 16
+SMALL_STEPS = 0.2  # fraction of the steps on pairs of 160x120, of which a batch has four times as many
 SCALED_BY = 300  # entries, by whose errors the standard deviation is scaled
 
 
@@ -78,7 +80,7 @@ class Pool:
         unlike = of["unlike"].float() / 127 * gain
         first_px, others_px = of["first"].float()[:, None] / 16, of["others"].float()
         means_px = F.avg_pool2d(first_px, SQUARE_PX).repeat_interleave(SQUARE_PX, 2).repeat_interleave(SQUARE_PX, 3)
-        matched, stiff_matched = ((of["bits"][:, None] >> bit & 1).float() for bit in (0, 1))
+        matched, trust = of["matched"].float()[:, None], of["trust"].float()[:, None] / 255
         prior = [
             first_px,
             of["around"].float() / 16,
@@ -86,7 +88,7 @@ class Pool:
             unlike[:, :5],
             first_px - means_px,
             others_px[:, :1],
-            stiff_matched,
+            trust,
             unlike[:, 5:6],
             others_px[:, 1:],
             of["support"].float()[:, None] / 255,
@@ -193,7 +195,8 @@ def main() -> None:
             world_size=arguments.processes,
             timeout=datetime.timedelta(minutes=20),
         )
-    pool = Pool(arguments.pool, np.random.default_rng((arguments.seed, arguments.rank)))
+    random = np.random.default_rng((arguments.seed, arguments.rank))
+    pool, small = Pool(arguments.pool, random), Pool(arguments.pool / SMALL, random)
     initial = read_trained(arguments.initial_weights)
     model = ModelOptions(model="fused", base_channels=initial.facts.model.base_channels)
     network, averaged = create_network(model), create_network(model).eval()
@@ -208,7 +211,7 @@ def main() -> None:
         loss = weighted_loss(loss_terms(prediction, truth_px, options), options)
         return loss.total / loss.valid.clamp(min=1), prediction.disparity_px
 
-    compiled = torch.compile(loss_of)  # a minute once, then a third less time
+    compiled = torch.compile(loss_of, dynamic=False)  # a minute once, then a third less time
     began_s = saved_s = time.monotonic()
     step, done, running = 0, 0.0, np.zeros(2)
     while True:
@@ -216,7 +219,8 @@ def main() -> None:
             done = average(values, (time.monotonic() - began_s) / 60 / arguments.minutes, arguments.processes)
         if done >= 1:
             break
-        pair, prior, truth_px = pool.batch(arguments.batch_size)
+        is_small = random.random() < SMALL_STEPS
+        pair, prior, truth_px = (small if is_small else pool).batch(arguments.batch_size * (4 if is_small else 1))
         loss, disparity_px = compiled(pair, prior, truth_px)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)

@@ -21,11 +21,12 @@ from foundation_stereo_depth.checkpoint import load_checkpoint, read_trained
 from foundation_stereo_depth.cli import evaluate_command, export_command, predict_command, train_command
 from foundation_stereo_depth.data.codecs import write_rgb
 from foundation_stereo_depth.errors import CheckpointError
-from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX, Predictor
+from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import BackendName
 from foundation_stereo_depth.options.training import ModelOptions
+from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
 from foundation_stereo_depth.training.setup import resolve
 from foundation_stereo_depth.training.train import train
 from live_camera.cli import load_network

@@ -24,13 +24,13 @@ from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.errors import CheckpointError, UserError
 from foundation_stereo_depth.inference import evaluate as evaluate_module
 from foundation_stereo_depth.inference.evaluate import evaluate
-from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX
 from foundation_stereo_depth.inference.report import reliability_figure
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.model.unet import FRESH_SHARE
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import EvaluateOptions
 from foundation_stereo_depth.options.training import DataOptions, ModelOptions, TrainOptions
+from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
 from foundation_stereo_depth.stereo.geometry import disparity_from_depth
 from foundation_stereo_depth.training.train import train
 from foundation_stereo_depth.uncertainty import UncertaintyCounts, uncertainty_counts

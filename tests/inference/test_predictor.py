@@ -9,12 +9,13 @@ from conftest import shifted_pair
 from foundation_stereo_depth import tracking
 from foundation_stereo_depth.data.codecs import read_fsd_disparity, read_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.inference.predictor import RIG_SIGMA_PX, Predictor, find_network_file, open_network
+from foundation_stereo_depth.inference.predictor import Predictor, find_network_file, open_network
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.model import create_network
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.inference import InferenceOptions, NetworkSourceOptions
 from foundation_stereo_depth.options.training import ModelOptions
+from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
 
 INNER = np.s_[6:-6, 24:-8]
 

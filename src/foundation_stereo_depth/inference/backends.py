@@ -64,8 +64,10 @@ class Backend(Protocol):
     description: str
     fixed_size: tuple[int, int] | None
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the prediction for left and right RGB bytes."""
+    def __call__(
+        self, pairs: UInt8[np.ndarray, "B 2 H W 3"], prior: Float32[np.ndarray, "B planes H W"] | None = None
+    ) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes, by their prior; None computes what the network takes."""
         ...
 
 
@@ -215,9 +217,11 @@ class OnnxRuntimeBackend:
         self.fixed_size, self.planes = _fixed(shapes), _planes(shapes)
         self.description = f"onnxruntime on {'cuda' if on_cuda else 'cpu'}"
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the prediction for left and right RGB bytes."""
-        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
+    def __call__(
+        self, pairs: UInt8[np.ndarray, "B 2 H W 3"], prior: Float32[np.ndarray, "B planes H W"] | None = None
+    ) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes, by their prior; None computes what the network takes."""
+        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0, prior)
         return _run(self._path, pairs, lambda: self._session.run(list(ONNX_OUTPUTS), inputs))
 
 
@@ -252,9 +256,11 @@ class OpenVinoBackend:
         computed_in = "8 bits" if is_int8 else hints.get(precision, {}).get("INFERENCE_PRECISION_HINT", inferred)
         self.description = f"OpenVINO, {computed_in} on cpu"
 
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the prediction for left and right RGB bytes."""
-        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0)
+    def __call__(
+        self, pairs: UInt8[np.ndarray, "B 2 H W 3"], prior: Float32[np.ndarray, "B planes H W"] | None = None
+    ) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes, by their prior; None computes what the network takes."""
+        inputs = inputs_of(pairs, self.planes.get(ONNX_PRIOR) or 0, prior)
 
         def run() -> list[np.ndarray]:
             # Pair by pair: compiling for another batch costs half a second of a processor, and gains no time on CPUs.
@@ -308,15 +314,27 @@ def _metadata(model: Any) -> dict[str, str]:
     return {key: str(value.value) for key, value in framework.items()}
 
 
-def inputs_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], prior_planes: int) -> dict[str, np.ndarray]:
-    """Return the inputs, by name, of an exported network whose prior has so many planes; 0: it takes no prior."""
+def inputs_of(
+    pairs: UInt8[np.ndarray, "B 2 H W 3"],
+    prior_planes: int,
+    prior: Float32[np.ndarray, "B planes H W"] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the inputs, by name, of an exported network.
+
+    Args:
+        pairs: left and right RGB bytes.
+        prior_planes: of the prior that it takes; 0 where it takes none.
+        prior: of the pairs; None computes it.
+    """
     B, _, H, W, _ = pairs.shape
     planes = np.empty((B, 6, H, W), np.float32)
     for view, colours in zip(pairs.reshape(-1, H, W, 3), planes.reshape(-1, 3, H, W), strict=True):
         # A quarter of the time that NumPy's strided conversion takes.
         for colour, plane in zip(cv2.split(view), colours, strict=True):
             np.multiply(colour, np.float32(1 / 255), out=plane)
-    return {ONNX_INPUT: planes} | ({ONNX_PRIOR: priors_of(pairs, prior_planes)} if prior_planes else {})
+    if not prior_planes:
+        return {ONNX_INPUT: planes}
+    return {ONNX_INPUT: planes, ONNX_PRIOR: priors_of(pairs, prior_planes) if prior is None else prior}
 
 
 def _fixed(shapes: dict[str, list[Any]]) -> tuple[int, int] | None:

@@ -32,6 +32,7 @@ from foundation_stereo_depth.inference.backends import (
     hash_file,
     inputs_of,
 )
+from foundation_stereo_depth.inference.coarse_to_fine import COARSE_TO_FINE_MODEL, prior_by_half_the_size
 from foundation_stereo_depth.inference.onnx_file import ONNX_INPUT, ONNX_OUTPUTS, ONNX_PRIOR
 from foundation_stereo_depth.inference.predictor import find_network_file
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
@@ -250,9 +251,17 @@ def pairs_of(scenes: StereoBatch) -> UInt8[np.ndarray, "B 2 H W 3"]:
 
 def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Iterator[dict[str, np.ndarray]]:
     """Yield the network's inputs for the pairs from which the ranges of 8 bits are measured."""
+    network = TorchBackend(trained.network(), device="cpu", precision="fp32", compile=False)
     prior_planes = prior_planes_of(trained.network())
     for pair in pairs_of(synthetic_scenes(_share_of(_CALIBRATION_PAIRS, height, width), height, width)):
         yield inputs_of(pair[None], prior_planes)
+        if trained.facts.model.model == COARSE_TO_FINE_MODEL:
+            prior = prior_by_half_the_size(
+                network,
+                pair[None],
+                lambda log_variance, width: sigma_with_rig(log_variance, width, trained.facts.sigma_scale),
+            )
+            yield inputs_of(pair[None], prior_planes, prior)
 
 
 def largest_differences(first: NetworkOutput, second: NetworkOutput) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from jaxtyping import Float32, UInt8
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.data.views import ChannelOrder, View, as_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
+from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, NetworkOutput, open_backend
+from foundation_stereo_depth.inference.coarse_to_fine import COARSE_TO_FINE_MODEL, predict_coarse_to_fine
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS, NetworkFacts
 from foundation_stereo_depth.options.fields import expand_home
@@ -23,21 +24,9 @@ from foundation_stereo_depth.options.inference import (
     PrecisionName,
 )
 from foundation_stereo_depth.outputs import PairMatch
-from foundation_stereo_depth.stereo.confidence import probability_within
+from foundation_stereo_depth.stereo.confidence import probability_within, sigma_with_rig
 from foundation_stereo_depth.stereo.disparity import nearest_samples, resize_disparity
 from foundation_stereo_depth.stereo.match import CONFIDENT_WITHIN_PX, StereoMatch
-from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
-
-RIG_SIGMA_PX = 0.15
-"""Standard deviation, px of the network's size up to `RIG_WIDTH_PX`, that a network trained on perfect pairs cannot
-predict: real cameras are never rectified, focused and calibrated perfectly. Without it, 40 % of real errors instead of
-68 % lay within one sigma in the most certain eighth of the guided network's pixels (docs/experiments/accuracy.md)."""
-RIG_WIDTH_PX = 320
-"""The width at which it was measured. The errors of a rig are angles, so they have more pixels in wider images."""
-
-REFINED_MODEL = "fused"
-"""The networks whose disparity is refined on flat surfaces. They start from steps of a sixteenth of a pixel or more;
-others may know fractions of a pixel better."""
 
 _SMALLEST_PX = 32  # what every network takes
 _SUFFIXES = (".pt", ".safetensors", ".onnx")
@@ -112,8 +101,8 @@ def _source_options(source: Path | str | None) -> NetworkSourceOptions:
 class Predictor:
     """A network behind a call that takes two images of any size and returns a match of that size.
 
-    A fused network's disparity is refined on flat surfaces (`stereo.subpixel`), which the network itself, exported or
-    in PyTorch, does not do.
+    A fused network predicts at half of the size first, and so on (`inference.coarse_to_fine`); the network itself,
+    exported or in PyTorch, does not do that.
 
     Images are stretched to the network's size, as in training: rows stay on rows. Disparity scales with the width
     alone, and so does its standard deviation.
@@ -218,7 +207,7 @@ class Predictor:
             for view, image in zip(row, (left, right), strict=True):
                 view[:] = resize_image(image, self.height, self.width)
         try:
-            disparities_px, log_variances = self._backend(inputs)
+            disparities_px, log_variances = self._predict(inputs)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -231,17 +220,23 @@ class Predictor:
                 f"the network predicts nothing finite, NaN or infinity at every pixel ({self.description}); are its "
                 "weights damaged?"
             )
-        if self.facts.model.model == REFINED_MODEL:
-            disparities_px = [
-                refine_flat_surfaces(*pair, disparity_px).disparity_px
-                for pair, disparity_px in zip(inputs, disparities_px, strict=True)
-            ]
         return [
             self._match_at_size(disparity_px * np.float32(self.facts.disparity_scale), log_variance, *size)
             for disparity_px, log_variance, size in zip(
                 disparities_px, log_variances, sizes or [left.shape[:2] for left, _ in pairs], strict=True
             )
         ]
+
+    def _predict(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
+        """Return the network's prediction for pairs of its size, in px of it."""
+        if self.facts.model.model != COARSE_TO_FINE_MODEL:
+            return self._backend(pairs)
+        return predict_coarse_to_fine(
+            self._backend,
+            pairs,
+            lambda log_variance, width: sigma_with_rig(log_variance, width, self.facts.sigma_scale),
+            only_size=self._backend.fixed_size is not None,
+        )
 
     def _match_at_size(
         self,
@@ -255,10 +250,7 @@ class Predictor:
         resized_px = resize_disparity(disparity_px, height, width)
         if not self.facts.predicts_uncertainty:
             return StereoMatch(disparity_px=resized_px, valid=np.isfinite(resized_px))
-        rig_sigma_px = RIG_SIGMA_PX * max(1.0, self.width / RIG_WIDTH_PX)
-        scale = self.facts.sigma_scale * self.facts.disparity_scale
-        variance = np.exp(log_variance) * np.float32(scale**2) + np.float32(rig_sigma_px**2)
-        sigma_px = np.sqrt(variance)
+        sigma_px = sigma_with_rig(log_variance, self.width, self.facts.sigma_scale * self.facts.disparity_scale)
         # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
         sigma_at_size_px = sigma_px * np.float32(width / self.width)
         confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from torch import nn
 
 from foundation_stereo_depth.device import Processes, autocast, check_compiler, pick_device, pick_precision
@@ -41,13 +41,16 @@ class TorchBackend:
         self.description = f"torch, {str(self._precision).removeprefix('torch.')} on {self.device.type}"
 
     @torch.inference_mode()
-    def __call__(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the prediction for left and right RGB bytes."""
+    def __call__(
+        self, pairs: UInt8[np.ndarray, "B 2 H W 3"], prior: Float32[np.ndarray, "B planes H W"] | None = None
+    ) -> NetworkOutput:
+        """Return the prediction for left and right RGB bytes, by their prior; None computes what the network takes."""
         # Bytes are copied to the device, and reordered there before they become floats, four times as large.
         pair = torch.from_numpy(pairs).to(self.device).permute(0, 1, 4, 2, 3).flatten(1, 2).to(torch.float32) / 255
         inputs = (pair,)
         if self._prior_planes:
-            inputs = (pair, torch.from_numpy(priors_of(pairs, self._prior_planes)).to(self.device))
+            prior = priors_of(pairs, self._prior_planes) if prior is None else prior
+            inputs = (pair, torch.from_numpy(prior).to(self.device))
         with autocast(self.device, self._precision):
             prediction = self._network(*inputs)
         disparity_px, log_variance = (

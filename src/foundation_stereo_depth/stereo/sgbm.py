@@ -191,13 +191,53 @@ def two_prior_planes(
         support = np.where(interpolated_px > nearest_px, behind_support, support)
         interpolated_px = np.where(interpolated_px > nearest_px, behind_px, interpolated_px)
         smooth_px = np.where(smooth_px > nearest_px, behind_px, smooth_px)
-    planes[11], planes[14] = smooth_valid, support
-    for first, disparity_px in ((10, smooth_px), (13, interpolated_px)):
-        np.subtract(disparity_px, planes[0], out=planes[first])
-        warped = warp(inputs.grey_right, disparity_px)
-        cv2.subtract(inputs.grey_left, warped, dst=planes[first + 2], dtype=cv2.CV_32F)
-        planes[first + 2] /= 255
+    _write_candidate(planes[10:13], planes[0], smooth_px, smooth_valid, inputs)
+    _write_candidate(planes[13:16], planes[0], interpolated_px, support, inputs)
     return planes
+
+
+def refining_prior_planes(
+    left: UInt8[np.ndarray, "H W 3"],
+    right: UInt8[np.ndarray, "H W 3"],
+    coarse_px: Float32[np.ndarray, "H W"],
+    coarse_sigma_px: Float32[np.ndarray, "H W"],
+) -> Float32[np.ndarray, "16 H W"]:
+    """Return the prior of a network that has predicted half as large a pair already, and refines that.
+
+    The planes are those of `two_prior_planes`. The coarse disparity stands in place of the smooth match, and in place
+    of its mask the certainty exp(-deviation), of the deviation in px at a width of 320 px. The third disparity is
+    interpolated from the coarse one, above all from where the first match agrees with it.
+
+    Args:
+        left: RGB, rectified.
+        right: the same.
+        coarse_px: disparity in px of the pair, enlarged to its size.
+        coarse_sigma_px: standard deviation of its error, px.
+    """
+    height, width = left.shape[:2]
+    planes = np.empty((TWO_PRIOR_PLANES, height, width), np.float32)
+    inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES])
+    scale = width / _SMOOTH_WIDTH_PX
+    agree = (planes[3] > 0) & (np.abs(planes[0] - coarse_px) < _AGREE_PX * scale)
+    support = np.where(agree, np.float32(1), np.float32(_SMOOTH_SUPPORT))
+    interpolated_px, support = _interpolate(coarse_px, support, inputs.grey_left, 2 * max(1, round(scale)))
+    _write_candidate(planes[10:13], planes[0], coarse_px, np.exp(coarse_sigma_px * np.float32(-1 / scale)), inputs)
+    _write_candidate(planes[13:16], planes[0], interpolated_px, support, inputs)
+    return planes
+
+
+def _write_candidate(
+    planes: Float32[np.ndarray, "3 H W"],
+    first_px: Float32[np.ndarray, "H W"],
+    disparity_px: Float32[np.ndarray, "H W"],
+    trust: Float32[np.ndarray, "H W"],
+    inputs: _MatchInputs,
+) -> None:
+    """Write a disparity less that of the first match, how far to trust it, and its photometric residual."""
+    np.subtract(disparity_px, first_px, out=planes[0])
+    planes[1] = trust
+    cv2.subtract(inputs.grey_left, warp(inputs.grey_right, disparity_px), dst=planes[2], dtype=cv2.CV_32F)
+    planes[2] /= 255
 
 
 def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from conftest import shifted_pair
+
+from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine, prior_by_half_the_size
+from foundation_stereo_depth.inference.predictor import Predictor
+from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
+from foundation_stereo_depth.stereo.sgbm import TWO_PRIOR_PLANES
+
+
+class Recorder:
+    """In place of a network: predicts a tenth of the width everywhere, and records with what it is called."""
+
+    def __init__(self, log_variance: float = 0.0) -> None:
+        self.calls: list[tuple[tuple[int, int], np.ndarray | None]] = []
+        self._log_variance = log_variance
+
+    def __call__(self, pairs: np.ndarray, prior: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        height, width = pairs.shape[2:4]
+        self.calls.append(((height, width), prior))
+        shape = (len(pairs), height, width)
+        return np.full(shape, width / 10, np.float32), np.full(shape, self._log_variance, np.float32)
+
+
+def sigma_of(log_variance: np.ndarray, width: int) -> np.ndarray:
+    """Return a deviation that depends on both arguments: exp(v / 2) at a width of 160 px."""
+    return np.exp(log_variance / 2) * np.float32(160 / width)
+
+
+def random_pairs(count: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, 2, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((480, 640), [(120, 160), (240, 320), (480, 640)]),
+        ((241, 323), [(120, 161), (241, 323)]),
+        ((240, 318), [(240, 318)]),
+        ((62, 640), [(62, 640)]),
+    ],
+)
+def test_half_the_size_is_predicted_first_down_to_160_by_32(
+    size: tuple[int, int], expected: list[tuple[int, int]]
+) -> None:
+    network = Recorder()
+    disparity_px, _ = predict_coarse_to_fine(network, random_pairs(2, *size), sigma_of)
+    assert [called for called, _ in network.calls] == expected
+    assert network.calls[0][1] is None  # which is then the prior of one size
+    for (height, width), prior in network.calls[1:]:
+        assert prior is not None
+        assert prior.shape == (2, TWO_PRIOR_PLANES, height, width)
+    assert disparity_px.shape == (2, *size)
+
+
+def test_a_network_of_one_size_is_called_at_that_alone() -> None:
+    network = Recorder()
+    predict_coarse_to_fine(network, random_pairs(1, 480, 640), sigma_of, only_size=True)
+    assert [called for called, _ in network.calls] == [(480, 640)]
+
+
+def test_prior_has_the_enlarged_disparity_and_its_certainty() -> None:
+    left, right = shifted_pair(240, 320, 8)
+    prior = prior_by_half_the_size(Recorder(log_variance=2 * np.log(0.5)), np.stack([left, right])[None], sigma_of)[0]
+    # Predicted at 160 px: 16 px with a deviation of 0.5 px, so 32 and 1 px here.
+    np.testing.assert_allclose(prior[0] + prior[10], 32, atol=0.61)  # flat surfaces are refined by up to 0.3 px of 160
+    np.testing.assert_allclose(prior[11], np.exp(-1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino", "onnxruntime"])
+def test_a_plain_wall_between_textured_borders_is_found_from_the_small_images(backend: str) -> None:
+    rng = np.random.default_rng(1)
+    texture = rng.integers(0, 256, (480, 700), dtype=np.uint8)
+    texture[60:420, 120:600] = 150  # 480 px of nothing
+    left, right = (np.repeat(view[..., None], 3, axis=2) for view in (texture[:, 30:670], texture[:, 60:700]))
+    predictor = Predictor.open(DEFAULT_WEIGHTS, backend=backend, device="cpu", height=480, width=640)  # pyright: ignore[reportArgumentType]
+    disparity_px = predictor.batch([(left, right)])[0].disparity_px
+    assert np.abs(disparity_px[80:400, 120:560] - 30).mean() < 1.0
