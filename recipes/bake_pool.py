@@ -4,7 +4,7 @@ Scenes are rendered at 640x480. Each is stored resized to 320x240, and to 160x12
 crops of 320x240 are stored at full size, matched before they are cropped, so that one network is trained at all scales.
 At 160x120 the network chooses between two matches; at the others it refines what the given weights predict at half the
 size, and at 320x240 sometimes chooses too. Some scenes are floating primitives before a plain background, and with
-`--pictures` nearly half are of photographs (`cutout_scenes.py`). All are recorded as cameras do it: with lens shading
+`--images` nearly half are of photographs (`cutout_scenes.py`). All are recorded as cameras do it: with lens shading
 and sheen that both views have in the same place, noise and its removal. On a real white wall these are what a matcher
 finds, at a disparity that is too small. Entries are kept where the matches are about as good as on real pairs: the
 others are harder, and what a network learns from them makes it worse on real pairs. Shards of 48 entries, 88 MB each;
@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from cutout_scenes import Pictures, render_cutouts
+from cutout_scenes import SceneImages, render_cutouts
 
 from foundation_stereo_depth.checkpoint import read_trained
 from foundation_stereo_depth.data.augment.pipeline import augmented_pair
@@ -40,7 +40,7 @@ from foundation_stereo_depth.stereo.sgbm import two_prior_planes
 HEIGHT, WIDTH = 240, 320
 KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition
 PLAIN = 1 / 6  # fraction of the scenes whose background is plain
-CUTOUTS, BEFORE_SCENES = 0.45, 0.3  # fractions of the scenes, if there are pictures; of those, before other scenes
+CUTOUTS, BEFORE_SCENES = 0.45, 0.3  # fractions of the scenes, if there are images; of those, before other scenes
 CROPPED = 0.5  # fraction of the scenes that are cropped too
 UNREFINED = 0.25  # fraction of the scenes stored at 320x240 with two matches too
 PER_SHARD = 48
@@ -66,12 +66,12 @@ LARGEST_BEST_PX, LARGEST_INTERPOLATED_PX, LARGEST_BAD_1 = 1.3, 4.0, 0.35
 Entry = dict[str, np.ndarray]
 
 
-def render(seed: int, index: int, plain: float, pictures: Pictures | None) -> Views:
+def render(seed: int, index: int, plain: float, images: SceneImages | None) -> Views:
     """Return a scene of 640x480; with the probability `plain`, primitives before a plain background."""
     rng = np.random.default_rng((seed, index, 4))
-    if pictures is not None and rng.random() < CUTOUTS:
+    if images is not None and rng.random() < CUTOUTS:
         behind = render(seed, index, 2 * plain, None) if rng.random() < BEFORE_SCENES else None
-        return render_cutouts(pictures, seed, index, behind)
+        return render_cutouts(images, seed, index, behind)
     if np.random.default_rng((seed, index, 1)).random() < plain:
         return render_plain(seed, index)
     return render_scenes(seed, range(index, index + 1), 2 * HEIGHT, 2 * WIDTH, 1, epoch=0, kinds=KINDS)
@@ -245,18 +245,18 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=100)
     parser.add_argument("--plain", type=float, default=PLAIN, help="fraction of scenes with a plain background")
     parser.add_argument("--weights", type=Path, default=DEFAULT_WEIGHTS, help="whose coarse prediction is refined")
-    parser.add_argument("--pictures", type=Path, help="folder of the folders photographs and cutouts")
+    parser.add_argument("--images", type=Path, help="folder of the folders photographs and cutouts")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     run = TorchBackend(read_trained(arguments.weights).network(), device="cpu", precision="fp32", compile=False)
-    pictures = Pictures.read(arguments.pictures) if arguments.pictures else None
+    images = SceneImages.read(arguments.images) if arguments.images else None
     pending: dict[str, list[Entry]] = {"": [], SMALL: []}
     written = dict.fromkeys(pending, 0)
     began_s, index = time.perf_counter(), 0
     (arguments.pool / SMALL).mkdir(parents=True, exist_ok=True)
     while written[""] < arguments.shards:
-        scene = render(arguments.seed, index, arguments.plain, pictures)
+        scene = render(arguments.seed, index, arguments.plain, images)
         for folder, entry in make_entries(scene, arguments.seed, index, run):
             pending[folder].append(entry)
         index += 1
@@ -270,7 +270,7 @@ def main() -> None:
 
 
 def save_shard(path: Path, entries: list[Entry]) -> None:
-    """Write a shard so that whoever lists the folder never sees a part of it."""
+    """Write a shard under another name, then rename it: training may list the folder meanwhile."""
     unfinished = path.with_name("." + path.name)
     np.savez(unfinished, **{name: np.stack([entry[name] for entry in entries]) for name in entries[0]})
     unfinished.rename(path)

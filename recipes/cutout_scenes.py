@@ -1,7 +1,7 @@
 """Scenes of photographs and of cut-outs from photographs, for `bake_pool.py`.
 
 Cut-outs, images with a transparent background, stand before photographs, plain walls, or other scenes. Their outlines
-and what is beside them are real, as far as a flat picture of an object goes; the disparity is known everywhere.
+and what is beside them are real, as far as a flat image of an object goes; the disparity is known everywhere.
 
 The installed weights were trained with 213 photographs and 250 cut-outs, chosen by hand, of these Debian packages:
 tuxpaint-stamps-default (cut-outs), gcompris-qt-data, gnome-backgrounds, mate-backgrounds, lomiri-wallpapers-16.04,
@@ -25,7 +25,7 @@ Sample = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Returns colours, or disparities in px, at columns and rows of the left view."""
 
 
-class Pictures(NamedTuple):
+class SceneImages(NamedTuple):
     """What scenes are made of.
 
     Attributes:
@@ -37,7 +37,7 @@ class Pictures(NamedTuple):
     cutouts: list[np.ndarray]
 
     @classmethod
-    def read(cls, folder: Path) -> "Pictures":
+    def read(cls, folder: Path) -> "SceneImages":
         """Read all images of the folders `photographs` and `cutouts`."""
         photographs = [cv2.imread(str(path)) for path in sorted((folder / "photographs").iterdir())]
         cutouts = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted((folder / "cutouts").iterdir())]
@@ -61,13 +61,13 @@ class Layers:
         self.right *= (1 - of_right)[..., None]
 
     def put(
-        self, picture: np.ndarray, place: Sample, disparity_px: Sample, centre: tuple[float, float], radius_px: float
+        self, sprite: np.ndarray, place: Sample, disparity_px: Sample, centre: tuple[float, float], radius_px: float
     ) -> None:
         """Put an object before the rest.
 
         Args:
-            picture: colours times alpha, and alpha.
-            place: where in the picture a pixel of the left view is.
+            sprite: colours times alpha, and alpha.
+            place: where in the sprite a pixel of the left view is.
             disparity_px: of the object.
             centre: column and row of the object in the left view.
             radius_px: around it, what the object may cover there.
@@ -82,36 +82,36 @@ class Layers:
                 continue
             seen_at = _seen_at(x, y, disparity_px) if is_right else x
             u, v = place(seen_at, y).astype(np.float32)
-            drawn = np.asarray(cv2.remap(picture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
+            drawn = np.asarray(cv2.remap(sprite, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT))
             view, map_px = (self.right, self.of_right_px) if is_right else (self.left, self.disparity_px)
             view[window] = view[window] * (1 - drawn[..., 3:]) + drawn[..., :3]
             np.copyto(map_px[window], disparity_px(seen_at, y), where=drawn[..., 3] > 0.5)
 
 
-def render_cutouts(pictures: Pictures, seed: int, index: int, behind: Views | None) -> Views:
+def render_cutouts(images: SceneImages, seed: int, index: int, behind: Views | None) -> Views:
     """Return a scene of 640x480: cut-outs before another scene, or before photographs and plain surfaces."""
     rng = np.random.default_rng((seed, index, 9))
     if behind is None:
         farthest_px = _log_uniform(rng, 3, 70)
-        layers = _background(pictures, rng, farthest_px)
+        layers = _background(images, rng, farthest_px)
     else:
         disparity_px = behind.disparity_px[0]
         farthest_px = float(np.median(disparity_px))
         layers = Layers(behind.left[0], behind.right[0], disparity_px, _of_right(disparity_px))
     depth_px = _log_uniform(rng, 4, max(5.0, min(100.0, LARGEST_PX - farthest_px)))
     for nearness in np.sort(rng.uniform(0.05, 1, int(rng.integers(2, 18)))):
-        _add_object(pictures, rng, layers, float(nearness * depth_px), farthest_px)
+        _add_object(images, rng, layers, float(nearness * depth_px), farthest_px)
     left, right = (np.clip(view + 0.5, 0, 255).astype(np.uint8)[None] for view in (layers.left, layers.right))
     return Views(left, right, layers.disparity_px[None].astype(np.float32))
 
 
 def _add_object(
-    pictures: Pictures, rng: np.random.Generator, layers: Layers, before_px: float, farthest_px: float
+    images: SceneImages, rng: np.random.Generator, layers: Layers, before_px: float, farthest_px: float
 ) -> None:
     """Add one object, so many px of disparity before the background; half of them cast a shadow."""
     size_px = _log_uniform(rng, 40, 420)
-    picture, is_round = _cutout(pictures, rng, size_px)
-    height, width = picture.shape[:2]
+    sprite, is_round = _cutout(images, rng, size_px)
+    height, width = sprite.shape[:2]
     angle = rng.uniform(-0.35, 0.35) if rng.random() < 0.6 else 0.0
     cosine, sine = float(np.cos(angle)), float(np.sin(angle))
     centre_x, centre_y = rng.uniform(-0.05, 1.05) * WIDTH, rng.uniform(0, 1.05) * HEIGHT
@@ -131,18 +131,18 @@ def _add_object(
 
     if rng.random() < 0.45:
         at = place(X - rng.normal(0, 0.06) * size_px, Y - rng.uniform(-0.02, 0.1) * size_px).astype(np.float32)
-        shade = cv2.remap(picture[..., 3], at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        shade = cv2.remap(sprite[..., 3], at[0], at[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
         # Blurred at a quarter of the size, which is enough for a soft shadow.
         small = cv2.resize(shade, (WIDTH // 4, HEIGHT // 4), interpolation=cv2.INTER_AREA)
         small = cv2.GaussianBlur(small, (0, 0), max(0.4, _log_uniform(rng, 0.02, 0.15) * size_px / 4))
         layers.darken(np.asarray(cv2.resize(small, (WIDTH, HEIGHT))) * np.float32(rng.uniform(0.15, 0.7)))
-    layers.put(picture, place, disparity_px, (centre_x, centre_y), float(np.hypot(width, height)) / 2 + 4)
+    layers.put(sprite, place, disparity_px, (centre_x, centre_y), float(np.hypot(width, height)) / 2 + 4)
 
 
-def _cutout(pictures: Pictures, rng: np.random.Generator, size_px: float) -> tuple[np.ndarray, bool]:
+def _cutout(images: SceneImages, rng: np.random.Generator, size_px: float) -> tuple[np.ndarray, bool]:
     """Return an object of about that size, colours times alpha and alpha; and whether it is round."""
     if rng.random() < 0.7:
-        image = pictures.cutouts[rng.integers(len(pictures.cutouts))]
+        image = images.cutouts[rng.integers(len(images.cutouts))]
         image = np.ascontiguousarray(image[:, ::-1] if rng.random() < 0.5 else image)
         factor = min(size_px / max(image.shape[:2]), 1.6)
         mode = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
@@ -150,12 +150,12 @@ def _cutout(pictures: Pictures, rng: np.random.Generator, size_px: float) -> tup
         colours, alpha = _tint(image[..., :3], rng, 0.5, 1.3), image[..., 3:].astype(np.float32) / 255
         is_round = rng.random() < 0.7
     else:
-        colours, alpha, is_round = _piece(pictures, rng, size_px)
-    picture = np.concatenate([colours * alpha, alpha], axis=2).astype(np.float32)
-    return np.asarray(cv2.copyMakeBorder(picture, 2, 2, 2, 2, cv2.BORDER_CONSTANT)), is_round
+        colours, alpha, is_round = _piece(images, rng, size_px)
+    sprite = np.concatenate([colours * alpha, alpha], axis=2).astype(np.float32)
+    return np.asarray(cv2.copyMakeBorder(sprite, 2, 2, 2, 2, cv2.BORDER_CONSTANT)), is_round
 
 
-def _piece(pictures: Pictures, rng: np.random.Generator, size_px: float) -> tuple[np.ndarray, np.ndarray, bool]:
+def _piece(images: SceneImages, rng: np.random.Generator, size_px: float) -> tuple[np.ndarray, np.ndarray, bool]:
     """Return a rectangle, rod, ellipse or polygon of a photograph or of a plain surface; its alpha; if it is round."""
     height, width = (max(5, int(size_px * rng.uniform(0.3, 1))) for _ in range(2))
     if rng.random() < 0.3:
@@ -173,7 +173,7 @@ def _piece(pictures: Pictures, rng: np.random.Generator, size_px: float) -> tupl
         outline = np.stack([width * (1 + radii * np.cos(angles)), height * (1 + radii * np.sin(angles))], axis=1)
         cv2.fillPoly(mask, [outline.astype(np.int32)], 255)
     alpha = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_AREA))[..., None] / np.float32(255)
-    paint = _photograph(pictures, rng) if rng.random() < 0.65 else _plain(pictures, rng)
+    paint = _photograph(images, rng) if rng.random() < 0.65 else _plain(images, rng)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     colours = paint(x + np.float32(rng.uniform(0, WIDTH)), y + np.float32(rng.uniform(0, HEIGHT)))
     is_round = kind >= 0.35 and bool(rng.random() < 0.5)
@@ -183,11 +183,11 @@ def _piece(pictures: Pictures, rng: np.random.Generator, size_px: float) -> tupl
     return colours, alpha, is_round
 
 
-def _background(pictures: Pictures, rng: np.random.Generator, farthest_px: float) -> Layers:
+def _background(images: SceneImages, rng: np.random.Generator, farthest_px: float) -> Layers:
     """Return a wall, often with a floor or with a second wall, each a photograph or plain."""
 
     def surface() -> Sample:
-        return _photograph(pictures, rng) if rng.random() < 0.6 else _plain(pictures, rng)
+        return _photograph(images, rng) if rng.random() < 0.6 else _plain(images, rng)
 
     def plane(x0: float, y0: float, slope_x: float, slope_y: float) -> Sample:
         return lambda x, y: farthest_px + slope_x * (x - x0) + slope_y * (y - y0)
@@ -211,9 +211,9 @@ def _background(pictures: Pictures, rng: np.random.Generator, farthest_px: float
     return Layers(paint(X, Y), paint(seen_at, Y), disparity_px(X, Y), disparity_px(seen_at, Y))
 
 
-def _photograph(pictures: Pictures, rng: np.random.Generator) -> Sample:
+def _photograph(images: SceneImages, rng: np.random.Generator) -> Sample:
     """Return a photograph as an endless surface, mirrored beyond its borders."""
-    image = pictures.photographs[rng.integers(len(pictures.photographs))]
+    image = images.photographs[rng.integers(len(images.photographs))]
     factor = max(WIDTH / image.shape[1], HEIGHT / image.shape[0]) * _log_uniform(rng, 0.5, 2)
     if factor < 1:
         image = np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA))
@@ -232,10 +232,10 @@ def _photograph(pictures: Pictures, rng: np.random.Generator) -> Sample:
     return paint
 
 
-def _plain(pictures: Pictures, rng: np.random.Generator) -> Sample:
+def _plain(images: SceneImages, rng: np.random.Generator) -> Sample:
     """Return a surface of nearly one colour: lit unevenly, with the faint texture of a photograph."""
     colour = np.clip(rng.uniform(20, 245) + rng.uniform(-20, 20, 3), 5, 250).astype(np.float32)
-    texture, contrast, slopes = _photograph(pictures, rng), _log_uniform(rng, 0.01, 0.2), rng.normal(0, 0.15, 3)
+    texture, contrast, slopes = _photograph(images, rng), _log_uniform(rng, 0.01, 0.2), rng.normal(0, 0.15, 3)
 
     def paint(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         detail = texture(x, y)

@@ -79,7 +79,7 @@ class Pool:
         left = ((of["left"].float() / 255 - 0.5) * gain + 0.5 + shift).clamp(0, 1)
         unlike = of["unlike"].float() / 127 * gain
         first_px, others_px = of["first"].float()[:, None] / 16, of["others"].float()
-        means_px = F.avg_pool2d(first_px, SQUARE_PX).repeat_interleave(SQUARE_PX, 2).repeat_interleave(SQUARE_PX, 3)
+        means_px = means_of_squares(first_px)
         matched, trust = of["matched"].float()[:, None], of["trust"].float()[:, None] / 255
         prior = [
             first_px,
@@ -96,6 +96,14 @@ class Pool:
         ]
         # Of the right view the network sees what the prior says of it.
         return torch.cat([left, left], dim=1), torch.cat(prior, dim=1), of["truth"].float()[:, None]
+
+
+def means_of_squares(values: Tensor) -> Tensor:
+    """Return at each pixel the mean over its square, as the prior has it."""
+    height, width = values.shape[2:]
+    whole = F.pad(values, (0, -width % SQUARE_PX, 0, -height % SQUARE_PX), mode="replicate")
+    means = F.avg_pool2d(whole, SQUARE_PX).repeat_interleave(SQUARE_PX, 2).repeat_interleave(SQUARE_PX, 3)
+    return means[..., :height, :width]
 
 
 def learning_rate_at(done: float, peak: float, warmup: float) -> float:

@@ -1,10 +1,13 @@
-"""A network that chooses between two semi-global matches, and corrects its choice.
+"""A network that chooses between two semi-global matches, or refines a coarse prediction, and corrects its choice.
 
 The first match has small smoothness penalties: it keeps the edges of textured surfaces, and is random on textureless
 and on repetitive ones. The smooth match has large penalties and rounds off edges. A third disparity is interpolated
 from where both agree, up to edges of the image. The network mixes seven candidates for each pixel: the first match, its
 local minimum and maximum (background and foreground of an edge), the smooth match, the interpolated disparity, and two
 values of its own, relative to the first match and to the interpolated disparity.
+
+So it predicts at the smallest size. At larger ones the prediction of half the size takes the place of the smooth match
+(`inference.coarse_to_fine`, `stereo.sgbm.refining_prior_planes`).
 
 The layers are those of the guided network, whose weights can therefore start this one: `fused_from_guided`.
 """
@@ -26,7 +29,7 @@ _TRUSTED_SUPPORT = 0.6
 
 
 class FusedNetwork(RefinementNetwork):
-    """Takes the pair and its `stereo.sgbm.two_prior_planes`."""
+    """Takes the pair and its `stereo.sgbm.two_prior_planes`, or its `refining_prior_planes`."""
 
     name = "fused"
     prior_planes = TWO_PRIOR_PLANES
