@@ -30,7 +30,8 @@ from foundation_stereo_depth.data.random import sample_keys
 from foundation_stereo_depth.data.synthetic import scenes
 from foundation_stereo_depth.data.synthetic.primitives import empty_scene
 from foundation_stereo_depth.data.synthetic.scenes import Views, render_scenes
-from foundation_stereo_depth.inference.coarse_to_fine import Run, prior_by_half_the_size
+from foundation_stereo_depth.inference.backends import NetworkOutput
+from foundation_stereo_depth.inference.coarse_to_fine import Run, predict_coarse_to_fine
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.training import AugmentOptions
@@ -42,7 +43,7 @@ KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition
 PLAIN = 1 / 6  # fraction of the scenes whose background is plain
 CUTOUTS, BEFORE_SCENES = 0.45, 0.3  # fractions of the scenes, if there are images; of those, before other scenes
 CROPPED = 0.5  # fraction of the scenes that are cropped too
-UNREFINED = 0.25  # fraction of the scenes stored at 320x240 with two matches too
+UNREFINED = 0.15  # fraction of the scenes stored at 320x240 with two matches too
 PER_SHARD = 48
 SMALL = "small"  # folder of the entries of 160x120
 GRID_PX = 16  # crops start on this grid, as the squares of the prior do
@@ -143,16 +144,19 @@ def make_entries(scene: Views, seed: int, index: int, run: Run) -> Iterator[tupl
     left, right = record(scene.left[0], scene.right[0], np.random.default_rng((seed, index, 3)))
     pair = augment(*(halved(view) for view in (left, right)), seed, index)
     half_px = disparity_px[1::2, 1::2] / 2
-    candidates = [("", 1.0, compact(pair, half_px, refining_prior(run, pair)))]
-    if rng.random() < UNREFINED:
-        candidates.append(("", 1.0, compact(pair, half_px, compute_prior(pair))))
+    priors = compute_priors(run, pair)
     small = np.concatenate([halved(view).transpose(2, 0, 1) for view in views_of(pair)])
-    candidates.append((SMALL, 0.5, compact(small, disparity_px[2::4, 2::4] / 4, compute_prior(small))))
+    candidates = [
+        ("", 1.0, compact(pair, half_px, priors[WIDTH])),
+        (SMALL, 0.5, compact(small, disparity_px[2::4, 2::4] / 4, priors[WIDTH // 2])),
+    ]
+    if rng.random() < UNREFINED:
+        candidates.append(("", 1.0, compact(pair, half_px, two_prior_planes(*views_of(pair)))))
     if rng.random() < CROPPED:
         sigma_px = rng.uniform(0.15, 0.7)
         soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
         pair = augment(*soft, seed + 77, index)
-        planes = refining_prior(run, pair)
+        planes = compute_priors(run, pair)[2 * WIDTH]
         rows, columns = (left.shape[0] - HEIGHT) // GRID_PX + 1, (left.shape[1] - WIDTH) // GRID_PX + 1
         for first, last in ((0, columns // 2 + 1), (columns // 2, columns)):
             y, x = int(rng.integers(rows)) * GRID_PX, int(rng.integers(first, last)) * GRID_PX
@@ -188,16 +192,20 @@ def views_of(pair: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(view.transpose(1, 2, 0)) for view in (pair[:3], pair[3:])]
 
 
-def compute_prior(pair: np.ndarray) -> np.ndarray:
-    """Return the prior, of two matches, of a pair of bytes, [6, H, W]."""
-    return two_prior_planes(*views_of(pair))
+def compute_priors(run: Run, pair: np.ndarray) -> dict[int, np.ndarray]:
+    """Return the prior of a pair of bytes, [6, H, W], at each size at which a network predicts it, by the width."""
+    pairs, priors = np.stack(views_of(pair))[None], dict[int, np.ndarray]()
 
+    def run_below(size: np.ndarray, prior: np.ndarray | None) -> NetworkOutput:
+        assert prior is not None
+        priors[size.shape[3]] = prior[0]
+        if size.shape != pairs.shape:
+            return run(size, prior)
+        nothing = np.zeros((1, *size.shape[2:4]), np.float32)  # what is predicted at the full size is not used
+        return nothing, nothing
 
-def refining_prior(run: Run, pair: np.ndarray) -> np.ndarray:
-    """Return the prior of a pair of bytes, [6, H, W], for refining what the network predicts at half the size."""
-    return prior_by_half_the_size(
-        run, np.stack(views_of(pair))[None], lambda log_variance, width: sigma_with_rig(log_variance, width, 1.0)
-    )[0]
+    predict_coarse_to_fine(run_below, pairs, lambda log_variance, width: sigma_with_rig(log_variance, width, 1.0))
+    return priors
 
 
 def compact(pair: np.ndarray, disparity_px: np.ndarray, planes: np.ndarray) -> Entry:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from conftest import shifted_pair
 
-from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine, prior_by_half_the_size
+from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.stereo.sgbm import TWO_PRIOR_PLANES
@@ -46,10 +46,12 @@ def test_half_the_size_is_predicted_first_down_to_160_by_32(
     network = Recorder()
     disparity_px, _ = predict_coarse_to_fine(network, random_pairs(2, *size), sigma_of)
     assert [called for called, _ in network.calls] == expected
-    assert network.calls[0][1] is None  # which is then the prior of one size
-    for (height, width), prior in network.calls[1:]:
-        assert prior is not None
-        assert prior.shape == (2, TWO_PRIOR_PLANES, height, width)
+    for (height, width), prior in network.calls:
+        if len(expected) == 1:
+            assert prior is None  # the backend computes that of one size
+        else:
+            assert prior is not None
+            assert prior.shape == (2, TWO_PRIOR_PLANES, height, width)
     assert disparity_px.shape == (2, *size)
 
 
@@ -60,11 +62,25 @@ def test_a_network_of_one_size_is_called_at_that_alone() -> None:
 
 
 def test_prior_has_the_enlarged_disparity_and_its_certainty() -> None:
-    left, right = shifted_pair(240, 320, 8)
-    prior = prior_by_half_the_size(Recorder(log_variance=2 * np.log(0.5)), np.stack([left, right])[None], sigma_of)[0]
+    network = Recorder(log_variance=2 * np.log(0.5))
+    predict_coarse_to_fine(network, np.stack(shifted_pair(240, 320, 8))[None], sigma_of)
+    prior = network.calls[1][1]
+    assert prior is not None
     # Predicted at 160 px: 16 px with a deviation of 0.5 px, so 32 and 1 px here.
-    np.testing.assert_allclose(prior[0] + prior[10], 32, atol=0.61)  # flat surfaces are refined by up to 0.3 px of 160
-    np.testing.assert_allclose(prior[11], np.exp(-1), rtol=1e-5)
+    coarse_px, interpolated_px = prior[0, 0] + prior[0, 10], prior[0, 0] + prior[0, 13]
+    np.testing.assert_allclose(coarse_px, 32, atol=0.61)  # flat surfaces are refined by up to 0.3 px of 160
+    np.testing.assert_allclose(prior[0, 11], np.exp(-1), rtol=1e-5)
+    # The true 8 px, to which the smooth match comes, are too far from it.
+    np.testing.assert_allclose(interpolated_px, coarse_px, atol=1e-5)
+
+
+def test_pairs_of_a_batch_are_predicted_as_they_are_alone() -> None:
+    pairs = np.stack([np.stack(shifted_pair(96, 320, shift, seed=shift)) for shift in (3, 9)])
+    predictor = Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu", precision="fp32", height=96, width=320)
+    together = predictor.batch([tuple(pair) for pair in pairs])
+    for match, pair in zip(together, pairs, strict=True):
+        [alone] = predictor.batch([tuple(pair)])
+        np.testing.assert_allclose(match.disparity_px, alone.disparity_px, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["torch", "openvino", "onnxruntime"])

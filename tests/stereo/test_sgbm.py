@@ -188,20 +188,34 @@ def test_the_smooth_match_of_what_is_infinitely_far_is_not_below_0() -> None:
     assert (planes[0] + planes[10]).min() >= 0
 
 
-def test_prior_that_refines_has_the_coarse_disparity_its_certainty_and_an_interpolation() -> None:
+def test_a_coarse_prediction_takes_the_place_of_the_smooth_match_and_of_an_interpolation_far_from_it() -> None:
     height, width, shift_px = 120, 640, 12
     texture = cv2.GaussianBlur(np.random.default_rng(0).standard_normal((height, width + shift_px)), (0, 0), 1.0)
-    grey = (128 + 3 / texture.std() * texture).round().astype(np.uint8)  # faint, so that it is interpolated across
+    grey = (128 + 20 / texture.std() * texture).round().astype(np.uint8)
     left, right = (np.repeat(view[..., None], 3, axis=2) for view in (grey[:, :width], grey[:, shift_px:]))
-    coarse_px, sigma_px = (np.full((height, width), value, np.float32) for value in (shift_px + 0.5, 3.0))
-    coarse_px[40:80, 300:340] += 5  # wrong, and the first match tells
-    planes = sgbm.refining_prior_planes(left, right, coarse_px, sigma_px)
-    assert planes.shape == (sgbm.TWO_PRIOR_PLANES, height, width)
+    coarse_px, sigma_px = (np.full((height, width), value, np.float32) for value in (shift_px + 1.0, 3.0))
+    coarse_px[:, 400:] += 10
+    planes = sgbm.two_prior_planes(left, right, coarse=sgbm.CoarsePrediction(coarse_px, sigma_px))
+    np.testing.assert_array_equal(planes[:10], prior_planes(left, right))
     np.testing.assert_allclose(planes[0] + planes[10], coarse_px, atol=1e-5)
     np.testing.assert_allclose(planes[11], np.exp(-1.5), rtol=1e-5)  # 1.5 px at a width of 320
-    np.testing.assert_array_equal(planes[:10], prior_planes(left, right))
-    interpolated_px, support = planes[0] + planes[13], planes[14]
-    assert np.abs(interpolated_px - shift_px - 0.5)[50:70, 310:330].mean() < 2.5  # from what is around it
-    assert support[50:70, 310:330].max() < support[50:70, 100:200].min()
-    # Its residual is smaller where the disparity is right.
-    assert np.abs(planes[12])[:, 100:290].mean() < 0.5 * np.abs(planes[12])[45:75, 305:335].mean()
+    interpolated_px = planes[0] + planes[13]
+    assert np.abs(interpolated_px - shift_px)[:, 40:390].mean() < 0.1
+    np.testing.assert_allclose(interpolated_px[:, 410:], coarse_px[:, 410:], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (240, 320), (480, 640)])
+def test_a_smooth_match_serves_pairs_of_other_sizes(height: int, width: int) -> None:
+    shift_px = width // 16
+    texture = cv2.GaussianBlur(np.random.default_rng(0).standard_normal((480, 700)), (0, 0), 2.0)
+    grey = (128 + 20 / texture.std() * texture).round().astype(np.uint8)
+    large = [np.repeat(view[..., None], 3, axis=2) for view in (grey[:, :640], grey[:, 40:680])]
+    middle, pair = (
+        [np.asarray(cv2.resize(v, s, interpolation=cv2.INTER_AREA)) for v in large]
+        for s in ((320, 240), (width, height))
+    )
+    smooth = sgbm.smooth_match(*middle)
+    np.testing.assert_allclose(np.median(smooth.disparity_px), 20, atol=0.1)
+    planes = sgbm.two_prior_planes(*pair, smooth)
+    assert np.abs(planes[0] + planes[10] - shift_px)[:, width // 8 :].mean() < 0.05 * shift_px
+    assert planes[11].mean() > 0.9

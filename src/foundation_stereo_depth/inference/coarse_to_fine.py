@@ -12,7 +12,8 @@ from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.inference.backends import NetworkOutput
-from foundation_stereo_depth.stereo.prior import refining_priors_of
+from foundation_stereo_depth.stereo.prior import smooth_matches, two_priors_of
+from foundation_stereo_depth.stereo.sgbm import CoarsePrediction
 from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
 
 COARSE_TO_FINE_MODEL = "fused"
@@ -31,7 +32,7 @@ def predict_coarse_to_fine(
     *,
     only_size: bool = False,
 ) -> NetworkOutput:
-    """Return the prediction, after one at half the size if that is large enough, and so on.
+    """Return the prediction, after those at half of the size, at a quarter, and so on, down to 160 px of width.
 
     The disparity of each size is refined on flat surfaces (`stereo.subpixel`).
 
@@ -41,30 +42,48 @@ def predict_coarse_to_fine(
         sigma_of: returns the standard deviation, px, of a log-variance that was predicted at the given width.
         only_size: the network takes no other size, so that it predicts this one alone, less accurately.
     """
+    sizes = [pairs]
+    while not only_size and _can_be_halved(sizes[0]):
+        sizes.insert(0, _halved(sizes[0]))
+    if len(sizes) == 1:
+        return _refined(pairs, *run(pairs, None))
+    smooth = smooth_matches(sizes[1])  # at 160 px it would be as biased on walls as the first match is
+    smallest, *larger = sizes
+    disparity_px, log_variance = _refined(smallest, *run(smallest, two_priors_of(smallest, smooth, None)))
+    for each in larger:
+        sigma_px = sigma_of(log_variance, disparity_px.shape[2])
+        coarse = [
+            CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
+            for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
+        ]
+        disparity_px, log_variance = _refined(each, *run(each, two_priors_of(each, smooth, coarse)))
+    return disparity_px, log_variance
+
+
+def _can_be_halved(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> bool:
+    return pairs.shape[3] // 2 >= _LEAST_WIDTH_PX and pairs.shape[2] // 2 >= _LEAST_HEIGHT_PX
+
+
+def _enlarged(
+    values_px: Float32[np.ndarray, "h w"], pairs: UInt8[np.ndarray, "B 2 H W 3"]
+) -> Float32[np.ndarray, "H W"]:
+    """Return values in px at the size of the pairs, in px of it."""
     height, width = pairs.shape[2:4]
-    has_smaller = not only_size and width // 2 >= _LEAST_WIDTH_PX and height // 2 >= _LEAST_HEIGHT_PX
-    prior = prior_by_half_the_size(run, pairs, sigma_of) if has_smaller else None
-    disparities_px, log_variances = run(pairs, prior)
+    enlarged = np.asarray(cv2.resize(values_px, (width, height), interpolation=cv2.INTER_LINEAR))
+    return enlarged * np.float32(width / values_px.shape[1])
+
+
+def _refined(
+    pairs: UInt8[np.ndarray, "B 2 H W 3"],
+    disparity_px: Float32[np.ndarray, "B H W"],
+    log_variance: Float32[np.ndarray, "B H W"],
+) -> NetworkOutput:
+    """Return a prediction, its disparity refined on flat surfaces."""
     refined_px = [
-        refine_flat_surfaces(left, right, disparity_px).disparity_px
-        for (left, right), disparity_px in zip(pairs, disparities_px, strict=True)
+        refine_flat_surfaces(left, right, one_px).disparity_px
+        for (left, right), one_px in zip(pairs, disparity_px, strict=True)
     ]
-    return np.stack(refined_px), log_variances
-
-
-def prior_by_half_the_size(
-    run: Run, pairs: UInt8[np.ndarray, "B 2 H W 3"], sigma_of: Callable[[np.ndarray, int], np.ndarray]
-) -> Float32[np.ndarray, "B planes H W"]:
-    """Return the prior of a network that is to refine what it predicts at half the size; arguments as above."""
-    height, width = pairs.shape[2:4]
-    halved = _halved(pairs)
-    small_px, small_log_variance = predict_coarse_to_fine(run, halved, sigma_of)
-    factor = np.float32(width / halved.shape[3])
-
-    def enlarge(values: np.ndarray) -> np.ndarray:
-        return np.stack([cv2.resize(each, (width, height), interpolation=cv2.INTER_LINEAR) for each in values]) * factor
-
-    return refining_priors_of(pairs, enlarge(small_px), enlarge(sigma_of(small_log_variance, halved.shape[3])))
+    return np.stack(refined_px), log_variance
 
 
 def _halved(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> UInt8[np.ndarray, "B 2 h w 3"]:

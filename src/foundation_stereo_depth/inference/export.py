@@ -32,13 +32,14 @@ from foundation_stereo_depth.inference.backends import (
     hash_file,
     inputs_of,
 )
-from foundation_stereo_depth.inference.coarse_to_fine import COARSE_TO_FINE_MODEL, prior_by_half_the_size
+from foundation_stereo_depth.inference.coarse_to_fine import COARSE_TO_FINE_MODEL, predict_coarse_to_fine
 from foundation_stereo_depth.inference.onnx_file import ONNX_INPUT, ONNX_OUTPUTS, ONNX_PRIOR
 from foundation_stereo_depth.inference.predictor import find_network_file
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.model import fuse_batch_norms, prior_planes_of
 from foundation_stereo_depth.network_facts import DEFAULT_ONNX, DEFAULT_WEIGHTS, SAFETENSORS_KEY, WEIGHTS_HASH
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
+from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 
 TOLERANCE_OF_WIDTH = 1e-4
 """Largest difference of disparity from PyTorch's in float32, as a fraction of the width: 0.03 px at 320."""
@@ -256,12 +257,18 @@ def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Ite
     for pair in pairs_of(synthetic_scenes(_share_of(_CALIBRATION_PAIRS, height, width), height, width)):
         yield inputs_of(pair[None], prior_planes)
         if trained.facts.model.model == COARSE_TO_FINE_MODEL:
-            prior = prior_by_half_the_size(
-                network,
+            recorded: list[dict[str, np.ndarray]] = []
+
+            def record(pairs: np.ndarray, prior: np.ndarray | None) -> NetworkOutput:
+                recorded.append(inputs_of(pairs, prior_planes, prior))  # noqa: B023 (called in this round alone)
+                return network(pairs, prior)
+
+            predict_coarse_to_fine(
+                record,
                 pair[None],
                 lambda log_variance, width: sigma_with_rig(log_variance, width, trained.facts.sigma_scale),
             )
-            yield inputs_of(pair[None], prior_planes, prior)
+            yield from recorded
 
 
 def largest_differences(first: NetworkOutput, second: NetworkOutput) -> tuple[float, float]:

@@ -48,7 +48,8 @@ TWO_PRIOR_PLANES = PRIOR_PLANES + 6
 """Planes of `two_prior_planes`: those of `prior_planes`; the disparity of the smooth match minus that of the first, px;
 1 where the smooth match is valid, else 0; its photometric residual (left view minus right view warped by it, luminance,
 -1 to 1); the interpolated disparity minus that of the first, px; the support of the interpolated one, 0 to 1; its
-photometric residual."""
+photometric residual. With a coarse prediction that stands in place of the smooth match, and in place of its mask
+exp(-deviation), of the deviation in px at a width of 320 px."""
 _SMOOTH_WIDTH_PX, _SMOOTH_HEIGHT_PX = 320, 240  # the smooth match runs at about this width and half this height
 _SMOOTH_STEP_PENALTY, _SMOOTH_JUMP_PENALTY = 16, 64  # per pixel of the block: 4 and 8 times those of the first match
 _AGREE_PX = 0.4  # at a width of 320 px
@@ -60,6 +61,7 @@ _CONSISTENT_DENSITY, _BEHIND_SUPPORT, _BEHIND_MARGIN_PX = 0.6, 0.5, 1.0
 _LEAST_BEHIND_SHARE = 1 / 1500
 """Of the pixels; fewer are noise."""
 _CERTAIN_SUPPORT = 0.95
+_NEAR_COARSE_PX = 2.0  # at a width of 320 px
 _WLS_LAMBDA = 40.0
 _WLS_SIGMA = 4.0  # levels of 256 between neighbours that reduce the smoothness to 1/e
 
@@ -159,8 +161,57 @@ def _write_prior_planes(
     return _MatchInputs(grey_left, grey_right, disparities)
 
 
+class SmoothMatch(NamedTuple):
+    """A match by large smoothness penalties.
+
+    Attributes:
+        disparity_px: holes filled.
+        valid: 1 where it is matched, else 0.
+    """
+
+    disparity_px: Float32[np.ndarray, "H W"]
+    valid: Float32[np.ndarray, "H W"]
+
+    def resize(self, height: int, width: int) -> "SmoothMatch":
+        """Return the match at another size, in px of it."""
+        own_width = self.disparity_px.shape[1]
+        if self.disparity_px.shape == (height, width):
+            return self
+        mode = cv2.INTER_AREA if width < own_width else cv2.INTER_LINEAR
+        disparity_px, valid = (cv2.resize(plane, (width, height), interpolation=mode) for plane in self)
+        return SmoothMatch(disparity_px * np.float32(width / own_width), (valid > 0.5).astype(np.float32))
+
+
+class CoarsePrediction(NamedTuple):
+    """What a network predicted at half of the size, enlarged.
+
+    Attributes:
+        disparity_px: in px of the pair.
+        sigma_px: standard deviation of its error.
+    """
+
+    disparity_px: Float32[np.ndarray, "H W"]
+    sigma_px: Float32[np.ndarray, "H W"]
+
+
+def smooth_match(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> SmoothMatch:
+    """Match by large penalties at about 320x120, whatever the size of the pair, and refine it by Lucas-Kanade.
+
+    Args:
+        left: RGB, rectified.
+        right: the same.
+    """
+    grey_left, grey_right = _grey(left), _grey(right)
+    disparities, evened = _probe(left, right, grey_left, grey_right)
+    inputs = _MatchInputs(grey_left, grey_right if evened is right else _grey(evened), disparities)
+    return _match_smooth(inputs, max(1, round(left.shape[1] / _SMOOTH_WIDTH_PX)))
+
+
 def two_prior_planes(
-    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]
+    left: UInt8[np.ndarray, "H W 3"],
+    right: UInt8[np.ndarray, "H W 3"],
+    smooth: SmoothMatch | None = None,
+    coarse: CoarsePrediction | None = None,
 ) -> Float32[np.ndarray, "16 H W"]:
     """Return the prior of a network that chooses between two matches: see `TWO_PRIOR_PLANES`.
 
@@ -171,77 +222,46 @@ def two_prior_planes(
     from where the two agree, up to edges of the image: it extends a wall from its borders. Where the first match says
     consistently that a wall is behind, both are moved there.
 
+    At half of the size a network sees twice as far. What it predicts there takes the place of the smooth match, and of
+    the interpolated disparity where they differ by much.
+
     Args:
         left: RGB, rectified.
         right: the same.
+        smooth: of the pair, at any size; None computes it.
+        coarse: of the pair; None where there is none.
     """
     height, width = left.shape[:2]
     planes = np.empty((TWO_PRIOR_PLANES, height, width), np.float32)
     inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES])
-    factor = max(1, round(width / _SMOOTH_WIDTH_PX))
-    smooth_px, smooth_valid = _match_smooth(inputs, factor)
-    close = np.abs(planes[0] - smooth_px) < _AGREE_PX * width / _SMOOTH_WIDTH_PX
-    agree = (planes[3] > 0) & (smooth_valid > 0) & close
+    scale, factor = width / _SMOOTH_WIDTH_PX, max(1, round(width / _SMOOTH_WIDTH_PX))
+    smooth_px, smooth_valid = (smooth or _match_smooth(inputs, factor)).resize(height, width)
+    agree = (planes[3] > 0) & (smooth_valid > 0) & (np.abs(planes[0] - smooth_px) < _AGREE_PX * scale)
     support = np.where(agree, np.float32(1), _SMOOTH_SUPPORT * smooth_valid)
     # The first match is less accurate where it agrees: of a plain wall it is 0.3 px too far.
     interpolated_px, support = _interpolate(smooth_px, support, inputs.grey_left, 2 * factor)
-    if (found := _find_behind(planes, smooth_px, support, inputs.grey_left, factor)) is not None:
+    second_px, trust = smooth_px, smooth_valid
+    if coarse is not None:
+        second_px, trust = coarse.disparity_px, np.exp(coarse.sigma_px * np.float32(-1 / scale))
+        is_near = np.abs(interpolated_px - second_px) < _NEAR_COARSE_PX * scale
+        interpolated_px = np.where(is_near, interpolated_px, second_px)
+    elif (found := _find_behind(planes, smooth_px, support, inputs.grey_left, factor)) is not None:
         behind_px, behind_support = found
-        nearest_px = np.where(behind_support > 0, behind_px + _BEHIND_MARGIN_PX * width / _SMOOTH_WIDTH_PX, np.inf)
+        nearest_px = np.where(behind_support > 0, behind_px + _BEHIND_MARGIN_PX * scale, np.inf)
         support = np.where(interpolated_px > nearest_px, behind_support, support)
         interpolated_px = np.where(interpolated_px > nearest_px, behind_px, interpolated_px)
-        smooth_px = np.where(smooth_px > nearest_px, behind_px, smooth_px)
-    _write_candidate(planes[10:13], planes[0], smooth_px, smooth_valid, inputs)
-    _write_candidate(planes[13:16], planes[0], interpolated_px, support, inputs)
+        second_px = np.where(smooth_px > nearest_px, behind_px, smooth_px)
+    planes[11], planes[14] = trust, support
+    for first, disparity_px in ((10, second_px), (13, interpolated_px)):
+        np.subtract(disparity_px, planes[0], out=planes[first])
+        warped = warp(inputs.grey_right, disparity_px)
+        cv2.subtract(inputs.grey_left, warped, dst=planes[first + 2], dtype=cv2.CV_32F)
+        planes[first + 2] /= 255
     return planes
 
 
-def refining_prior_planes(
-    left: UInt8[np.ndarray, "H W 3"],
-    right: UInt8[np.ndarray, "H W 3"],
-    coarse_px: Float32[np.ndarray, "H W"],
-    coarse_sigma_px: Float32[np.ndarray, "H W"],
-) -> Float32[np.ndarray, "16 H W"]:
-    """Return the prior of a network that has predicted half as large a pair already, and refines that.
-
-    The planes are those of `two_prior_planes`. The coarse disparity stands in place of the smooth match, and in place
-    of its mask the certainty exp(-deviation), of the deviation in px at a width of 320 px. The third disparity is
-    interpolated from the coarse one, above all from where the first match agrees with it.
-
-    Args:
-        left: RGB, rectified.
-        right: the same.
-        coarse_px: disparity in px of the pair, enlarged to its size.
-        coarse_sigma_px: standard deviation of its error, px.
-    """
-    height, width = left.shape[:2]
-    planes = np.empty((TWO_PRIOR_PLANES, height, width), np.float32)
-    inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES])
-    scale = width / _SMOOTH_WIDTH_PX
-    agree = (planes[3] > 0) & (np.abs(planes[0] - coarse_px) < _AGREE_PX * scale)
-    support = np.where(agree, np.float32(1), np.float32(_SMOOTH_SUPPORT))
-    interpolated_px, support = _interpolate(coarse_px, support, inputs.grey_left, 2 * max(1, round(scale)))
-    _write_candidate(planes[10:13], planes[0], coarse_px, np.exp(coarse_sigma_px * np.float32(-1 / scale)), inputs)
-    _write_candidate(planes[13:16], planes[0], interpolated_px, support, inputs)
-    return planes
-
-
-def _write_candidate(
-    planes: Float32[np.ndarray, "3 H W"],
-    first_px: Float32[np.ndarray, "H W"],
-    disparity_px: Float32[np.ndarray, "H W"],
-    trust: Float32[np.ndarray, "H W"],
-    inputs: _MatchInputs,
-) -> None:
-    """Write a disparity less that of the first match, how far to trust it, and its photometric residual."""
-    np.subtract(disparity_px, first_px, out=planes[0])
-    planes[1] = trust
-    cv2.subtract(inputs.grey_left, warp(inputs.grey_right, disparity_px), dst=planes[2], dtype=cv2.CV_32F)
-    planes[2] /= 255
-
-
-def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
-    """Return the disparity by large penalties, px of the full size, holes filled; and 1 where it is valid, else 0.
+def _match_smooth(inputs: _MatchInputs, factor: int) -> SmoothMatch:
+    """Return the match by large penalties, enlarged to the full size.
 
     Args:
         inputs: of the first match.
@@ -271,7 +291,8 @@ def _match_smooth(inputs: _MatchInputs, factor: int) -> tuple[Float32[np.ndarray
     small_px *= width / size[0] / _STEPS_PER_PX
     smooth_px = np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR))
     smooth_px = np.maximum(smooth_px + _smooth_update(inputs, smooth_px, _UPDATE_SHRINKS * factor), 0)
-    return smooth_px, np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST))
+    valid = cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    return SmoothMatch(smooth_px, np.asarray(valid))
 
 
 def _smooth_update(
