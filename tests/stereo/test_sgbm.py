@@ -214,8 +214,9 @@ def test_a_smooth_match_serves_pairs_of_other_sizes(height: int, width: int) -> 
         [np.asarray(cv2.resize(v, s, interpolation=cv2.INTER_AREA)) for v in large]
         for s in ((320, 240), (width, height))
     )
-    smooth = sgbm.smooth_match(*middle)
+    search = sgbm.find_search(*large)
+    smooth = sgbm.smooth_match(*middle, search)
     np.testing.assert_allclose(np.median(smooth.disparity_px), 20, atol=0.1)
-    planes = sgbm.two_prior_planes(*pair, smooth)
+    planes = sgbm.two_prior_planes(*pair, smooth, search=search)
     assert np.abs(planes[0] + planes[10] - shift_px)[:, width // 8 :].mean() < 0.05 * shift_px
     assert planes[11].mean() > 0.9

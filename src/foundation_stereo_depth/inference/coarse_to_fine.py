@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.inference.backends import NetworkOutput
-from foundation_stereo_depth.stereo.prior import smooth_matches, two_priors_of
+from foundation_stereo_depth.stereo.prior import shared_matches, two_priors_of
 from foundation_stereo_depth.stereo.sgbm import CoarsePrediction
 from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
 
@@ -47,16 +47,17 @@ def predict_coarse_to_fine(
         sizes.insert(0, _halved(sizes[0]))
     if len(sizes) == 1:
         return _refined(pairs, *run(pairs, None))
-    smooth = smooth_matches(sizes[1])  # at 160 px it would be as biased on walls as the first match is
+    # A smooth match of the smallest size would be as biased on walls as the first match is.
+    shared = shared_matches(pairs, sizes[1])
     smallest, *larger = sizes
-    disparity_px, log_variance = _refined(smallest, *run(smallest, two_priors_of(smallest, smooth, None)))
+    disparity_px, log_variance = _refined(smallest, *run(smallest, two_priors_of(smallest, shared, None)))
     for each in larger:
         sigma_px = sigma_of(log_variance, disparity_px.shape[2])
         coarse = [
             CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
             for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
         ]
-        disparity_px, log_variance = _refined(each, *run(each, two_priors_of(each, smooth, coarse)))
+        disparity_px, log_variance = _refined(each, *run(each, two_priors_of(each, shared, coarse)))
     return disparity_px, log_variance
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -11,7 +11,9 @@ from foundation_stereo_depth.stereo.sgbm import (
     PRIOR_PLANES,
     TWO_PRIOR_PLANES,
     CoarsePrediction,
+    Search,
     SmoothMatch,
+    find_search,
     prior_planes,
     smooth_match,
     two_prior_planes,
@@ -29,18 +31,32 @@ def priors_of(pairs: UInt8[np.ndarray, "B 2 H W 3"], planes: int = PRIOR_PLANES)
     return np.stack(_each(PRIORS[planes], pairs))
 
 
-def smooth_matches(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> list[SmoothMatch]:
-    """Return the match by large penalties of each pair of RGB views."""
-    return _each(smooth_match, pairs)
+class SharedMatch(NamedTuple):
+    """What the priors of one pair at several sizes share.
+
+    Attributes:
+        search: where to look for matches.
+        smooth: the match by large penalties.
+    """
+
+    search: Search
+    smooth: SmoothMatch
+
+
+def shared_matches(pairs: UInt8[np.ndarray, "B 2 H W 3"], smaller: UInt8[np.ndarray, "B 2 h w 3"]) -> list[SharedMatch]:
+    """Return what the priors of each pair share: the search of the pairs, the smooth match of the smaller ones."""
+    searches = _each(find_search, pairs)
+    return [SharedMatch(*both) for both in zip(searches, _each(smooth_match, smaller, searches), strict=True)]
 
 
 def two_priors_of(
     pairs: UInt8[np.ndarray, "B 2 H W 3"],
-    smooth: Sequence[SmoothMatch],
+    shared: Sequence[SharedMatch],
     coarse: Sequence[CoarsePrediction] | None,
 ) -> Float[np.ndarray, "B 16 H W"]:
-    """Return `two_prior_planes` for each pair of RGB views, its smooth match and its coarse prediction, if any."""
-    return np.stack(_each(two_prior_planes, pairs, smooth, coarse or [None] * len(pairs)))
+    """Return `two_prior_planes` for each pair of RGB views, what its sizes share and its coarse prediction, if any."""
+    searches, smooth = zip(*shared, strict=True)
+    return np.stack(_each(two_prior_planes, pairs, smooth, coarse or [None] * len(pairs), searches))
 
 
 def _each(

@@ -111,6 +111,36 @@ def prior_planes(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W
     return planes
 
 
+class Search(NamedTuple):
+    """Where to look for matches, found by a match of small images.
+
+    Attributes:
+        farthest_px, nearest_px: disparities that few pixels exceed; NaN where nothing was matched.
+        width: of the images in whose px they are.
+        levels: for each level of the right view, and colour, the one that the left view's exposure would give it; None
+            where both are exposed alike.
+    """
+
+    farthest_px: float
+    nearest_px: float
+    width: int
+    levels: UInt8[np.ndarray, "1 256 colours"] | None
+
+    def disparities(self, width: int) -> range:
+        """Return the disparities to search in images of that width: some more on either side, whole steps of 16."""
+        if math.isnan(self.nearest_px):
+            return range(disparities_for(width))
+        scale = width / self.width
+        margin_px = max(_LEAST_MARGIN_PX, _MARGIN_SHARE_OF_WIDTH * width)
+        least = max(_FARTHEST_PX, math.floor(self.farthest_px * scale - margin_px))
+        most_px = self.nearest_px * scale + margin_px
+        return range(least, least + max(1, math.ceil((most_px - least) / _STEPS_PER_PX)) * _STEPS_PER_PX)
+
+    def expose(self, right: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Return the right view exposed as the left one is."""
+        return right if self.levels is None else np.asarray(cv2.LUT(right, self.levels), np.uint8)
+
+
 class _MatchInputs(NamedTuple):
     """What the first match computed and a second one reuses.
 
@@ -125,15 +155,17 @@ class _MatchInputs(NamedTuple):
 
 
 def _write_prior_planes(
-    left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"], planes: Float32[np.ndarray, "10 H W"]
+    left: UInt8[np.ndarray, "H W 3"],
+    right: UInt8[np.ndarray, "H W 3"],
+    planes: Float32[np.ndarray, "10 H W"],
+    search: Search | None = None,
 ) -> _MatchInputs:
     """Write `prior_planes` of the pair into `planes`."""
     height, width = left.shape[:2]
     area = _BLOCK_PX**2
-    grey_left, grey_right = _grey(left), _grey(right)
-    disparities, evened = _probe(left, right, grey_left, grey_right)
-    if evened is not right:
-        right, grey_right = evened, _grey(evened)
+    search = search or find_search(left, right)
+    right = search.expose(right)
+    grey_left, grey_right, disparities = _grey(left), _grey(right), search.disparities(width)
     steps, matched = _match(
         grey_left,
         grey_right,
@@ -194,17 +226,17 @@ class CoarsePrediction(NamedTuple):
     sigma_px: Float32[np.ndarray, "H W"]
 
 
-def smooth_match(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> SmoothMatch:
+def smooth_match(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"], search: Search) -> SmoothMatch:
     """Match by large penalties at about 320x120, whatever the size of the pair, and refine it by Lucas-Kanade.
 
     Args:
         left: RGB, rectified.
         right: the same.
+        search: of the pair, at any size.
     """
-    grey_left, grey_right = _grey(left), _grey(right)
-    disparities, evened = _probe(left, right, grey_left, grey_right)
-    inputs = _MatchInputs(grey_left, grey_right if evened is right else _grey(evened), disparities)
-    return _match_smooth(inputs, max(1, round(left.shape[1] / _SMOOTH_WIDTH_PX)))
+    width = left.shape[1]
+    inputs = _MatchInputs(_grey(left), _grey(search.expose(right)), search.disparities(width))
+    return _match_smooth(inputs, max(1, round(width / _SMOOTH_WIDTH_PX)))
 
 
 def two_prior_planes(
@@ -212,6 +244,7 @@ def two_prior_planes(
     right: UInt8[np.ndarray, "H W 3"],
     smooth: SmoothMatch | None = None,
     coarse: CoarsePrediction | None = None,
+    search: Search | None = None,
 ) -> Float32[np.ndarray, "16 H W"]:
     """Return the prior of a network that chooses between two matches: see `TWO_PRIOR_PLANES`.
 
@@ -230,10 +263,11 @@ def two_prior_planes(
         right: the same.
         smooth: of the pair, at any size; None computes it.
         coarse: of the pair; None where there is none.
+        search: of the pair, at any size; None computes it.
     """
     height, width = left.shape[:2]
     planes = np.empty((TWO_PRIOR_PLANES, height, width), np.float32)
-    inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES])
+    inputs = _write_prior_planes(left, right, planes[:PRIOR_PLANES], search)
     scale, factor = width / _SMOOTH_WIDTH_PX, max(1, round(width / _SMOOTH_WIDTH_PX))
     smooth_px, smooth_valid = (smooth or _match_smooth(inputs, factor)).resize(height, width)
     agree = (planes[3] > 0) & (smooth_valid > 0) & (np.abs(planes[0] - smooth_px) < _AGREE_PX * scale)
@@ -449,19 +483,16 @@ def _grey(view: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
     return np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-def _probe(
-    left: UInt8[np.ndarray, "H W 3"],
-    right: UInt8[np.ndarray, "H W 3"],
-    grey_left: UInt8[np.ndarray, "H W"],
-    grey_right: UInt8[np.ndarray, "H W"],
-) -> tuple[range, UInt8[np.ndarray, "H W 3"]]:
-    """Return the disparities to search, and the right view exposed as the left one is, by a match of small images.
+def find_search(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"]) -> Search:
+    """Return where to look for matches, and how to expose the right view, by a match of images a quarter of the size.
 
-    Disparities: from the least to the most that are found there, and some on either side; a little below 0 where
-    something is far.
+    Args:
+        left: RGB, rectified.
+        right: the same.
     """
-    size = (left.shape[1] // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
-    small_left, small_right = (cv2.resize(view, size, interpolation=cv2.INTER_AREA) for view in (grey_left, grey_right))
+    width = left.shape[1]
+    size = (width // _PROBE_SHRINKS, left.shape[0] // _PROBE_SHRINKS)
+    small_left, small_right = (cv2.resize(_grey(view), size, interpolation=cv2.INTER_AREA) for view in (left, right))
     # From another position an image keeps its mean and deviation roughly, which is enough for a coarse match.
     small_right = cv2.LUT(small_right, _levels(*cv2.meanStdDev(small_left), *cv2.meanStdDev(small_right)))
     area = _BLOCK_PX**2
@@ -476,33 +507,32 @@ def _probe(
     )
     rows, columns = np.nonzero(matched)
     if not len(rows):
-        return range(disparities_for(left.shape[1])), right
+        return Search(math.nan, math.nan, width, None)
     known = steps[rows, columns].astype(np.float32) / _STEPS_PER_PX
     far, near = int(_RARELY_FARTHER * len(known)), -1 - int(_RARELY_NEARER * len(known))
     far_px, near_px = _PROBE_SHRINKS * np.partition(known, (far, near))[[far, near]]
-    margin_px = max(_LEAST_MARGIN_PX, _MARGIN_SHARE_OF_WIDTH * left.shape[1])
-    least, most_px = max(_FARTHEST_PX, math.floor(far_px - margin_px)), near_px + margin_px
-    disparities = range(least, least + max(1, int(np.ceil((most_px - least) / _STEPS_PER_PX))) * _STEPS_PER_PX)
     some = slice(None, None, _EVENED_BY)
     row, column = (_PROBE_SHRINKS * at[some] + _PROBE_SHRINKS // 2 for at in (rows, columns))
     there = np.maximum(column - np.rint(_PROBE_SHRINKS * known[some]).astype(np.intp), 0)
-    return disparities, _exposed_alike(left[row, column], right[row, there], right)
+    return Search(float(far_px), float(near_px), width, _exposure(left[row, column], right[row, there]))
 
 
-def _exposed_alike(
-    left: UInt8[np.ndarray, "n 3"], same: UInt8[np.ndarray, "n 3"], right: UInt8[np.ndarray, "H W 3"]
-) -> UInt8[np.ndarray, "H W 3"]:
-    """The right view with the mean and deviation of each colour as the left one has them, `same` being the same places.
+def _exposure(left: UInt8[np.ndarray, "n 3"], same: UInt8[np.ndarray, "n 3"]) -> UInt8[np.ndarray, "1 256 3"] | None:
+    """Return the levels with which the right view has the mean and deviation of each colour of the left one.
 
-    It is itself where they differ by little, as they do between views exposed alike, or by what chance makes of places
-    that are not quite the same.
+    None where they differ by little, as they do between views exposed alike, or by what chance makes of places that are
+    not quite the same.
+
+    Args:
+        left: colours of some places.
+        same: of the same places in the right view.
     """
     (mean, deviation), (of_mean, of_deviation) = cv2.meanStdDev(left[:, None]), cv2.meanStdDev(same[:, None])
     _, unlike = cv2.meanStdDev(cv2.subtract(left[:, None], same[:, None], dtype=cv2.CV_32F))
     change = np.hypot(mean - of_mean, deviation - of_deviation)  # its root mean square, levels
     if (change < np.maximum(_ALIKE, 3 * unlike / np.sqrt(len(left)))).all():
-        return right
-    return np.asarray(cv2.LUT(right, _levels(mean, deviation, of_mean, of_deviation)), np.uint8)
+        return None
+    return _levels(mean, deviation, of_mean, of_deviation)
 
 
 def _levels(
