@@ -30,11 +30,13 @@ part() {
 part --epochs 5 --learning-rate 3e-3 --output-dir "$run/first"
 part --epochs 3 --learning-rate 1.5e-3 --output-dir "$run" --seed 1 --initial-weights "$run/first/last.pt"
 uv run foundation-stereo-export --checkpoint "$run/last.pt" -o "$run/guided.safetensors" --overwrite
-# Walls, chessboards and 640x480: the same layers learn to choose between two matches (--model fused), on rooms and
-# repetitive textures too. The installed weights were made in more stages, the last of them on pools that keep what
-# resembles real pairs, as bake_pool.py does now (MODEL_CARD.md); this part has not been run as it stands.
+# Walls, chessboards and 640x480: the same layers learn to choose between two matches (--model fused) and to refine what is
+# predicted at half the size, on rooms and repetitive textures too. The pool holds predictions of the installed network;
+# with IMAGES=<folder> its scenes contain photographs as well (cutout_scenes.py). The installed weights were made in
+# more stages, the last of them on pools that keep what resembles real pairs, as bake_pool.py does now (MODEL_CARD.md);
+# this part has not been run as it stands.
 for seed in 101 102; do
-    uv run python recipes/bake_pool.py "$pool-fused" --seed "$seed" --shards 40 &
+    uv run python recipes/bake_pool.py "$pool-fused" --seed "$seed" --shards 40 ${IMAGES:+--images "$IMAGES"} &
 done
 wait
 learn_on() {

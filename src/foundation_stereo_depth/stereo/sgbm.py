@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int16, Real, UInt8
 
 from foundation_stereo_depth.stereo.match import StereoMatch
-from foundation_stereo_depth.stereo.subpixel import lucas_kanade_update, warp
+from foundation_stereo_depth.stereo.subpixel import warp
 
 PRIOR_PLANES = 10
 """Planes of `prior_planes`, disparities in px: the disparity; by how much the least and the most around each pixel
@@ -55,7 +55,6 @@ _SMOOTH_STEP_PENALTY, _SMOOTH_JUMP_PENALTY = 16, 64  # per pixel of the block: 4
 _AGREE_PX = 0.4  # at a width of 320 px
 _SMOOTH_SUPPORT = 0.1  # of pixels that only the smooth match has; it is 1 where both matches agree
 _SMOOTH_LARGEST_GRADIENT = 31
-_UPDATE_SHRINKS, _UPDATE_SIDE_PX, _UPDATE_LOCAL_MEAN_SIDE_PX, _LARGEST_UPDATE_PX = 2, 11, 5, 0.25
 _BEHIND_PX, _CONSISTENT_PX, _CONSISTENT_SIDE_PX = 4.0, 0.7, 15  # at a width of 320 px
 _CONSISTENT_DENSITY, _BEHIND_SUPPORT, _BEHIND_MARGIN_PX = 0.6, 0.5, 1.0
 _LEAST_BEHIND_SHARE = 1 / 1500
@@ -227,7 +226,7 @@ class CoarsePrediction(NamedTuple):
 
 
 def smooth_match(left: UInt8[np.ndarray, "H W 3"], right: UInt8[np.ndarray, "H W 3"], search: Search) -> SmoothMatch:
-    """Match by large penalties at about 320x120, whatever the size of the pair, and refine it by Lucas-Kanade.
+    """Match by large penalties at about 320x120, whatever the size of the pair.
 
     Args:
         left: RGB, rectified.
@@ -251,9 +250,9 @@ def two_prior_planes(
     Small smoothness penalties keep the edges of textured surfaces, and give random disparities on textureless and on
     repetitive ones; large penalties are right there, and round off edges. No setting serves both. The second match, by
     large penalties, runs at about 320x120 whatever the size of the pair, since textureless surfaces have no detail to
-    lose; a step of Lucas-Kanade over large windows refines it. A third disparity is interpolated from it, above all
-    from where the two agree, up to edges of the image: it extends a wall from its borders. Where the first match says
-    consistently that a wall is behind, both are moved there.
+    lose. A third disparity is interpolated from it, above all from where the two agree, up to edges of the image: it
+    extends a wall from its borders. Where the first match says consistently that a wall is behind, both are moved
+    there.
 
     At half of the size a network sees twice as far. What it predicts there takes the place of the smooth match, and of
     the interpolated disparity where they differ by much.
@@ -323,40 +322,10 @@ def _match_smooth(inputs: _MatchInputs, factor: int) -> SmoothMatch:
     steps = filled_from_background(steps, valid) if valid.any() else np.zeros_like(steps)
     small_px = cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX).astype(np.float32)
     small_px *= width / size[0] / _STEPS_PER_PX
-    smooth_px = np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR))
-    smooth_px = np.maximum(smooth_px + _smooth_update(inputs, smooth_px, _UPDATE_SHRINKS * factor), 0)
-    valid = cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
-    return SmoothMatch(smooth_px, np.asarray(valid))
-
-
-def _smooth_update(
-    inputs: _MatchInputs, smooth_px: Float32[np.ndarray, "H W"], factor: int
-) -> Float32[np.ndarray, "H W"]:
-    """Return by how much the smooth disparity is to change, px, by a step of Lucas-Kanade over large windows.
-
-    A matcher counts in steps, and prefers whole ones on a slanted surface.
-
-    Args:
-        inputs: of the first match.
-        smooth_px: the disparity.
-        factor: by which height and width are divided for the computation.
-    """
-    height, width = smooth_px.shape
-    size = (max(1, width // factor), max(1, height // factor))
-
-    def reduce(values: np.ndarray) -> np.ndarray:
-        return np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
-
-    per_px = np.float32(width / size[0])
-    update_px = lucas_kanade_update(
-        reduce(inputs.grey_left),
-        reduce(inputs.grey_right),
-        reduce(smooth_px) / per_px,
-        side_px=_UPDATE_SIDE_PX,
-        local_mean_side_px=_UPDATE_LOCAL_MEAN_SIDE_PX,
-        largest_px=_LARGEST_UPDATE_PX,
+    return SmoothMatch(
+        np.asarray(cv2.resize(small_px, (width, height), interpolation=cv2.INTER_LINEAR)),
+        np.asarray(cv2.resize(valid.astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)),
     )
-    return np.asarray(cv2.resize(update_px * per_px, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def _interpolate(
