@@ -35,7 +35,6 @@ from foundation_stereo_depth.inference.coarse_to_fine import Run, predict_coarse
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.training import AugmentOptions
-from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 from foundation_stereo_depth.stereo.sgbm import two_prior_planes
 
 HEIGHT, WIDTH = 240, 320
@@ -204,7 +203,7 @@ def compute_priors(run: Run, pair: np.ndarray) -> dict[int, np.ndarray]:
         nothing = np.zeros((1, *size.shape[2:4]), np.float32)  # what is predicted at the full size is not used
         return nothing, nothing
 
-    predict_coarse_to_fine(run_below, pairs, lambda log_variance, width: sigma_with_rig(log_variance, width, 1.0))
+    predict_coarse_to_fine(run_below, pairs, 1.0)
     return priors
 
 

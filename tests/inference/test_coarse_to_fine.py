@@ -5,6 +5,7 @@ from conftest import shifted_pair
 from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
+from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
 from foundation_stereo_depth.stereo.sgbm import TWO_PRIOR_PLANES
 
 
@@ -20,11 +21,6 @@ class Recorder:
         self.calls.append(((height, width), prior))
         shape = (len(pairs), height, width)
         return np.full(shape, width / 10, np.float32), np.full(shape, self._log_variance, np.float32)
-
-
-def sigma_of(log_variance: np.ndarray, width: int) -> np.ndarray:
-    """Return a deviation that depends on both arguments: exp(v / 2) at a width of 160 px."""
-    return np.exp(log_variance / 2) * np.float32(160 / width)
 
 
 def random_pairs(count: int, height: int, width: int) -> np.ndarray:
@@ -44,7 +40,7 @@ def test_half_the_size_is_predicted_first_down_to_160_by_32(
     size: tuple[int, int], expected: list[tuple[int, int]]
 ) -> None:
     network = Recorder()
-    disparity_px, _ = predict_coarse_to_fine(network, random_pairs(2, *size), sigma_of)
+    disparity_px, _ = predict_coarse_to_fine(network, random_pairs(2, *size), 1.0)
     assert [called for called, _ in network.calls] == expected
     for (height, width), prior in network.calls:
         if len(expected) == 1:
@@ -57,19 +53,19 @@ def test_half_the_size_is_predicted_first_down_to_160_by_32(
 
 def test_a_network_of_one_size_is_called_at_that_alone() -> None:
     network = Recorder()
-    predict_coarse_to_fine(network, random_pairs(1, 480, 640), sigma_of, only_size=True)
+    predict_coarse_to_fine(network, random_pairs(1, 480, 640), 1.0, only_size=True)
     assert [called for called, _ in network.calls] == [(480, 640)]
 
 
 def test_prior_has_the_enlarged_disparity_and_its_certainty() -> None:
     network = Recorder(log_variance=2 * np.log(0.5))
-    predict_coarse_to_fine(network, np.stack(shifted_pair(240, 320, 8))[None], sigma_of)
+    predict_coarse_to_fine(network, np.stack(shifted_pair(240, 320, 8))[None], 0.8)
     prior = network.calls[1][1]
     assert prior is not None
-    # Predicted at 160 px: 16 px with a deviation of 0.5 px, so 32 and 1 px here.
+    # Predicted at 160 px: 16 px with a deviation of 0.5 px, of which the scale makes 0.4; here it is twice as many px.
     coarse_px, interpolated_px = prior[0, 0] + prior[0, 10], prior[0, 0] + prior[0, 13]
     np.testing.assert_allclose(coarse_px, 32, atol=0.61)  # flat surfaces are refined by up to 0.3 px of 160
-    np.testing.assert_allclose(prior[0, 11], np.exp(-1), rtol=1e-5)
+    np.testing.assert_allclose(prior[0, 11], np.exp(-2 * np.hypot(0.4, RIG_SIGMA_PX)), rtol=1e-5)
     # The true 8 px, to which the smooth match comes, are too far from it.
     np.testing.assert_allclose(interpolated_px, coarse_px, atol=1e-5)
 

@@ -12,6 +12,7 @@ from jaxtyping import Float32, UInt8
 
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.inference.backends import NetworkOutput
+from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 from foundation_stereo_depth.stereo.prior import shared_matches, two_priors_of
 from foundation_stereo_depth.stereo.sgbm import CoarsePrediction
 from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
@@ -28,7 +29,7 @@ Run = Callable[[UInt8[np.ndarray, "B 2 H W 3"], Float32[np.ndarray, "B planes H 
 def predict_coarse_to_fine(
     run: Run,
     pairs: UInt8[np.ndarray, "B 2 H W 3"],
-    sigma_of: Callable[[np.ndarray, int], np.ndarray],
+    sigma_scale: float,
     *,
     only_size: bool = False,
 ) -> NetworkOutput:
@@ -39,7 +40,7 @@ def predict_coarse_to_fine(
     Args:
         run: the network.
         pairs: left and right RGB bytes.
-        sigma_of: returns the standard deviation, px, of a log-variance that was predicted at the given width.
+        sigma_scale: a factor on the standard deviation that the network predicts.
         only_size: the network takes no other size, so that it predicts this one alone, less accurately.
     """
     sizes = [pairs]
@@ -52,7 +53,7 @@ def predict_coarse_to_fine(
     smallest, *larger = sizes
     disparity_px, log_variance = _refined(smallest, *run(smallest, two_priors_of(smallest, shared, None)))
     for each in larger:
-        sigma_px = sigma_of(log_variance, disparity_px.shape[2])
+        sigma_px = sigma_with_rig(log_variance, disparity_px.shape[2], sigma_scale)
         coarse = [
             CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
             for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)

@@ -39,7 +39,6 @@ from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.model import fuse_batch_norms, prior_planes_of
 from foundation_stereo_depth.network_facts import DEFAULT_ONNX, DEFAULT_WEIGHTS, SAFETENSORS_KEY, WEIGHTS_HASH
 from foundation_stereo_depth.options.inference import ExportFileOptions, ExportOptions
-from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 
 TOLERANCE_OF_WIDTH = 1e-4
 """Largest difference of disparity from PyTorch's in float32, as a fraction of the width: 0.03 px at 320."""
@@ -263,11 +262,7 @@ def _calibration_inputs(trained: TrainedNetwork, height: int, width: int) -> Ite
                 recorded.append(inputs_of(pairs, prior_planes, prior))  # noqa: B023 (called in this round alone)
                 return network(pairs, prior)
 
-            predict_coarse_to_fine(
-                record,
-                pair[None],
-                lambda log_variance, width: sigma_with_rig(log_variance, width, trained.facts.sigma_scale),
-            )
+            predict_coarse_to_fine(record, pair[None], trained.facts.sigma_scale)
             yield from recorded
 
 

@@ -231,12 +231,8 @@ class Predictor:
         """Return the network's prediction for pairs of its size, in px of it."""
         if self.facts.model.model != COARSE_TO_FINE_MODEL:
             return self._backend(pairs)
-        return predict_coarse_to_fine(
-            self._backend,
-            pairs,
-            lambda log_variance, width: sigma_with_rig(log_variance, width, self.facts.sigma_scale),
-            only_size=self._backend.fixed_size is not None,
-        )
+        only_size = self._backend.fixed_size is not None
+        return predict_coarse_to_fine(self._backend, pairs, self.facts.sigma_scale, only_size=only_size)
 
     def _match_at_size(
         self,

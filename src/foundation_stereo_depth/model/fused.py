@@ -7,7 +7,7 @@ local minimum and maximum (background and foreground of an edge), the smooth mat
 values of its own, relative to the first match and to the interpolated disparity.
 
 So it predicts at the smallest size. At larger ones the prediction of half the size takes the place of the smooth match
-(`inference.coarse_to_fine`, `stereo.sgbm.refining_prior_planes`).
+(`inference.coarse_to_fine`).
 
 The layers are those of the guided network, whose weights can therefore start this one: `fused_from_guided`.
 """
@@ -29,7 +29,7 @@ _TRUSTED_SUPPORT = 0.6
 
 
 class FusedNetwork(RefinementNetwork):
-    """Takes the pair and its `stereo.sgbm.two_prior_planes`, or its `refining_prior_planes`."""
+    """Takes the pair and its `stereo.sgbm.two_prior_planes`."""
 
     name = "fused"
     prior_planes = TWO_PRIOR_PLANES
