@@ -20,7 +20,7 @@ from training_loop import commit, device_name
 from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.sample import StereoSample
 from foundation_stereo_depth.data.synthetic.torch_scenes import scene_sample
-from foundation_stereo_depth.stereo.sgbm import prior_planes
+from foundation_stereo_depth.stereo.prior import prior_planes
 
 _ROWS, _ACROSS = 6, 2
 _HEIGHT, _WIDTH = 240, 320

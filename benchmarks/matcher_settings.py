@@ -16,7 +16,8 @@ import numpy as np
 
 from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.data.sample import StereoSample
-from foundation_stereo_depth.stereo.sgbm import filled_from_background, match, prior_planes
+from foundation_stereo_depth.stereo.prior import prior_planes
+from foundation_stereo_depth.stereo.sgbm import filled_from_background, match
 
 _HEIGHT, _WIDTH = 240, 320
 Variant = Callable[[np.ndarray, np.ndarray], np.ndarray]

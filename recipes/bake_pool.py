@@ -35,7 +35,7 @@ from foundation_stereo_depth.inference.coarse_to_fine import Run, predict_coarse
 from foundation_stereo_depth.inference.torch_backend import TorchBackend
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options.training import AugmentOptions
-from foundation_stereo_depth.stereo.sgbm import two_prior_planes
+from foundation_stereo_depth.stereo.prior import two_prior_planes
 
 HEIGHT, WIDTH = 240, 320
 KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition

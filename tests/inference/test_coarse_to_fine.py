@@ -6,7 +6,7 @@ from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_f
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
-from foundation_stereo_depth.stereo.sgbm import TWO_PRIOR_PLANES
+from foundation_stereo_depth.stereo.prior import TWO_PRIOR_PLANES
 
 
 class Recorder:

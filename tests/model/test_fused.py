@@ -23,7 +23,7 @@ from foundation_stereo_depth.model import (
 from foundation_stereo_depth.options.command_line import build_options
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, TWO_PRIOR_PLANES, prior_planes, two_prior_planes
+from foundation_stereo_depth.stereo.prior import PRIOR_PLANES, TWO_PRIOR_PLANES, prior_planes, two_prior_planes
 from foundation_stereo_depth.training.loss import loss_terms, weighted_loss
 from foundation_stereo_depth.training.setup import first_network
 

@@ -25,7 +25,8 @@ from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.options import command_line
 from foundation_stereo_depth.options.inference import ExportOptions
 from foundation_stereo_depth.options.training import LossOptions, ModelOptions, OptimizerOptions, TrainOptions
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, match, prior_planes
+from foundation_stereo_depth.stereo.prior import PRIOR_PLANES, prior_planes
+from foundation_stereo_depth.stereo.sgbm import match
 from foundation_stereo_depth.training.loss import heteroscedastic_loss, loss_terms, weighted_loss
 from foundation_stereo_depth.training.state import TrainingState
 from foundation_stereo_depth.uncertainty import DISTRIBUTIONS

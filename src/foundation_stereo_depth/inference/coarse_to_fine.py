@@ -4,7 +4,8 @@ What a network cannot tell at one size, a textureless wall or a repeated pattern
 where it sees twice as far. It refines edges of the small answer by the match at the larger size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -13,14 +14,23 @@ from jaxtyping import Float32, UInt8
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.inference.backends import NetworkOutput
 from foundation_stereo_depth.stereo.confidence import sigma_with_rig
-from foundation_stereo_depth.stereo.prior import shared_matches, two_priors_of
-from foundation_stereo_depth.stereo.sgbm import CoarsePrediction
+from foundation_stereo_depth.stereo.prior import (
+    CoarsePrediction,
+    SmoothMatch,
+    TwoMatches,
+    add_smooth_match,
+    first_match,
+    for_each_pair,
+    smooth_match,
+)
+from foundation_stereo_depth.stereo.sgbm import Search, find_search
 from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
 
 COARSE_TO_FINE_MODEL = "fused"
 """The networks that work in this way."""
 
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 160, 32  # of the smallest size
+_MATCHING_THREADS = 2
 
 Run = Callable[[UInt8[np.ndarray, "B 2 H W 3"], Float32[np.ndarray, "B planes H W"] | None], NetworkOutput]
 """Predicts at any size from pairs and their prior; None stands for the prior of one size alone."""
@@ -48,18 +58,37 @@ def predict_coarse_to_fine(
         sizes.insert(0, _halved(sizes[0]))
     if len(sizes) == 1:
         return _refined(pairs, *run(pairs, None))
-    # A smooth match of the smallest size would be as biased on walls as the first match is.
-    shared = shared_matches(pairs, sizes[1])
-    smallest, *larger = sizes
-    disparity_px, log_variance = _refined(smallest, *run(smallest, two_priors_of(smallest, shared, None)))
-    for each in larger:
-        sigma_px = sigma_with_rig(log_variance, disparity_px.shape[2], sigma_scale)
-        coarse = [
-            CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
-            for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
-        ]
-        disparity_px, log_variance = _refined(each, *run(each, two_priors_of(each, shared, coarse)))
+    searches = for_each_pair(find_search, pairs[:, 0], pairs[:, 1])
+    # What larger sizes match needs no prediction: it is computed beside those of the smaller sizes.
+    with ThreadPoolExecutor(_MATCHING_THREADS) as pool:
+        # A smooth match of the smallest size would be as biased on walls as the first match is.
+        smooth = pool.submit(for_each_pair, smooth_match, sizes[1][:, 0], sizes[1][:, 1], searches)
+        matching = [pool.submit(_match_twice, each, searches, smooth) for each in sizes[1:]]
+        prior = _complete(_match_twice(sizes[0], searches, smooth), [None] * len(pairs))
+        disparity_px, log_variance = _refined(sizes[0], *run(sizes[0], prior))
+        for each, matches in zip(sizes[1:], matching, strict=True):
+            sigma_px = sigma_with_rig(log_variance, disparity_px.shape[2], sigma_scale)
+            coarse = [
+                CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
+                for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
+            ]
+            disparity_px, log_variance = _refined(each, *run(each, _complete(matches.result(), coarse)))
     return disparity_px, log_variance
+
+
+def _match_twice(
+    pairs: UInt8[np.ndarray, "B 2 H W 3"], searches: Sequence[Search], smooth: Future[list[SmoothMatch]]
+) -> list[TwoMatches]:
+    first = for_each_pair(first_match, pairs[:, 0], pairs[:, 1], searches)
+    return for_each_pair(add_smooth_match, first, smooth.result())
+
+
+def _complete(
+    matches: Sequence[TwoMatches], coarse: Sequence[CoarsePrediction | None]
+) -> Float32[np.ndarray, "B planes H W"]:
+    """Return the priors of pairs."""
+    priors = for_each_pair(TwoMatches.complete, matches, coarse)
+    return priors[0][None] if len(priors) == 1 else np.stack(priors)
 
 
 def _can_be_halved(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> bool:

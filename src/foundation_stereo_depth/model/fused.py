@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from foundation_stereo_depth.model.guided import guided_input
 from foundation_stereo_depth.model.refinement import CONTRAST, STEP_PX, RefinementNetwork
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES, TWO_PRIOR_PLANES
+from foundation_stereo_depth.stereo.prior import PRIOR_PLANES, TWO_PRIOR_PLANES
 
 _LARGEST_STEPS = 4.0
 _ADDED_LOGIT = -1.0  # of a candidate that the guided network does not have
@@ -29,7 +29,7 @@ _TRUSTED_SUPPORT = 0.6
 
 
 class FusedNetwork(RefinementNetwork):
-    """Takes the pair and its `stereo.sgbm.two_prior_planes`."""
+    """Takes the pair and its `stereo.prior.two_prior_planes`."""
 
     name = "fused"
     prior_planes = TWO_PRIOR_PLANES

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from foundation_stereo_depth.model.refinement import CONTRAST, STEP_PX, RefinementNetwork
-from foundation_stereo_depth.stereo.sgbm import PRIOR_PLANES
+from foundation_stereo_depth.stereo.prior import PRIOR_PLANES
 
 _DISPARITY_PX = 32.0  # scales disparities to about 1
 
 
 class GuidedNetwork(RefinementNetwork):
-    """Takes the pair and `stereo.sgbm.prior_planes` of it."""
+    """Takes the pair and `stereo.prior.prior_planes` of it."""
 
     name = "guided"
     prior_planes = PRIOR_PLANES

@@ -3,6 +3,7 @@
 NumPy and OpenCV only.
 """
 
+import functools
 from typing import NamedTuple
 
 import cv2
@@ -109,17 +110,25 @@ def refine_flat_surfaces(
         is_flat = cv2.resize(is_flat.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     # What is infinitely far stays at 0 or more.
     refined_px = np.maximum(known_px + change_px, np.minimum(known_px, 0))
-    return RefinedDisparity(np.where(is_known, refined_px, disparity_px), np.asarray(is_flat))
+    if known_px is not disparity_px:
+        refined_px = np.where(is_known, refined_px, disparity_px)
+    return RefinedDisparity(refined_px, np.asarray(is_flat))
 
 
 def warp(
     view: Real[np.ndarray, "H W *channels"], disparity_px: Float32[np.ndarray, "H W"]
 ) -> Real[np.ndarray, "H W *channels"]:
     """Return the right view warped to the left one: its pixel (x - d, y) moves to (x, y)."""
-    height, width = disparity_px.shape
-    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
-    rows = np.ascontiguousarray(np.broadcast_to(y[:, None], (height, width)))
-    return np.asarray(cv2.remap(view, x - disparity_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    columns, rows = _grid(*disparity_px.shape)
+    return np.asarray(cv2.remap(view, columns - disparity_px, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+
+
+@functools.lru_cache(maxsize=8)
+def _grid(height: int, width: int) -> tuple[Float32[np.ndarray, " W"], Float32[np.ndarray, "H W"]]:
+    """Return the column of each pixel of a row, and the row of each pixel."""
+    rows = np.repeat(np.arange(height, dtype=np.float32)[:, None], width, axis=1)
+    rows.flags.writeable = False
+    return np.arange(width, dtype=np.float32), rows
 
 
 def _mean(values: np.ndarray, side_px: int) -> np.ndarray:
