@@ -33,18 +33,18 @@ _DEEP_SCENE = 0
 _WAYS = ("torch_fp32", "torch_bf16", "torch_bf16_compiled", "onnxruntime", "openvino")
 
 
-def predictor_of(way: str, checkpoint: Path, onnx: Path | None) -> Predictor:
+def predictor_of(way: str, checkpoint: Path, onnx: Path | None, *, enlarge: bool) -> Predictor:
     """Open the network in one of `_WAYS`."""
     if way in ("onnxruntime", "openvino"):
         assert onnx is not None
-        return Predictor.open(onnx, backend=way)
+        return Predictor.open(onnx, backend=way, enlarge=enlarge)
     precision = "fp32" if way == "torch_fp32" else "bf16"
-    return Predictor.open(checkpoint, precision=precision, compile=way.endswith("compiled"))
+    return Predictor.open(checkpoint, precision=precision, compile=way.endswith("compiled"), enlarge=enlarge)
 
 
 def measured(way: str, asked: argparse.Namespace) -> dict[str, object]:
     """Return the figures of one way, and of the matcher measured alternately."""
-    network = predictor_of(way, asked.checkpoint, asked.onnx)
+    network = predictor_of(way, asked.checkpoint, asked.onnx, enlarge=not asked.live)
     figures = {name: compared(network, *pair, asked.rounds) for name, pair in pairs_of(network).items()}
     return {"described": network.description, "size": f"{network.width}x{network.height}"} | figures
 
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--onnx", type=Path)
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--live", action="store_true", help="as in the live view: small images are not enlarged")
     parser.add_argument("--way", choices=_WAYS, help="measure this one alone, in this process")
     asked = parser.parse_args()
     if asked.way is not None:

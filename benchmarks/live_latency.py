@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=60.0, help="of the simulated cameras")
     asked = parser.parse_args()
     inference = InferenceOptions(backend=asked.backend)
-    predictor = open_network(asked.checkpoint, inference, height=asked.height, width=asked.width)
+    predictor = open_network(asked.checkpoint, inference, height=asked.height, width=asked.width, enlarge=False)
     matcher = Matcher(
         match=predictor, description=predictor.description, height=predictor.height, width=predictor.width
     )

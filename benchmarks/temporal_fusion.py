@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", default=["floating:1", "room:2", "floating:3", "room:4"])
     parser.add_argument("--forgetting", type=float, default=0.9)
     options = parser.parse_args()
-    predictor = Predictor.open()
+    predictor = Predictor.open(enlarge=False)
     for scene in options.scenes:
         kind, index = scene.split(":")
         frames = [(left, truth, predictor(left, right)) for left, right, truth in render_sequence(kind, int(index))]

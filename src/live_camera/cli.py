@@ -459,7 +459,8 @@ def load_network(path: Path, options: LiveViewOptions) -> "Matcher":
 
     height, width = options.matcher.fixed_size
     scale = options.matcher.disparity_scale
-    predictor = open_network(path, options.inference, height=height, width=width, disparity_scale=scale)
+    # Frames of the network's size are not enlarged: four times as many a second count for more.
+    predictor = open_network(path, options.inference, height=height, width=width, disparity_scale=scale, enlarge=False)
     step = predictor.facts.header.get("progress", {}).get("step")
     description = predictor.description + (f", step {step}" if step is not None else "")
     if not predictor.facts.predicts_uncertainty:

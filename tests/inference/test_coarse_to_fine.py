@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import shifted_pair
 
+from foundation_stereo_depth.data.fsd import open_fsd
 from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
@@ -11,6 +14,9 @@ from foundation_stereo_depth.stereo.prior import TWO_PRIOR_PLANES
 
 class Recorder:
     """In place of a network: predicts a tenth of the width everywhere, and records with what it is called."""
+
+    description = "recorder"
+    fixed_size: tuple[int, int] | None = None
 
     def __init__(self, log_variance: float = 0.0) -> None:
         self.calls: list[tuple[tuple[int, int], np.ndarray | None]] = []
@@ -88,3 +94,52 @@ def test_a_plain_wall_between_textured_borders_is_found_from_the_small_images(ba
     predictor = Predictor.open(DEFAULT_WEIGHTS, backend=backend, device="cpu", height=480, width=640)  # pyright: ignore[reportArgumentType]
     disparity_px = predictor.batch([(left, right)])[0].disparity_px
     assert np.abs(disparity_px[80:400, 120:560] - 30).mean() < 1.0
+
+
+def sizes_called(network: Recorder, predictor: Predictor, *image_sizes: tuple[int, int]) -> list[tuple[int, int]]:
+    network.calls.clear()
+    matches = predictor.batch([tuple(random_pairs(1, *size)[0]) for size in image_sizes])
+    assert [match.disparity_px.shape for match in matches] == list(image_sizes)
+    for match, (_, width) in zip(matches, image_sizes, strict=True):
+        np.testing.assert_allclose(match.disparity_px, width / 10, atol=0.01 * width)
+    return [called for called, _ in network.calls]
+
+
+def test_small_images_are_predicted_at_twice_their_size_and_larger_ones_are_not() -> None:
+    network, facts = Recorder(), Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu").facts
+    small = [(120, 160), (240, 320)]
+    predictor = Predictor(network, facts, height=240, width=320)
+    assert sizes_called(network, predictor, (240, 320)) == [*small, (480, 640)]
+    assert sizes_called(network, predictor, (200, 280)) == [*small, (480, 640)]
+    assert sizes_called(network, predictor, (480, 640)) == small
+    assert sizes_called(network, predictor, (480, 640), (240, 320)) == [*small, *small, (480, 640)]
+    not_enlarged = Predictor(network, facts, height=240, width=320, enlarge=False)
+    assert sizes_called(network, not_enlarged, (240, 320)) == small
+    at_640 = Predictor(network, facts, height=480, width=640)
+    assert sizes_called(network, at_640, (480, 640)) == [*small, (480, 640)]
+    network.fixed_size = (240, 320)
+    assert sizes_called(network, Predictor(network, facts), (240, 320)) == [(240, 320)]
+
+
+def test_deviation_of_an_enlarged_image_is_in_px_of_the_image() -> None:
+    network = Recorder(log_variance=2 * np.log(3.0))
+    facts = Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu").facts
+    [match] = Predictor(network, facts, height=240, width=320).batch([tuple(random_pairs(1, 240, 320)[0])])
+    assert match.sigma_px is not None
+    expected_px = np.hypot(3.0 * facts.sigma_scale / 2, RIG_SIGMA_PX)
+    np.testing.assert_allclose(match.sigma_px, expected_px, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_enlarging_finds_edges_better(shared_data: Path) -> None:
+    index = open_fsd(shared_data / "fsd-sample")
+    samples = [index.read(i, (240, 320)) for i in range(3)]
+    bad_1 = []
+    for enlarge in (True, False):
+        predictor = Predictor.open(height=240, width=320, enlarge=enlarge)
+        errors_px = [
+            np.abs(predictor.batch([(sample.left, sample.right)])[0].disparity_px - sample.disparity_px)
+            for sample in samples
+        ]
+        bad_1.append(np.mean([(each[np.isfinite(each)] > 1).mean() for each in errors_px]))
+    assert bad_1[0] < 0.9 * bad_1[1]
