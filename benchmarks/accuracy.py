@@ -153,6 +153,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES, help="of images, truth and network, as 320x240")
     parser.add_argument("--checkpoint", default="default", help=".pt, .safetensors or .onnx file")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--live", action="store_true", help="as in the live view: small images are not enlarged")
     parser.add_argument("--scenes", action="store_true", help="a line for each scene too")
     parser.add_argument("--figure", type=Path, help="image file: all scenes in rows, at the last of the sizes")
     asked = parser.parse_args()
@@ -160,7 +161,12 @@ def main() -> None:
     for size in asked.sizes:
         width, height = parse_two_numbers("--sizes", size)
         predictor = Predictor.open(
-            asked.checkpoint, device="cpu", precision=asked.precision, height=height, width=width
+            asked.checkpoint,
+            device="cpu",
+            precision=asked.precision,
+            height=height,
+            width=width,
+            enlarge=not asked.live,
         )
         rows = []
         for group in asked.groups:

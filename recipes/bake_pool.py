@@ -1,8 +1,7 @@
 """Write a pool of synthetic pairs, augmented and matched, so that training on a CPU repeats neither.
 
-Scenes are rendered at 640x480. Each is stored resized to 320x240, and to 160x120, in the folder `small`; of most, two
-crops of 320x240 are stored at full size, or at 320x240 enlarged to it, matched before they are cropped, so that one
-network is trained at all scales.
+Scenes are rendered at 640x480. Each is stored resized to 320x240, and to 160x120, in the folder `small`; of some, two
+crops of 320x240 are stored at full size, matched before they are cropped, so that one network is trained at all scales.
 At 160x120 the network chooses between two matches; at the others it refines what the given weights predict at half the
 size, and at 320x240 sometimes chooses too. Some scenes are floating primitives before a plain background, and with
 `--images` nearly half are of photographs (`cutout_scenes.py`). All are recorded as cameras do it: with lens shading
@@ -42,7 +41,7 @@ HEIGHT, WIDTH = 240, 320
 KINDS = (0.25, 0.55, 0.2)  # floating primitives, rooms, repetition
 PLAIN = 1 / 6  # fraction of the scenes whose background is plain
 CUTOUTS, BEFORE_SCENES = 0.45, 0.3  # fractions of the scenes, if there are images; of those, before other scenes
-CROPPED, ENLARGED = 0.8, 0.7  # fractions of the scenes that are cropped too; of those, of enlarged pairs
+CROPPED = 0.5  # fraction of the scenes that are cropped too
 UNREFINED = 0.15  # fraction of the scenes stored at 320x240 with two matches too
 PER_SHARD = 48
 SMALL = "small"  # folder of the entries of 160x120
@@ -153,12 +152,9 @@ def make_entries(scene: Views, seed: int, index: int, run: Run) -> Iterator[tupl
     if rng.random() < UNREFINED:
         candidates.append(("", 1.0, compact(pair, half_px, two_prior_planes(*views_of(pair)))))
     if rng.random() < CROPPED:
-        if rng.random() < ENLARGED:  # as a pair of 320x240 is predicted
-            pair = np.concatenate([enlarged(view, 2).transpose(2, 0, 1) for view in views_of(pair)])
-        else:
-            sigma_px = rng.uniform(0.15, 0.7)
-            soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
-            pair = augment(*soft, seed + 77, index)
+        sigma_px = rng.uniform(0.15, 0.7)
+        soft = [np.asarray(cv2.GaussianBlur(view, (5, 5), sigma_px)) for view in (left, right)]
+        pair = augment(*soft, seed + 77, index)
         planes = compute_priors(run, pair)[2 * WIDTH]
         rows, columns = (left.shape[0] - HEIGHT) // GRID_PX + 1, (left.shape[1] - WIDTH) // GRID_PX + 1
         for first, last in ((0, columns // 2 + 1), (columns // 2, columns)):
@@ -173,11 +169,6 @@ def make_entries(scene: Views, seed: int, index: int, run: Run) -> Iterator[tupl
 def halved(view: np.ndarray) -> np.ndarray:
     """Return the view at half its size."""
     return np.asarray(cv2.resize(view, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
-
-
-def enlarged(view: np.ndarray, factor: int) -> np.ndarray:
-    """Return the view at so many times its size, as `Predictor` enlarges small ones."""
-    return np.asarray(cv2.resize(view, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC))
 
 
 def augment(left: np.ndarray, right: np.ndarray, seed: int, index: int) -> np.ndarray:

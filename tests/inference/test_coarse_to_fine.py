@@ -76,6 +76,27 @@ def test_prior_has_the_enlarged_disparity_and_its_certainty() -> None:
     np.testing.assert_allclose(interpolated_px, coarse_px, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("side_px", "log_variance", "is_kept"),
+    [(120, 1.0, True), (120, -4.0, False), (10, 1.0, False)],  # a wall; the larger size is surer there; a thin thing
+)
+def test_a_wall_keeps_the_coarse_prediction(side_px: int, log_variance: float, is_kept: bool) -> None:
+    class DiffersAt640(Recorder):
+        def __call__(self, pairs: np.ndarray, prior: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+            disparity_px, variance = super().__call__(pairs, prior)
+            if pairs.shape[3] == 640:
+                disparity_px[:, 200 : 200 + side_px, 300 : 300 + side_px] += 20
+                variance[:] = log_variance
+            return disparity_px, variance
+
+    disparity_px, variance = predict_coarse_to_fine(DiffersAt640(), random_pairs(1, 480, 640), 1.0)
+    middle = (0, 200 + side_px // 2, 300 + side_px // 2)
+    assert disparity_px[middle] == pytest.approx(64 if is_kept else 84, abs=2)
+    # The deviation of 1 px at half the size is 2 px here.
+    assert variance[middle] == pytest.approx(2 * np.log(2) if is_kept else log_variance)
+    assert disparity_px[0, 20, 20] == pytest.approx(64, abs=2)
+
+
 def test_pairs_of_a_batch_are_predicted_as_they_are_alone() -> None:
     pairs = np.stack([np.stack(shifted_pair(96, 320, shift, seed=shift)) for shift in (3, 9)])
     predictor = Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu", precision="fp32", height=96, width=320)

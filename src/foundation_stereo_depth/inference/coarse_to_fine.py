@@ -4,6 +4,7 @@ What a network cannot tell at one size, a textureless wall or a repeated pattern
 where it sees twice as far. It refines edges of the small answer by the match at the larger size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -31,6 +32,9 @@ COARSE_TO_FINE_MODEL = "fused"
 
 _LEAST_WIDTH_PX, _LEAST_HEIGHT_PX = 160, 32  # of the smallest size
 _MATCHING_THREADS = 2
+_SEES_WALLS_UP_TO_PX = 480  # width
+_WALL_WIDTH_PX, _WALL_SIDE_PX, _WALL_DIFFERS_PX = 320, 15, 2.0  # the others at that width
+_WALL_DEVIATION_RATIO, _WALL_SHARE = 2.0, 0.6  # deviations of coarse and fine; share of the window
 
 Run = Callable[[UInt8[np.ndarray, "B 2 H W 3"], Float32[np.ndarray, "B planes H W"] | None], NetworkOutput]
 """Predicts at any size from pairs and their prior; None stands for the prior of one size alone."""
@@ -72,8 +76,36 @@ def predict_coarse_to_fine(
                 CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
                 for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
             ]
-            disparity_px, log_variance = _refined(each, *run(each, _complete(matches.result(), coarse)))
+            fine = _refined(each, *run(each, _complete(matches.result(), coarse)))
+            if each.shape[3] > _SEES_WALLS_UP_TO_PX:
+                fine = _with_walls_of(disparity_px, log_variance, *fine, each)
+            disparity_px, log_variance = fine
     return disparity_px, log_variance
+
+
+def _with_walls_of(
+    coarse_px: Float32[np.ndarray, "B h w"],
+    coarse_log_variance: Float32[np.ndarray, "B h w"],
+    disparity_px: Float32[np.ndarray, "B H W"],
+    log_variance: Float32[np.ndarray, "B H W"],
+    pairs: UInt8[np.ndarray, "B 2 H W 3"],
+) -> NetworkOutput:
+    """Return a prediction with the coarse one where most around a pixel differs from it, and is not much surer.
+
+    So it is on textureless walls, of which the network sees less at the larger size. Edges and thin things differ too,
+    but not over a whole window.
+    """
+    coarse_px, coarse_sigma_px = (
+        np.stack([_enlarged(one, pairs) for one in values]) for values in (coarse_px, np.exp(coarse_log_variance / 2))
+    )
+    coarse_log_variance = 2 * np.log(coarse_sigma_px)
+    scale = pairs.shape[3] / _WALL_WIDTH_PX
+    side = int(_WALL_SIDE_PX * scale) | 1
+    differs = np.abs(disparity_px - coarse_px) > _WALL_DIFFERS_PX * scale
+    differs &= coarse_log_variance < log_variance + 2 * math.log(_WALL_DEVIATION_RATIO)
+    around = np.stack([cv2.blur(one.astype(np.float32), (side, side)) for one in differs])
+    is_wall = differs & (around > _WALL_SHARE)
+    return np.where(is_wall, coarse_px, disparity_px), np.where(is_wall, coarse_log_variance, log_variance)
 
 
 def _match_twice(
