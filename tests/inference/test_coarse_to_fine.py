@@ -130,6 +130,7 @@ def test_small_images_are_predicted_at_twice_their_size_and_larger_ones_are_not(
     network, facts = Recorder(), Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu").facts
     small = [(120, 160), (240, 320)]
     predictor = Predictor(network, facts, height=240, width=320)
+    assert predictor.batch([]) == []
     assert sizes_called(network, predictor, (240, 320)) == [*small, (480, 640)]
     assert sizes_called(network, predictor, (200, 280)) == [*small, (480, 640)]
     assert sizes_called(network, predictor, (480, 640)) == small

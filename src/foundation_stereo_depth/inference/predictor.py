@@ -224,6 +224,8 @@ class Predictor:
                     f"the left image is {left.shape[1]}x{left.shape[0]}, the right one {right.shape[1]}x"
                     f"{right.shape[0]}; the views of a rectified pair have one size"
                 )
+        if not pairs:
+            return []
         predictions: dict[int, tuple[Float32[np.ndarray, "h w"], Float32[np.ndarray, "h w"]]] = {}
         factors = [self._factor_of(left.shape[1]) for left, _ in pairs]
         for factor in sorted(set(factors)):
