@@ -211,6 +211,8 @@ class Predictor:
     ) -> list[StereoMatch]:
         """Return the matches of several pairs, each of any size, with one call of the network.
 
+        With two where some of them are enlarged and others are not.
+
         Args:
             pairs: left and right view, rectified, RGB.
             sizes: height and width of each match; None takes those of its pair.
