@@ -135,6 +135,11 @@ def test_small_images_are_predicted_at_twice_their_size_and_larger_ones_are_not(
     assert sizes_called(network, predictor, (200, 280)) == [*small, (480, 640)]
     assert sizes_called(network, predictor, (480, 640)) == small
     assert sizes_called(network, predictor, (480, 640), (240, 320)) == [*small, *small, (480, 640)]
+    # A large image, rectified at the network's size.
+    network.calls.clear()
+    [match] = predictor.batch([tuple(random_pairs(1, 240, 320)[0])], sizes=[(480, 640)])
+    assert match.disparity_px.shape == (480, 640)
+    assert [called for called, _ in network.calls] == small
     not_enlarged = Predictor(network, facts, height=240, width=320, enlarge=False)
     assert sizes_called(network, not_enlarged, (240, 320)) == small
     at_640 = Predictor(network, facts, height=480, width=640)

@@ -44,7 +44,7 @@ SUSPICIOUS_RATIO = 0.85
 On thirty real pairs in the right order, swapping leaves 2.4 times the residual or more. Swapped pairs give the inverse.
 """
 
-_FEW_PAIRS = 16
+_FEW_PAIRS = 6
 """Up to as many, the sooner start of onnxruntime is worth more than the speed of OpenVINO."""
 
 logger = logging.getLogger(__name__)
