@@ -333,7 +333,10 @@ def test_a_network_with_a_prior_runs_at_a_fixed_size_in_every_backend(tmp_path: 
     torch.save(weights, tmp_path / "bare.pt")
     path = exported(tmp_path / "bare.pt", dynamic_size=False, height=48, width=64)
     pair = shifted_pair(48, 64, 3)
-    expected = Predictor.open(tmp_path / "bare.pt", device="cpu", height=48, width=64, precision="fp32")(*pair)
+    of_any_size = Predictor.open(
+        tmp_path / "bare.pt", device="cpu", height=48, width=64, precision="fp32", enlarge=False
+    )
+    expected = of_any_size(*pair)
     for backend, precision in (("onnxruntime", "auto"), ("openvino", "fp32")):
         predictor = Predictor.open(path, device="cpu", backend=backend, precision=precision)
         for found in [*predictor.batch([pair, pair]), predictor(*pair)]:
