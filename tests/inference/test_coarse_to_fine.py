@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import shifted_pair
@@ -146,6 +147,13 @@ def test_small_images_are_predicted_at_twice_their_size_and_larger_ones_are_not(
     assert sizes_called(network, at_640, (480, 640)) == [*small, (480, 640)]
     network.fixed_size = (240, 320)
     assert sizes_called(network, Predictor(network, facts), (240, 320)) == [(240, 320)]
+
+
+def test_an_image_between_both_sizes_is_not_shrunk_before_it_is_enlarged() -> None:
+    facts = Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu").facts
+    view = random_pairs(1, 285, 380)[0, 0]
+    resized = Predictor(Recorder(), facts, height=240, width=320)._resized(view, 2)
+    np.testing.assert_array_equal(resized, cv2.resize(view, (640, 480), interpolation=cv2.INTER_CUBIC))
 
 
 def test_deviation_of_an_enlarged_image_is_in_px_of_the_image() -> None:
