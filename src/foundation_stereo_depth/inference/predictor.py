@@ -33,7 +33,7 @@ _SMALLEST_PX = 32  # what every network takes
 _ENLARGED_UP_TO_PX = 400
 """Width of the network's size. Images of 640 px gain nothing when they are enlarged (docs/experiments/accuracy.md)."""
 _NO_LARGER = 1.25
-"""Times the network's width; who runs it on larger images at a small size wants it fast."""
+"""Times the network's width. A small size for larger images is named for its speed, so they are not enlarged."""
 _SUFFIXES = (".pt", ".safetensors", ".onnx")
 
 

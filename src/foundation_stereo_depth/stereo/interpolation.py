@@ -28,7 +28,7 @@ def interpolate(
 
     Weighted least squares along rows, then along columns (Min et al., "Fast global image smoothing based on weighted
     least squares", TIP 2014), of disparity times support and of support, then divided. Between two supported borders
-    the result is linear, as the disparity of a plane is. A second pass changes nothing that can be measured.
+    the result goes from one to the other. A second pass changes nothing that can be measured.
 
     Args:
         disparity_px: where the support is 0 it does not matter.
