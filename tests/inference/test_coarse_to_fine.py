@@ -6,11 +6,16 @@ import pytest
 from conftest import shifted_pair
 
 from foundation_stereo_depth.data.fsd import open_fsd
+from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.inference.coarse_to_fine import predict_coarse_to_fine
 from foundation_stereo_depth.inference.predictor import Predictor
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS
 from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
-from foundation_stereo_depth.stereo.prior import TWO_PRIOR_PLANES
+from foundation_stereo_depth.stereo.prior import TWO_PRIOR_PLANES, first_match
+from foundation_stereo_depth.stereo.sgbm import find_search
+
+TEXTURELESS_DEVIATION = 1.2
+"""By what the deviation grows where there is no texture."""
 
 
 class Recorder:
@@ -28,6 +33,10 @@ class Recorder:
         self.calls.append(((height, width), prior))
         shape = (len(pairs), height, width)
         return np.full(shape, width / 10, np.float32), np.full(shape, self._log_variance, np.float32)
+
+
+def plain_pairs(height: int, width: int) -> np.ndarray:
+    return np.full((1, 2, height, width, 3), 128, np.uint8)
 
 
 def random_pairs(count: int, height: int, width: int) -> np.ndarray:
@@ -90,12 +99,29 @@ def test_a_wall_keeps_the_coarse_prediction(side_px: int, log_variance: float, i
                 variance[:] = log_variance
             return disparity_px, variance
 
-    disparity_px, variance = predict_coarse_to_fine(DiffersAt640(), random_pairs(1, 480, 640), 1.0)
+    disparity_px, sigma_px = predict_coarse_to_fine(DiffersAt640(), plain_pairs(480, 640), 1.0)
     middle = (0, 200 + side_px // 2, 300 + side_px // 2)
     assert disparity_px[middle] == pytest.approx(64 if is_kept else 84, abs=2)
     # The deviation of 1 px at half the size is 2 px here.
-    assert variance[middle] == pytest.approx(2 * np.log(2) if is_kept else log_variance)
+    network_px = 2.0 if is_kept else np.exp(log_variance / 2)
+    assert sigma_px[middle] == pytest.approx(TEXTURELESS_DEVIATION * np.hypot(network_px, 2 * RIG_SIGMA_PX))
     assert disparity_px[0, 20, 20] == pytest.approx(64, abs=2)
+
+
+def test_textureless_surfaces_have_the_first_match_of_half_the_size_above_480_px_alone() -> None:
+    rng = np.random.default_rng(0)
+    texture = rng.integers(0, 256, (480, 700), dtype=np.uint8)
+    left, right = (np.repeat(view[..., None], 3, axis=2) for view in (texture[:, 30:670], texture[:, 60:700]))
+    for view in (left, right):
+        view[:, 400:] = rng.integers(150, 154, (480, 240, 1))  # a plain wall, and noise
+    network = Recorder()
+    predict_coarse_to_fine(network, np.stack([left, right])[None], 1.0)
+    _, half_px, whole_px = (prior[0, 0] for _, prior in network.calls if prior is not None)
+    search = find_search(left, right)
+    half = first_match(*(resize_image(view, 240, 320) for view in (left, right)), search)
+    np.testing.assert_array_equal(half_px, half.planes[0])
+    np.testing.assert_array_equal(whole_px, first_match(left, right, search, half).planes[0])
+    assert (whole_px != first_match(left, right, search).planes[0])[:, 420:].mean() > 0.05
 
 
 def test_pairs_of_a_batch_are_predicted_as_they_are_alone() -> None:
@@ -159,9 +185,9 @@ def test_an_image_between_both_sizes_is_not_shrunk_before_it_is_enlarged() -> No
 def test_deviation_of_an_enlarged_image_is_in_px_of_the_image() -> None:
     network = Recorder(log_variance=2 * np.log(3.0))
     facts = Predictor.open(DEFAULT_WEIGHTS, backend="torch", device="cpu").facts
-    [match] = Predictor(network, facts, height=240, width=320).batch([tuple(random_pairs(1, 240, 320)[0])])
+    [match] = Predictor(network, facts, height=240, width=320).batch([tuple(plain_pairs(240, 320)[0])])
     assert match.sigma_px is not None
-    expected_px = np.hypot(3.0 * facts.sigma_scale / 2, RIG_SIGMA_PX)
+    expected_px = TEXTURELESS_DEVIATION * np.hypot(3.0 * facts.sigma_scale / 2, RIG_SIGMA_PX)
     np.testing.assert_allclose(match.sigma_px, expected_px, rtol=1e-5)
 
 

@@ -118,3 +118,15 @@ def test_a_smooth_match_serves_pairs_of_other_sizes(height: int, width: int) -> 
     planes = add_smooth_match(first_match(*pair, search), smooth).complete(None)
     assert np.abs(planes[0] + planes[10] - shift_px)[:, width // 8 :].mean() < 0.05 * shift_px
     assert planes[11].mean() > 0.9
+
+
+def test_the_match_of_half_the_size_stands_where_there_is_no_texture() -> None:
+    left = textured(240, 320)
+    right = np.roll(left, -8, axis=1)
+    left[:, 160:] = right[:, 160:] = 100
+    half = first_match(left[::2, ::2], right[::2, ::2])
+    half.planes[0, :, 100:] = 5.25
+    planes = first_match(left, right, None, half).planes
+    np.testing.assert_array_equal(planes[0, 20:-20, 210:], 10.5)
+    assert np.median(planes[0, :, 20:140]) == 8
+    np.testing.assert_array_equal(first_match(left, right).planes[0, :, 20:120], planes[0, :, 20:120])

@@ -17,6 +17,7 @@ from foundation_stereo_depth.inference.backends import NetworkOutput
 from foundation_stereo_depth.stereo.confidence import sigma_with_rig
 from foundation_stereo_depth.stereo.prior import (
     CoarsePrediction,
+    FirstMatch,
     SmoothMatch,
     TwoMatches,
     add_smooth_match,
@@ -25,7 +26,7 @@ from foundation_stereo_depth.stereo.prior import (
     smooth_match,
 )
 from foundation_stereo_depth.stereo.sgbm import Search, find_search
-from foundation_stereo_depth.stereo.subpixel import refine_flat_surfaces
+from foundation_stereo_depth.stereo.subpixel import RefinedDisparity, refine_flat_surfaces
 
 COARSE_TO_FINE_MODEL = "fused"
 """The networks that work in this way."""
@@ -35,6 +36,7 @@ _MATCHING_THREADS = 2
 _SEES_WALLS_UP_TO_PX = 480  # width
 _WALL_WIDTH_PX, _WALL_SIDE_PX, _WALL_DIFFERS_PX = 320, 15, 2.0  # the others at that width
 _WALL_DEVIATION_RATIO, _WALL_SHARE = 2.0, 0.6  # deviations of coarse and fine; share of the window
+_SMALL_DEVIATION = 0.87  # of images up to that width; the network's scale is fitted at 640x480
 
 Run = Callable[[UInt8[np.ndarray, "B 2 H W 3"], Float32[np.ndarray, "B planes H W"] | None], NetworkOutput]
 """Predicts at any size from pairs and their prior; None stands for the prior of one size alone."""
@@ -46,8 +48,8 @@ def predict_coarse_to_fine(
     sigma_scale: float,
     *,
     only_size: bool = False,
-) -> NetworkOutput:
-    """Return the prediction, after those at half of the size, at a quarter, and so on, down to 160 px of width.
+) -> tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]:
+    """Return disparity and its standard deviation, after predictions at half of the size, a quarter, ..., 160 px wide.
 
     The disparity of each size is refined on flat surfaces (`stereo.subpixel`).
 
@@ -61,26 +63,36 @@ def predict_coarse_to_fine(
     while not only_size and _can_be_halved(sizes[0]):
         sizes.insert(0, _halved(sizes[0]))
     if len(sizes) == 1:
-        return _refined(pairs, *run(pairs, None))
+        disparity_px, log_variance = run(pairs, None)
+        refined = _refined(pairs, disparity_px)
+        return _disparity_of(refined), _sigma_of(refined, log_variance, sigma_scale)
     searches = for_each_pair(find_search, pairs[:, 0], pairs[:, 1])
     # What larger sizes match needs no prediction: it is computed beside those of the smaller sizes.
     with ThreadPoolExecutor(_MATCHING_THREADS) as pool:
         # A smooth match of the smallest size would be as biased on walls as the first match is.
         smooth = pool.submit(for_each_pair, smooth_match, sizes[1][:, 0], sizes[1][:, 1], searches)
-        matching = [pool.submit(_match_twice, each, searches, smooth) for each in sizes[1:]]
-        prior = _complete(_match_twice(sizes[0], searches, smooth), [None] * len(pairs))
-        disparity_px, log_variance = _refined(sizes[0], *run(sizes[0], prior))
-        for each, matches in zip(sizes[1:], matching, strict=True):
+        first: Future[list[FirstMatch]] | None = None
+        matching: list[Future[list[TwoMatches]]] = []
+        for each in sizes:
+            half = first if each.shape[3] > _SEES_WALLS_UP_TO_PX else None
+            first = pool.submit(_first_matches, each, searches, half)
+            matching.append(pool.submit(_add_smooth, first, smooth))
+        disparity_px, log_variance = run(sizes[0], _complete(matching[0].result(), [None] * len(pairs)))
+        refined = _refined(sizes[0], disparity_px)
+        disparity_px = _disparity_of(refined)
+        for each, matches in zip(sizes[1:], matching[1:], strict=True):
             sigma_px = sigma_with_rig(log_variance, disparity_px.shape[2], sigma_scale)
             coarse = [
                 CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))
                 for one_px, one_sigma_px in zip(disparity_px, sigma_px, strict=True)
             ]
-            fine = _refined(each, *run(each, _complete(matches.result(), coarse)))
+            fine_px, fine_log_variance = run(each, _complete(matches.result(), coarse))
+            refined = _refined(each, fine_px)
+            fine = _disparity_of(refined), fine_log_variance
             if each.shape[3] > _SEES_WALLS_UP_TO_PX:
                 fine = _with_walls_of(disparity_px, log_variance, *fine, each)
             disparity_px, log_variance = fine
-    return disparity_px, log_variance
+    return disparity_px, _sigma_of(refined, log_variance, sigma_scale)
 
 
 def _with_walls_of(
@@ -108,11 +120,23 @@ def _with_walls_of(
     return np.where(is_wall, coarse_px, disparity_px), np.where(is_wall, coarse_log_variance, log_variance)
 
 
-def _match_twice(
-    pairs: UInt8[np.ndarray, "B 2 H W 3"], searches: Sequence[Search], smooth: Future[list[SmoothMatch]]
-) -> list[TwoMatches]:
-    first = for_each_pair(first_match, pairs[:, 0], pairs[:, 1], searches)
-    return for_each_pair(add_smooth_match, first, smooth.result())
+def _first_matches(
+    pairs: UInt8[np.ndarray, "B 2 H W 3"], searches: Sequence[Search], half: Future[list[FirstMatch]] | None
+) -> list[FirstMatch]:
+    """Return the first matches of pairs.
+
+    Args:
+        pairs: left and right RGB bytes.
+        searches: of the pairs.
+        half: matches at half of the size, for textureless surfaces.
+    """
+    halves = [None] * len(pairs) if half is None else half.result()
+    return for_each_pair(first_match, pairs[:, 0], pairs[:, 1], searches, halves)
+
+
+def _add_smooth(first: Future[list[FirstMatch]], smooth: Future[list[SmoothMatch]]) -> list[TwoMatches]:
+    """Return both matches of pairs."""
+    return for_each_pair(add_smooth_match, first.result(), smooth.result())
 
 
 def _complete(
@@ -137,16 +161,26 @@ def _enlarged(
 
 
 def _refined(
-    pairs: UInt8[np.ndarray, "B 2 H W 3"],
-    disparity_px: Float32[np.ndarray, "B H W"],
-    log_variance: Float32[np.ndarray, "B H W"],
-) -> NetworkOutput:
-    """Return a prediction, its disparity refined on flat surfaces."""
-    refined_px = [
-        refine_flat_surfaces(left, right, one_px).disparity_px
-        for (left, right), one_px in zip(pairs, disparity_px, strict=True)
+    pairs: UInt8[np.ndarray, "B 2 H W 3"], disparity_px: Float32[np.ndarray, "B H W"]
+) -> list[RefinedDisparity]:
+    return [
+        refine_flat_surfaces(left, right, one_px) for (left, right), one_px in zip(pairs, disparity_px, strict=True)
     ]
-    return np.stack(refined_px), log_variance
+
+
+def _disparity_of(refined: Sequence[RefinedDisparity]) -> Float32[np.ndarray, "B H W"]:
+    return np.stack([one.disparity_px for one in refined])
+
+
+def _sigma_of(
+    refined: Sequence[RefinedDisparity], log_variance: Float32[np.ndarray, "B H W"], sigma_scale: float
+) -> Float32[np.ndarray, "B H W"]:
+    """Return the standard deviation of the error of refined disparities, px."""
+    width = log_variance.shape[2]
+    before_px = sigma_with_rig(log_variance, width, sigma_scale)
+    if width <= _SEES_WALLS_UP_TO_PX:
+        before_px *= np.float32(_SMALL_DEVIATION)
+    return np.stack([one.sigma_px(one_px) for one, one_px in zip(refined, before_px, strict=True)])
 
 
 def _halved(pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> UInt8[np.ndarray, "B 2 h w 3"]:

@@ -12,7 +12,7 @@ from jaxtyping import Float32, UInt8
 from foundation_stereo_depth.data.sample import resize_image
 from foundation_stereo_depth.data.views import ChannelOrder, View, as_rgb
 from foundation_stereo_depth.errors import CheckpointError, UserError
-from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, NetworkOutput, open_backend
+from foundation_stereo_depth.inference.backends import OUT_OF_MEMORY, Backend, open_backend
 from foundation_stereo_depth.inference.coarse_to_fine import COARSE_TO_FINE_MODEL, predict_coarse_to_fine
 from foundation_stereo_depth.log import count_of
 from foundation_stereo_depth.network_facts import DEFAULT_WEIGHTS, NetworkFacts
@@ -236,15 +236,15 @@ class Predictor:
             chosen = [i for i in range(len(pairs)) if factors[i] == factor]
             inputs = np.stack([np.stack([self._resized(view, factor) for view in pairs[i]]) for i in chosen])
             predictions |= zip(chosen, zip(*self._predict(inputs), strict=True), strict=True)
-        disparities_px, log_variances = zip(*(predictions[i] for i in range(len(pairs))), strict=True)
+        disparities_px, sigmas_px = zip(*(predictions[i] for i in range(len(pairs))), strict=True)
         if not all(np.isfinite(disparity_px).any() for disparity_px in disparities_px):
             raise CheckpointError(
                 f"the network predicts nothing finite, NaN or infinity at every pixel ({self.description}); are its "
                 "weights damaged?"
             )
         return [
-            self._match_at_size(disparity_px * np.float32(self.facts.disparity_scale), log_variance, *size)
-            for disparity_px, log_variance, size in zip(disparities_px, log_variances, sizes, strict=True)
+            self._match_at_size(disparity_px, sigma_px, *size)
+            for disparity_px, sigma_px, size in zip(disparities_px, sigmas_px, sizes, strict=True)
         ]
 
     def _factor_of(self, image_width_px: int) -> int:
@@ -260,13 +260,21 @@ class Predictor:
         # Where images grow by linear interpolation bad-1 on seven scenes is 10.9 %, by cubic 10.1 %.
         return np.asarray(cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
-    def _predict(self, pairs: UInt8[np.ndarray, "B 2 H W 3"]) -> NetworkOutput:
-        """Return the network's prediction for pairs of its size, or a multiple of it, in px of theirs."""
+    def _predict(
+        self, pairs: UInt8[np.ndarray, "B 2 H W 3"]
+    ) -> tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]:
+        """Return disparity, and the standard deviation of its error, of pairs of the network's size or a multiple."""
+        scale = self.facts.disparity_scale
         try:
-            if self.facts.model.model != COARSE_TO_FINE_MODEL:
-                return self._backend(pairs)
-            only_size = self._backend.fixed_size is not None
-            return predict_coarse_to_fine(self._backend, pairs, self.facts.sigma_scale, only_size=only_size)
+            if self.facts.model.model == COARSE_TO_FINE_MODEL:
+                only_size = self._backend.fixed_size is not None
+                disparity_px, sigma_px = predict_coarse_to_fine(
+                    self._backend, pairs, self.facts.sigma_scale, only_size=only_size
+                )
+                return disparity_px * np.float32(scale), sigma_px * np.float32(scale)
+            disparity_px, log_variance = self._backend(pairs)
+            sigma_px = sigma_with_rig(log_variance, pairs.shape[3], self.facts.sigma_scale * scale)
+            return disparity_px * np.float32(scale), sigma_px
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
@@ -278,7 +286,7 @@ class Predictor:
     def _match_at_size(
         self,
         disparity_px: Float32[np.ndarray, "h w"],
-        log_variance: Float32[np.ndarray, "h w"],
+        sigma_px: Float32[np.ndarray, "h w"],
         height: int,
         width: int,
     ) -> StereoMatch:
@@ -288,7 +296,6 @@ class Predictor:
         if not self.facts.predicts_uncertainty:
             return StereoMatch(disparity_px=resized_px, valid=np.isfinite(resized_px))
         own_width = disparity_px.shape[1]
-        sigma_px = sigma_with_rig(log_variance, own_width, self.facts.sigma_scale * self.facts.disparity_scale)
         # Computed at the network's size, mostly the smaller one, and for an error in px of the other.
         sigma_at_size_px = sigma_px * np.float32(width / own_width)
         confidence = probability_within(CONFIDENT_WITHIN_PX, sigma_at_size_px, self.facts.distribution)

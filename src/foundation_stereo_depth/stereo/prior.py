@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int16, UInt8
 
 from foundation_stereo_depth.stereo.interpolation import interpolate
 from foundation_stereo_depth.stereo.sgbm import (
@@ -46,6 +46,8 @@ _LEAST_BEHIND_SHARE = 1 / 1500
 """Of the pixels; fewer are noise."""
 _CERTAIN_SUPPORT = 0.95
 _NEAR_COARSE_PX = 2.0  # at a width of 320 px
+_TEXTURELESS_BELOW = 0.6  # squared gradients of the blurred view, (levels of 256 / px)^2 at a width of 320 px
+_TEXTURE_BLUR_PX, _TEXTURE_SIDE_PX = 1.0, 13  # blur and window at that width
 
 _MEDIAN_PX = 5
 _SQUARE_PX = 16
@@ -88,6 +90,7 @@ def first_match(
     left: UInt8[np.ndarray, "H W 3"],
     right: UInt8[np.ndarray, "H W 3"],
     search: Search | None = None,
+    half: FirstMatch | None = None,
     *,
     planes: int = TWO_PRIOR_PLANES,
 ) -> FirstMatch:
@@ -97,6 +100,8 @@ def first_match(
         left: RGB, rectified.
         right: the same.
         search: of the pair, at any size; None computes it.
+        half: the match of the pair at half of the size. It stands where there is no texture: faint traces of it are
+            found at a smaller size rather than at a larger one.
         planes: of the whole prior.
     """
     prior = np.empty((planes, *left.shape[:2]), np.float32)
@@ -116,6 +121,10 @@ def first_match(
     )
     # Where nothing at all was matched the network begins at "far away".
     steps = filled_from_background(steps, matched) if matched.any() else np.zeros_like(steps)
+    if half is not None and (textureless := _find_textureless(grey_left)).any():
+        cv2.copyTo(_enlarged_steps(half.planes[0], height, width), textureless, steps)
+        half_matched = cv2.resize(half.planes[3], (width, height), interpolation=cv2.INTER_NEAREST)
+        matched = np.where(textureless, half_matched > 0, matched)
     unlike = np.empty((height, width, 3), np.float32)
     np.multiply(cv2.medianBlur(steps.view(np.uint16), _MEDIAN_PX), np.float32(1 / STEPS_PER_PX), out=prior[0])
     cv2.erode(prior[0], _AROUND, dst=prior[1])
@@ -129,6 +138,27 @@ def first_match(
     prior[1:3] -= prior[0]
     np.subtract(prior[0], _means_of_squares(prior[0]), out=prior[9])
     return FirstMatch(prior, grey_left, grey_right, disparities)
+
+
+def _find_textureless(grey: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    """Return 1 where a view has no texture, else 0."""
+    height, width = grey.shape
+    small_width = width // _smooth_factor(width)
+    small = cv2.resize(grey, (small_width, height * small_width // width), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small.astype(np.float32), (0, 0), _TEXTURE_BLUR_PX)  # noise is no texture
+    gradient = cv2.Sobel(blurred, cv2.CV_32F, 1, 0, scale=1 / 8)
+    energy = cv2.blur(gradient * gradient, (_TEXTURE_SIDE_PX, _TEXTURE_SIDE_PX))
+    textureless = (energy < _TEXTURELESS_BELOW).view(np.uint8)
+    return np.asarray(cv2.resize(textureless, (width, height), interpolation=cv2.INTER_NEAREST))
+
+
+def _enlarged_steps(half_px: Float32[np.ndarray, "h w"], height: int, width: int) -> Int16[np.ndarray, "H W"]:
+    """Return a disparity of half the size in steps of the size, its edges as sharp as they are."""
+    linear, nearest = (
+        cv2.resize(half_px, (width, height), interpolation=mode) for mode in (cv2.INTER_LINEAR, cv2.INTER_NEAREST)
+    )
+    enlarged_px = np.where(np.abs(linear - nearest) < 1, linear, nearest)
+    return np.rint(enlarged_px * (STEPS_PER_PX * width / half_px.shape[1])).astype(np.int16)
 
 
 class SmoothMatch(NamedTuple):

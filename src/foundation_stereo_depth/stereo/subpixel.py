@@ -4,6 +4,7 @@ NumPy and OpenCV only.
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import cv2
@@ -20,17 +21,48 @@ _FLAT_WITHIN_PX, _LARGEST_UPDATE_PX = 2.0, 0.3
 _NOWHERE_PX = -1000.0  # far enough from any disparity that its surroundings are not flat
 _AROUND = np.ones((_SIDE_PX + _LOCAL_MEAN_SIDE_PX - 1,) * 2, np.uint8)
 
+_PLANE_WIDTH_PX, _PLANE_SIDE_PX = 80, 15  # planes are fitted at about this width
+_PLANE_WITHIN_PX, _PLANE_DEVIATION = 0.6, 0.3  # at a width of 320 px; of the deviation, what is left on a plane
+_TEXTURED_FROM, _TEXTURED_FULLY = 8.0, 100.0  # squared gradients, (levels of 256 / px)^2 at a width of 320 px
+_TEXTURELESS_BELOW, _TEXTURELESS_DEVIATION = 0.2, 1.2
+
 
 class RefinedDisparity(NamedTuple):
     """A disparity that was refined.
 
     Attributes:
         disparity_px: of the left view.
-        is_flat: where it was refined; elsewhere it is unchanged.
+        change_px: what was added to it.
+        is_flat: where it was refined; elsewhere it is unchanged. At a width of about 320 px.
+        gradient_squared: mean over a window, (levels of 256 / px)^2, at that width and in px of it.
     """
 
     disparity_px: Float32[np.ndarray, "H W"]
-    is_flat: Bool[np.ndarray, "H W"]
+    change_px: Float32[np.ndarray, "H W"]
+    is_flat: Bool[np.ndarray, "h w"]
+    gradient_squared: Float32[np.ndarray, "h w"]
+
+    def sigma_px(self, before_px: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+        """Return the standard deviation of its error, px.
+
+        Where the refinement changed much, the error before it was large. On a textured plane, as boards are, it is
+        small: there the least squares have many pixels that see the same. Without texture they see nothing, and neither
+        did the network. The factors are fitted to real scenes (docs/experiments/reliability.md).
+
+        Args:
+            before_px: the same before the refinement.
+        """
+        height, width = before_px.shape
+        texture = np.log(np.maximum(self.gradient_squared, np.float32(_TEXTURED_FROM)) / np.float32(_TEXTURED_FROM))
+        is_textured = np.minimum(texture / np.float32(math.log(_TEXTURED_FULLY / _TEXTURED_FROM)), 1)
+        distance_px = _distance_from_plane_px(_known(self.disparity_px), *self.is_flat.shape)
+        is_plane = self.is_flat * np.maximum(1 - distance_px / np.float32(_PLANE_WITHIN_PX), 0)
+        is_textureless = np.maximum(1 - self.gradient_squared / np.float32(_TEXTURELESS_BELOW), 0)
+        factor = 1 - np.float32(1 - _PLANE_DEVIATION) * is_textured * is_plane
+        factor *= 1 + np.float32(_TEXTURELESS_DEVIATION - 1) * is_textureless
+        if factor.shape != before_px.shape:
+            factor = cv2.resize(factor, (width, height), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(cv2.magnitude(before_px, self.change_px)) * factor
 
 
 def lucas_kanade_update(
@@ -41,8 +73,10 @@ def lucas_kanade_update(
     side_px: int,
     local_mean_side_px: int,
     largest_px: float,
-) -> Float32[np.ndarray, "H W"]:
-    """Return by how much a disparity is to change, px: one step of least squares over square windows.
+) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
+    """Return by how much a disparity is to change, px, and the mean squared gradient of the views, (levels / px)^2.
+
+    One step of least squares over square windows.
 
     Lucas and Kanade, "An iterative image registration technique", IJCAI 1981. The right view is warped by the
     disparity; both views are compared less their local means, so that light and exposure do not count.
@@ -66,7 +100,8 @@ def lucas_kanade_update(
     gradient = np.asarray(cv2.Sobel(detail + warped, cv2.CV_32F, 1, 0, scale=1 / 16))
     residual = np.clip(detail - warped, -_LARGEST_RESIDUAL, _LARGEST_RESIDUAL)
     products, squares = (_mean(gradient * values, side_px) for values in (residual, gradient))
-    return np.clip(-products / (squares + np.float32(_LEAST_GRADIENT_SQUARED)), -largest_px, largest_px)
+    update_px = np.clip(-products / (squares + np.float32(_LEAST_GRADIENT_SQUARED)), -largest_px, largest_px)
+    return update_px, squares
 
 
 def refine_flat_surfaces(
@@ -83,8 +118,7 @@ def refine_flat_surfaces(
         disparity_px: what is not finite stays so, and nothing changes around it.
     """
     height, width = disparity_px.shape
-    is_known = np.isfinite(disparity_px)
-    known_px = disparity_px if is_known.all() else np.where(is_known, disparity_px, np.float32(_NOWHERE_PX))
+    known_px = _known(disparity_px)
     factor = max(1, round(width / _WIDTH_PX))
     size = (max(1, width // factor), max(1, height // factor))
     per_px = np.float32(width / size[0])
@@ -96,7 +130,7 @@ def refine_flat_surfaces(
     is_flat = cv2.dilate(small_px, _AROUND) - cv2.erode(small_px, _AROUND) < _FLAT_WITHIN_PX
     smoothed_px = _mean(small_px, _SMOOTHED_SIDE_PX)
     grey_left, grey_right = (shrink(np.asarray(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY))) for view in (left, right))
-    update_px = lucas_kanade_update(
+    update_px, gradient_squared = lucas_kanade_update(
         grey_left,
         grey_right,
         smoothed_px,
@@ -107,12 +141,44 @@ def refine_flat_surfaces(
     change_px = np.where(is_flat, smoothed_px + update_px - small_px, np.float32(0)) * per_px
     if factor > 1:
         change_px = cv2.resize(change_px, (width, height), interpolation=cv2.INTER_LINEAR)
-        is_flat = cv2.resize(is_flat.view(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
     # What is infinitely far stays at 0 or more.
     refined_px = np.maximum(known_px + change_px, np.minimum(known_px, 0))
     if known_px is not disparity_px:
-        refined_px = np.where(is_known, refined_px, disparity_px)
-    return RefinedDisparity(refined_px, np.asarray(is_flat))
+        refined_px = np.where(np.isfinite(disparity_px), refined_px, disparity_px)
+    return RefinedDisparity(refined_px, np.asarray(change_px), is_flat, gradient_squared)
+
+
+def _known(disparity_px: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
+    """Return the disparity, far from any other where it is not finite."""
+    is_known = np.isfinite(disparity_px)
+    return disparity_px if is_known.all() else np.where(is_known, disparity_px, np.float32(_NOWHERE_PX))
+
+
+def _distance_from_plane_px(
+    disparity_px: Float32[np.ndarray, "H W"], height: int, width: int
+) -> Float32[np.ndarray, "h w"]:
+    """Return the root mean square of what a plane fitted around each pixel leaves, in px of a width of 320 px.
+
+    Args:
+        disparity_px: of any size, finite.
+        height: of the result, px.
+        width: the same.
+    """
+    own_height, own_width = disparity_px.shape
+    factor = max(1, round(own_width / _PLANE_WIDTH_PX))
+    size = (max(1, own_width // factor), max(1, own_height // factor))
+    # Thousandths of a pixel are differences of squares here, too small for 32 bits.
+    small_px = cv2.resize(disparity_px, size, interpolation=cv2.INTER_AREA).astype(np.float64) * (_WIDTH_PX / own_width)
+    down, across = np.mgrid[: size[1], : size[0]].astype(np.float64)
+
+    def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return _mean(one * other, _PLANE_SIDE_PX) - _mean(one, _PLANE_SIDE_PX) * _mean(other, _PLANE_SIDE_PX)
+
+    unexplained = covariance(small_px, small_px)
+    for axis in (down, across):  # rows and columns of a square do not covary
+        unexplained -= covariance(axis, small_px) ** 2 / np.maximum(covariance(axis, axis), 1e-6)
+    distance_px = np.sqrt(np.maximum(unexplained, 0)).astype(np.float32)
+    return np.asarray(cv2.resize(distance_px, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def warp(
