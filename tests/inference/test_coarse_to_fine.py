@@ -14,7 +14,7 @@ from foundation_stereo_depth.stereo.confidence import RIG_SIGMA_PX
 from foundation_stereo_depth.stereo.prior import TWO_PRIOR_PLANES, first_match
 from foundation_stereo_depth.stereo.sgbm import find_search
 
-TEXTURELESS_DEVIATION = 1.2
+TEXTURELESS_DEVIATION = 1.1
 """By what the deviation grows where there is no texture."""
 
 

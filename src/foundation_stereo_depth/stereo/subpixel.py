@@ -24,7 +24,7 @@ _AROUND = np.ones((_SIDE_PX + _LOCAL_MEAN_SIDE_PX - 1,) * 2, np.uint8)
 _PLANE_WIDTH_PX, _PLANE_SIDE_PX = 80, 15  # planes are fitted at about this width
 _PLANE_WITHIN_PX, _PLANE_DEVIATION = 0.6, 0.3  # at a width of 320 px; of the deviation, what is left on a plane
 _TEXTURED_FROM, _TEXTURED_FULLY = 8.0, 100.0  # squared gradients, (levels of 256 / px)^2 at a width of 320 px
-_TEXTURELESS_BELOW, _TEXTURELESS_DEVIATION = 0.2, 1.2
+_TEXTURELESS_BELOW, _TEXTURELESS_DEVIATION = 0.2, 1.1
 
 
 class RefinedDisparity(NamedTuple):
@@ -47,7 +47,7 @@ class RefinedDisparity(NamedTuple):
 
         Where the refinement changed much, the error before it was large. On a textured plane, as boards are, it is
         small: there the least squares have many pixels that see the same. Without texture they see nothing, and neither
-        did the network. The factors are fitted to real scenes (docs/experiments/reliability.md).
+        did the network. The factors are fitted to real scenes (docs/experiments/accuracy.md).
 
         Args:
             before_px: the same before the refinement.
