@@ -112,6 +112,20 @@ def test_both_are_exported_to_onnx_of_fixed_size_with_their_scale(name: str) -> 
         check_twice_the_disparity(name, "x.onnx", backend)
 
 
+def test_a_scale_is_no_part_of_an_onnx_file_that_predicts_coarse_to_fine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_command(["--disparity-scale", "2", "-o", "x.onnx"]) == 2
+    assert capsys.readouterr().err.count("--disparity-scale: fused refines its own disparity") == 1
+    assert not Path("x.onnx").exists()
+
+
+def test_a_scale_of_the_installed_network_leaves_the_deviation_of_a_rig() -> None:
+    pair = shifted_pair(64, 320, 6)
+    once, scaled = (Predictor.open(device="cpu", height=64, disparity_scale=scale)(*pair) for scale in (1, 0.001))
+    np.testing.assert_allclose(scaled.disparity_px, 0.001 * once.disparity_px, rtol=1e-4)
+    assert scaled.sigma_px is not None
+    assert scaled.sigma_px.min() > 0.2 * RIG_SIGMA_PX
+
+
 def check_twice_the_disparity(name: str, path: str, backend: BackendName) -> None:
     pair = shifted_pair(32, 48, 3)
     expected = Predictor.open(GOLDEN / name, device="cpu")(*pair)

@@ -47,6 +47,7 @@ def predict_coarse_to_fine(
     pairs: UInt8[np.ndarray, "B 2 H W 3"],
     sigma_scale: float,
     *,
+    disparity_scale: float = 1.0,
     only_size: bool = False,
 ) -> tuple[Float32[np.ndarray, "B H W"], Float32[np.ndarray, "B H W"]]:
     """Return disparity and its standard deviation, after predictions at half of the size, a quarter, ..., 160 px wide.
@@ -57,6 +58,7 @@ def predict_coarse_to_fine(
         run: the network.
         pairs: left and right RGB bytes.
         sigma_scale: a factor on the standard deviation that the network predicts.
+        disparity_scale: a factor on the disparity of the result.
         only_size: the network takes no other size, so that it predicts this one alone, less accurately.
     """
     sizes = [pairs]
@@ -65,7 +67,8 @@ def predict_coarse_to_fine(
     if len(sizes) == 1:
         disparity_px, log_variance = run(pairs, None)
         refined = _refined(pairs, disparity_px)
-        return _disparity_of(refined), _sigma_of(refined, log_variance, sigma_scale)
+        sigma_px = _sigma_of(refined, log_variance, sigma_scale * disparity_scale)
+        return _disparity_of(refined) * np.float32(disparity_scale), sigma_px
     searches = for_each_pair(find_search, pairs[:, 0], pairs[:, 1])
     # What larger sizes match needs no prediction: it is computed beside those of the smaller sizes.
     with ThreadPoolExecutor(_MATCHING_THREADS) as pool:
@@ -92,7 +95,8 @@ def predict_coarse_to_fine(
             if each.shape[3] > _SEES_WALLS_UP_TO_PX:
                 fine = _with_walls_of(disparity_px, log_variance, *fine, each)
             disparity_px, log_variance = fine
-    return disparity_px, _sigma_of(refined, log_variance, sigma_scale)
+    sigma_px = _sigma_of(refined, log_variance, sigma_scale * disparity_scale)
+    return disparity_px * np.float32(disparity_scale), sigma_px
 
 
 def _with_walls_of(

@@ -268,10 +268,9 @@ class Predictor:
         try:
             if self.facts.model.model == COARSE_TO_FINE_MODEL:
                 only_size = self._backend.fixed_size is not None
-                disparity_px, sigma_px = predict_coarse_to_fine(
-                    self._backend, pairs, self.facts.sigma_scale, only_size=only_size
+                return predict_coarse_to_fine(
+                    self._backend, pairs, self.facts.sigma_scale, disparity_scale=scale, only_size=only_size
                 )
-                return disparity_px * np.float32(scale), sigma_px * np.float32(scale)
             disparity_px, log_variance = self._backend(pairs)
             sigma_px = sigma_with_rig(log_variance, pairs.shape[3], self.facts.sigma_scale * scale)
             return disparity_px * np.float32(scale), sigma_px

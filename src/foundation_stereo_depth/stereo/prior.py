@@ -143,8 +143,8 @@ def first_match(
 def _find_textureless(grey: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
     """Return 1 where a view has no texture, else 0."""
     height, width = grey.shape
-    small_width = width // _smooth_factor(width)
-    small = cv2.resize(grey, (small_width, height * small_width // width), interpolation=cv2.INTER_AREA)
+    factor = _smooth_factor(width)
+    small = cv2.resize(grey, (width // factor, max(1, height // factor)), interpolation=cv2.INTER_AREA)
     blurred = cv2.GaussianBlur(small.astype(np.float32), (0, 0), _TEXTURE_BLUR_PX)  # noise is no texture
     gradient = cv2.Sobel(blurred, cv2.CV_32F, 1, 0, scale=1 / 8)
     energy = cv2.blur(gradient * gradient, (_TEXTURE_SIDE_PX, _TEXTURE_SIDE_PX))

@@ -23,6 +23,7 @@ _AROUND = np.ones((_SIDE_PX + _LOCAL_MEAN_SIDE_PX - 1,) * 2, np.uint8)
 
 _PLANE_WIDTH_PX, _PLANE_SIDE_PX = 80, 15  # planes are fitted at about this width
 _PLANE_WITHIN_PX, _PLANE_DEVIATION = 0.6, 0.3  # at a width of 320 px; of the deviation, what is left on a plane
+_SMALL_SIGMA_PX, _LARGE_SIGMA_PX = 0.3, 0.6  # at a width of 320 px: up to the one it shrinks, from the other on not
 _TEXTURED_FROM, _TEXTURED_FULLY = 8.0, 100.0  # squared gradients, (levels of 256 / px)^2 at a width of 320 px
 _TEXTURELESS_BELOW, _TEXTURELESS_DEVIATION = 0.2, 1.1
 
@@ -46,8 +47,9 @@ class RefinedDisparity(NamedTuple):
         """Return the standard deviation of its error, px.
 
         Where the refinement changed much, the error before it was large. On a textured plane, as boards are, it is
-        small: there the least squares have many pixels that see the same. Without texture they see nothing, and neither
-        did the network. The factors are fitted to real scenes (docs/experiments/accuracy.md).
+        small, since there the least squares have many pixels that see the same; but not where the network says that it
+        is large, as it does where a repeated pattern may be matched one period off. Without texture they see nothing,
+        and neither did the network. The factors are fitted to real scenes (docs/experiments/accuracy.md).
 
         Args:
             before_px: the same before the refinement.
@@ -57,12 +59,15 @@ class RefinedDisparity(NamedTuple):
         is_textured = np.minimum(texture / np.float32(math.log(_TEXTURED_FULLY / _TEXTURED_FROM)), 1)
         distance_px = _distance_from_plane_px(_known(self.disparity_px), *self.is_flat.shape)
         is_plane = self.is_flat * np.maximum(1 - distance_px / np.float32(_PLANE_WITHIN_PX), 0)
+        small_px = cv2.resize(before_px, self.is_flat.shape[::-1], interpolation=cv2.INTER_AREA) * (_WIDTH_PX / width)
+        is_plane *= np.clip((_LARGE_SIGMA_PX - small_px) / np.float32(_LARGE_SIGMA_PX - _SMALL_SIGMA_PX), 0, 1)
         is_textureless = np.maximum(1 - self.gradient_squared / np.float32(_TEXTURELESS_BELOW), 0)
         factor = 1 - np.float32(1 - _PLANE_DEVIATION) * is_textured * is_plane
         factor *= 1 + np.float32(_TEXTURELESS_DEVIATION - 1) * is_textureless
         if factor.shape != before_px.shape:
             factor = cv2.resize(factor, (width, height), interpolation=cv2.INTER_LINEAR)
-        return np.asarray(cv2.magnitude(before_px, self.change_px)) * factor
+        # Not cv2.magnitude, whose last bit depends on where its arrays begin in memory.
+        return np.sqrt(before_px * before_px + self.change_px * self.change_px) * factor
 
 
 def lucas_kanade_update(
