@@ -118,14 +118,14 @@ def test_flags_in_readme_exist() -> None:
 def test_python_example_in_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     for name in ("left.png", "right.png"):
-        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (60, 90, 3), dtype=np.uint8))
+        cv2.imwrite(str(tmp_path / name), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     variables: dict[str, object] = {}
     exec(example, variables)
     depth_m = variables["depth_m"]
     assert isinstance(depth_m, np.ndarray)
-    assert depth_m.shape == (60, 90)
+    assert depth_m.shape == (60, 80)
 
 
 def test_troubleshooting_quotes_messages_of_the_program() -> None:

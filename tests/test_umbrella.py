@@ -42,6 +42,9 @@ def test_version_help_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predcit"]) == 2
     assert capsys.readouterr().err == "foundation-stereo: no command predcit; did you mean predict?\n"
     assert main(["completion", "tcsh"]) == 2
+    capsys.readouterr()
+    assert main(["completion", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("usage: foundation-stereo completion SHELL\n")
 
 
 UMBRELLA = "import sys; from foundation_stereo_depth.umbrella import main; sys.exit(main(sys.argv[1:]))"

@@ -118,7 +118,7 @@ def encode_match(
 _BY_SUFFIX = {".png": "figure", ".npy": "depth", ".pfm": "depth", ".ply": "cloud"}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class PairMatch(StereoMatch):
     """A match with the view that it belongs to, so that it can be saved and shown.
 
@@ -151,6 +151,7 @@ class PairMatch(StereoMatch):
 
         Raises:
             UserError: no file has this suffix, or a point cloud is asked for without a calibration.
+            CalibrationError: the calibration has another aspect.
         """
         path = Path(path)
         suffix = path.suffix.lower()
@@ -161,7 +162,7 @@ class PairMatch(StereoMatch):
             if what == "cloud":
                 raise UserError(f"{path}: a point cloud needs a calibration: match.save(path, calibration)")
             what = "disparity" if what == "depth" else what
-        rig = None if calibration is None else calibration.resized(*self.disparity_px.shape)
+        rig = None if calibration is None else calibration.scaled_to(*self.disparity_px.shape)
         write_outputs({(what, suffix): path}, self.left, self, rig)
         return path
 

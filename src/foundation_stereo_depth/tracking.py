@@ -448,6 +448,8 @@ def checkpoint_of_run(
     with _one_line(f"{problem} (", ")"):
         client = _client(uri)
         run = _find_run(client, run_id, flag)
+        if run_id != run.info.run_id:
+            logger.info("%s %s: run %s (%s)", flag, run_id, run.info.run_id, run.info.run_name)
         run_id = run.info.run_id
         tag = run.data.tags.get(CHECKPOINT_FOLDER_TAG)
         folders = [folder_of_run(run_id)] if tag is None else [Path(tag), folder_of_run(run_id)]
@@ -463,16 +465,21 @@ def checkpoint_of_run(
         return Path(client.download_artifacts(run_id, f"checkpoints/{name}", str(download_to)))
 
 
-def check_run(uri: str | None, run_id: str) -> None:
-    """Check that results can be added to a run.
+def check_run(uri: str | None, run_id: str) -> str:
+    """Check that results can be added to a run, and return its whole id.
+
+    Args:
+        uri: as in `checkpoint_of_run`.
+        run_id: an id, the beginning of one, a run's name, or `latest`.
 
     Raises:
         UserError: the store cannot be reached, has no such run, or the run is deleted.
     """
     uri = tracking_uri(uri)
     with _one_line(f"--run-id {run_id}: cannot be added to at {uri} (", ")"):
-        run = _client(uri).get_run(run_id)
+        run = _find_run(_client(uri), run_id, "--run-id")
     _check_active(run, uri, "--run-id")
+    return run.info.run_id
 
 
 def add_to_run(uri: str | None, run_id: str, metrics: Mapping[str, float], files: Path, folder: str) -> None:
@@ -693,8 +700,6 @@ def _find_run(client: MlflowClient, text: str, flag: str) -> Run:
     if not found:
         newest = ", ".join(str(run.info.run_name) for run in newest_first[:3]) or "there is none"
         raise MlflowException(f"no run has this id or name; newest: {newest}")
-    if text != found[0].info.run_id:
-        logger.info("%s %s: run %s (%s)", flag, text, found[0].info.run_id, found[0].info.run_name)
     return found[0]
 
 

@@ -55,6 +55,13 @@ def _help() -> str:
 
 
 def _print_completion(rest: Sequence[str]) -> int:
+    if set(rest) & {"-h", "--help"}:
+        shells = ", ".join(SHELLS)
+        return print_at_once(
+            PROGRAM,
+            f"usage: {PROGRAM} completion SHELL\n\nprint a script that completes arguments in SHELL: {shells}\n\n"
+            f'example:\n  eval "$({PROGRAM} completion bash)"',
+        )
     if len(rest) != 1 or rest[0] not in SHELLS:
         print(f"{PROGRAM}: completion needs the name of a shell: {', '.join(SHELLS)}", file=sys.stderr)
         return 2

@@ -55,7 +55,7 @@ def next_steps(cameras: Sequence[CameraInfo]) -> str:
         f"next, with your webcams ({found}):\n"
         f"  foundation-stereo live-view {rig}\n"
         f"  foundation-stereo calibrate {rig} --corners 9x6 --square-mm 25   # then depth is in metres\n"
-        "  foundation-stereo train --model guided                                  # a network of your own"
+        "  foundation-stereo train --model guided --epochs 5                       # a network of your own"
     )
 
 

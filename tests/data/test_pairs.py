@@ -193,3 +193,10 @@ def test_a_video_beside_a_picture_or_damaged_is_refused() -> None:
         find_pairs("broken.mp4", "a.png")
     with pytest.raises(DataError, match=r"broken\.mp4: is not a video that can be decoded"):
         list(find_pairs("broken.mp4", None))
+
+
+@pytest.mark.parametrize("named", [("a.png", "."), (".", "a.png")])
+def test_a_folder_is_no_partner_of_a_file(named: tuple[str, str]) -> None:
+    picture("a.png")
+    with pytest.raises(DataError, match="one is a folder and the other a file"):
+        find_pairs(*named)

@@ -363,15 +363,16 @@ def test_json_is_the_only_output(fsd_tree: Path, capsys: pytest.CaptureFixture[s
 def test_results_are_added_to_the_run(tiny_options, tracking_uri: str, fsd_tree: Path) -> None:
     train(tiny_options(epochs=1))
     run_id = load_checkpoint(Path("out/best.pt")).run_id
-    for weights in ("best", "last"):
-        evaluated(
-            run_id=run_id,
+    for weights, named in (("best", run_id), ("last", "latest"), ("last", run_id[:6])):
+        result = evaluated(
+            run_id=named,
             checkpoint=None,
             weights=weights,
             mlflow_tracking_uri=tracking_uri,
             dataset_root=fsd_tree,
             baseline="sgbm",
         )
+        assert result["settings"]["run_id"] == run_id
     client = mlflow.MlflowClient(tracking_uri)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"

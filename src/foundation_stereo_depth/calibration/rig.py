@@ -21,7 +21,7 @@ from foundation_stereo_depth.calibration.rectification import (
 )
 from foundation_stereo_depth.calibration.settings import RigSettings
 from foundation_stereo_depth.errors import CalibrationError
-from foundation_stereo_depth.stereo.geometry import StereoCalibration
+from foundation_stereo_depth.stereo.geometry import StereoCalibration, check_aspect
 
 __all__ = ["DistortionModel", "Rectification", "RigCalibration", "create_rectified_rig", "implausible_baseline"]
 
@@ -33,7 +33,6 @@ _ROTATION_TOLERANCE = 1e-3
 """Largest entry of R R' - I: files that keep four digits pass."""
 _RECTIFICATION_TOLERANCE = 0.01
 """How far a given rectification may turn, rad, and its baseline differ, relatively, from what R and T say."""
-_ASPECT_TOLERANCE = 0.01
 _FAR_OFF, _OUTSIDE = 0.1, 0.5
 """Fractions of the image by which a principal point is off its middle: unusual, and beyond its edge."""
 _OTHER_SIZE, _OTHER_SIZE_RECTIFIED, _ALIKE = 0.12, 0.15, 0.05
@@ -149,11 +148,7 @@ class RigCalibration:
         Raises:
             CalibrationError: their aspect differs, so the camera cropped them or the calibration is another camera's.
         """
-        if abs(width / height * self.height / self.width - 1) > _ASPECT_TOLERANCE:
-            raise CalibrationError(
-                f"images of {width}x{height} do not fit a calibration made at {self.width}x{self.height}: the "
-                "aspect differs, so one cannot be scaled to the other; use the calibrated size, or calibrate at this"
-            )
+        check_aspect(height, width, self.height, self.width)
 
 
 def create_rectified_rig(

@@ -208,6 +208,8 @@ def find_pairs(left: str, right: str | None, *, side_by_side: bool = False) -> P
 def _check_distinct(left: str, right: str | None, found: list[dict[str, Path]]) -> None:
     if right is None:
         return
+    if sorted((path.is_dir(), path.is_file()) for path in (Path(left), Path(right))) == [(False, True), (True, False)]:
+        raise DataError(f"{left} and {right}: one is a folder and the other a file; name the file in the folder")
     same = {path.resolve() for path in found[0].values()} & {path.resolve() for path in found[1].values()}
     if same and (len(found[0]) == 1 or len(same) == len(found[0])):
         raise DataError(

@@ -79,8 +79,9 @@ def evaluate(options: EvaluateOptions) -> str:
     # Without a network the baseline is scored at the size that networks are trained at.
     size = DataOptions() if predictor is None else predictor
     height, width = asked_height or size.height, asked_width or size.width
-    if network.run_id is not None:  # before the work, not after it
-        check_run(network.mlflow_tracking_uri, network.run_id)
+    run_id = network.run_id
+    if run_id is not None:  # before the work, not after it
+        run_id = check_run(network.mlflow_tracking_uri, run_id)
     device = pick_device(options.inference.device, Processes.single())
     dataset = open_dataset(asked.dataset, root, download=asked.download)
 
@@ -125,7 +126,7 @@ def evaluate(options: EvaluateOptions) -> str:
             "calibration": None if options.rig.calibration is None else str(options.rig.calibration),
             "rectify": options.rig.rectify,
             "checkpoint": None if predictor is None else _name_of(network),
-            "run_id": network.run_id,
+            "run_id": run_id,
             "height": height,
             "width": width,
             "distribution": distribution if has_sigma else None,
@@ -141,7 +142,7 @@ def evaluate(options: EvaluateOptions) -> str:
         "scenes": lines,
         "overall": {name: _with_curves(score) for name, score in totals.items()},
     }
-    _keep_results(options, result, totals)
+    _keep_results(options, run_id, result, totals)
     return json.dumps(result, indent=2) if asked.json else report.table(result)
 
 
@@ -325,11 +326,11 @@ def _versions() -> Plain:
     }
 
 
-def _keep_results(options: EvaluateOptions, result: Plain, totals: dict[str, Score]) -> None:
+def _keep_results(options: EvaluateOptions, run_id: str | None, result: Plain, totals: dict[str, Score]) -> None:
     if options.evaluation.output is not None:
         _write_results(options.evaluation.output, _name_of_evaluation(options), result, totals)
-    if options.network.run_id is not None:
-        _record(options, options.network.run_id, result, totals)
+    if run_id is not None:
+        _record(options, run_id, result, totals)
 
 
 def _name_of_evaluation(options: EvaluateOptions) -> str:

@@ -186,7 +186,8 @@ class Predictor:
     @property
     def description(self) -> str:
         """The network, its size, and what it runs on, for messages."""
-        return f"{self.facts.model.model} at {self.width}x{self.height}, {self._backend.description}"
+        enlarged = ", small images enlarged" if self._enlarges else ""
+        return f"{self.facts.model.model} at {self.width}x{self.height}{enlarged}, {self._backend.description}"
 
     def __call__(self, left: View, right: View, *, order: ChannelOrder = "rgb") -> PairMatch:
         """Return the match of one rectified pair.

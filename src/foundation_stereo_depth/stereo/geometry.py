@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from foundation_stereo_depth.errors import UserError
+from foundation_stereo_depth.errors import CalibrationError, UserError
+
+_ASPECT_TOLERANCE = 0.01
 
 Numbers = TypeVar("Numbers", bound=Any)
 """A number, a NumPy array or a tensor; what comes back is of the same kind."""
@@ -75,6 +77,15 @@ class StereoCalibration:
         """The distance of a point whose disparity is 0; infinity where disparity 0 is infinitely far or beyond."""
         return math.inf if self.offset_px >= 0 else self.focal_px * self.baseline_m / -self.offset_px
 
+    def scaled_to(self, height: int, width: int) -> "StereoCalibration":
+        """Return the calibration for images of another size and the same aspect.
+
+        Raises:
+            CalibrationError: their aspect differs, so they are not this rig's.
+        """
+        check_aspect(height, width, self.height, self.width)
+        return self.resized(height, width)
+
     def resized(self, height: int, width: int) -> "StereoCalibration":
         """Return the calibration for images stretched to another size: columns follow the width, rows the height.
 
@@ -95,6 +106,19 @@ class StereoCalibration:
             cx_left_px=(self.cx_left_px + 0.5) * across - 0.5,
             cx_right_px=(self.cx_right_px + 0.5) * across - 0.5,
             cy_px=(self.cy_px + 0.5) * down - 0.5,
+        )
+
+
+def check_aspect(height: int, width: int, calibrated_height: int, calibrated_width: int) -> None:
+    """Check that images have a calibration's size, px, or another with the same aspect.
+
+    Raises:
+        CalibrationError: their aspect differs, so the camera cropped them or the calibration is another camera's.
+    """
+    if abs(width / height * calibrated_height / calibrated_width - 1) > _ASPECT_TOLERANCE:
+        raise CalibrationError(
+            f"images of {width}x{height} do not fit a calibration made at {calibrated_width}x{calibrated_height}: the "
+            "aspect differs, so one cannot be scaled to the other; use the calibrated size, or calibrate at this"
         )
 
 
