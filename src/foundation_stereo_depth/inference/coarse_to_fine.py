@@ -76,14 +76,15 @@ def predict_coarse_to_fine(
         smooth = pool.submit(for_each_pair, smooth_match, sizes[1][:, 0], sizes[1][:, 1], searches)
         first: Future[list[FirstMatch]] | None = None
         matching: list[Future[list[TwoMatches]]] = []
-        for each in sizes:
+        for each in sizes[1:]:
             half = first if each.shape[3] > _SEES_WALLS_UP_TO_PX else None
             first = pool.submit(_first_matches, each, searches, half)
             matching.append(pool.submit(_add_smooth, first, smooth))
-        disparity_px, log_variance = run(sizes[0], _complete(matching[0].result(), [None] * len(pairs)))
+        smallest = for_each_pair(add_smooth_match, _first_matches(sizes[0], searches, None), smooth.result())
+        disparity_px, log_variance = run(sizes[0], _complete(smallest, [None] * len(pairs)))
         refined = _refined(sizes[0], disparity_px)
         disparity_px = _disparity_of(refined)
-        for each, matches in zip(sizes[1:], matching[1:], strict=True):
+        for each, matches in zip(sizes[1:], matching, strict=True):
             sigma_px = sigma_with_rig(log_variance, disparity_px.shape[2], sigma_scale)
             coarse = [
                 CoarsePrediction(_enlarged(one_px, each), _enlarged(one_sigma_px, each))

@@ -55,17 +55,18 @@ class RefinedDisparity(NamedTuple):
             before_px: the same before the refinement.
         """
         height, width = before_px.shape
-        texture = np.log(np.maximum(self.gradient_squared, np.float32(_TEXTURED_FROM)) / np.float32(_TEXTURED_FROM))
-        is_textured = np.minimum(texture / np.float32(math.log(_TEXTURED_FULLY / _TEXTURED_FROM)), 1)
-        distance_px = _distance_from_plane_px(_known(self.disparity_px), *self.is_flat.shape)
-        is_plane = self.is_flat * np.maximum(1 - distance_px / np.float32(_PLANE_WITHIN_PX), 0)
-        small_px = cv2.resize(before_px, self.is_flat.shape[::-1], interpolation=cv2.INTER_AREA) * (_WIDTH_PX / width)
-        is_plane *= np.clip((_LARGE_SIGMA_PX - small_px) / np.float32(_LARGE_SIGMA_PX - _SMALL_SIGMA_PX), 0, 1)
-        is_textureless = np.maximum(1 - self.gradient_squared / np.float32(_TEXTURELESS_BELOW), 0)
-        factor = 1 - np.float32(1 - _PLANE_DEVIATION) * is_textured * is_plane
-        factor *= 1 + np.float32(_TEXTURELESS_DEVIATION - 1) * is_textureless
-        if factor.shape != before_px.shape:
-            factor = cv2.resize(factor, (width, height), interpolation=cv2.INTER_LINEAR)
+        size = _size_of_about(width, height, _PLANE_WIDTH_PX)
+        per_px = np.float32(_WIDTH_PX / width)
+        flat, squares, sigma_px, disparity_px = (
+            np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+            for values in (self.is_flat.astype(np.float32), self.gradient_squared, before_px, _known(self.disparity_px))
+        )
+        textured = np.log(np.maximum(squares / _TEXTURED_FROM, 1)) / math.log(_TEXTURED_FULLY / _TEXTURED_FROM)
+        on_plane = flat * np.maximum(1 - _distance_from_plane_px(disparity_px) * per_px / _PLANE_WITHIN_PX, 0)
+        on_plane *= np.clip((_LARGE_SIGMA_PX - sigma_px * per_px) / (_LARGE_SIGMA_PX - _SMALL_SIGMA_PX), 0, 1)
+        factor = 1 - (1 - _PLANE_DEVIATION) * np.minimum(textured, 1) * on_plane
+        factor *= 1 + (_TEXTURELESS_DEVIATION - 1) * np.maximum(1 - squares / _TEXTURELESS_BELOW, 0)
+        factor = cv2.resize(factor.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
         # Not cv2.magnitude, whose last bit depends on where its arrays begin in memory.
         return np.sqrt(before_px * before_px + self.change_px * self.change_px) * factor
 
@@ -124,12 +125,11 @@ def refine_flat_surfaces(
     """
     height, width = disparity_px.shape
     known_px = _known(disparity_px)
-    factor = max(1, round(width / _WIDTH_PX))
-    size = (max(1, width // factor), max(1, height // factor))
+    size = _size_of_about(width, height, _WIDTH_PX)
     per_px = np.float32(width / size[0])
 
     def shrink(values: np.ndarray) -> np.ndarray:
-        return values if factor == 1 else np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
+        return values if size == (width, height) else np.asarray(cv2.resize(values, size, interpolation=cv2.INTER_AREA))
 
     small_px = shrink(known_px) / per_px
     is_flat = cv2.dilate(small_px, _AROUND) - cv2.erode(small_px, _AROUND) < _FLAT_WITHIN_PX
@@ -144,7 +144,7 @@ def refine_flat_surfaces(
         largest_px=_LARGEST_UPDATE_PX,
     )
     change_px = np.where(is_flat, smoothed_px + update_px - small_px, np.float32(0)) * per_px
-    if factor > 1:
+    if size != (width, height):
         change_px = cv2.resize(change_px, (width, height), interpolation=cv2.INTER_LINEAR)
     # What is infinitely far stays at 0 or more.
     refined_px = np.maximum(known_px + change_px, np.minimum(known_px, 0))
@@ -159,31 +159,24 @@ def _known(disparity_px: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W
     return disparity_px if is_known.all() else np.where(is_known, disparity_px, np.float32(_NOWHERE_PX))
 
 
-def _distance_from_plane_px(
-    disparity_px: Float32[np.ndarray, "H W"], height: int, width: int
-) -> Float32[np.ndarray, "h w"]:
-    """Return the root mean square of what a plane fitted around each pixel leaves, in px of a width of 320 px.
-
-    Args:
-        disparity_px: of any size, finite.
-        height: of the result, px.
-        width: the same.
-    """
-    own_height, own_width = disparity_px.shape
-    factor = max(1, round(own_width / _PLANE_WIDTH_PX))
-    size = (max(1, own_width // factor), max(1, own_height // factor))
-    # Thousandths of a pixel are differences of squares here, too small for 32 bits.
-    small_px = cv2.resize(disparity_px, size, interpolation=cv2.INTER_AREA).astype(np.float64) * (_WIDTH_PX / own_width)
-    down, across = np.mgrid[: size[1], : size[0]].astype(np.float64)
+def _distance_from_plane_px(disparity_px: Float32[np.ndarray, "h w"]) -> Float32[np.ndarray, "h w"]:
+    """Return the root mean square of what a plane fitted around each pixel leaves."""
+    values_px = disparity_px.astype(np.float64)  # thousandths of a pixel are differences of squares: 32 bits lose them
+    down, across = np.mgrid[: values_px.shape[0], : values_px.shape[1]].astype(np.float64)
 
     def covariance(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return _mean(one * other, _PLANE_SIDE_PX) - _mean(one, _PLANE_SIDE_PX) * _mean(other, _PLANE_SIDE_PX)
 
-    unexplained = covariance(small_px, small_px)
+    unexplained = covariance(values_px, values_px)
     for axis in (down, across):  # rows and columns of a square do not covary
-        unexplained -= covariance(axis, small_px) ** 2 / np.maximum(covariance(axis, axis), 1e-6)
-    distance_px = np.sqrt(np.maximum(unexplained, 0)).astype(np.float32)
-    return np.asarray(cv2.resize(distance_px, (width, height), interpolation=cv2.INTER_LINEAR))
+        unexplained -= covariance(axis, values_px) ** 2 / np.maximum(covariance(axis, axis), 1e-6)
+    return np.sqrt(np.maximum(unexplained, 0)).astype(np.float32)
+
+
+def _size_of_about(width: int, height: int, about_px: int) -> tuple[int, int]:
+    """Return width and height, divided by the whole number that makes the width about that many px."""
+    factor = max(1, round(width / about_px))
+    return max(1, width // factor), max(1, height // factor)
 
 
 def warp(
