@@ -85,7 +85,11 @@ class CameraOptions(OptionGroup):
         None, "frame width of one camera, px; else the calibration's, else the camera's", minimum=32
     )
     camera_height: int | None = option(None, "frame height, px; else the calibration's, else the camera's", minimum=32)
-    fps: float | None = option(None, "frames per second; for videos and images the playback rate", minimum=0.01)
+    fps: float | None = option(
+        None,
+        "frames per second; for videos and images the playback rate, else a video's own, 1 for images",
+        minimum=0.01,
+    )
     fourcc: str = option("MJPG", "pixel format; two uncompressed streams seldom fit one USB port")
     focus: Literal["lock", "auto"] | float = option(
         "lock",
