@@ -112,9 +112,12 @@ def test_both_are_exported_to_onnx_of_fixed_size_with_their_scale(name: str) -> 
         check_twice_the_disparity(name, "x.onnx", backend)
 
 
-def test_a_scale_is_no_part_of_an_onnx_file_that_predicts_coarse_to_fine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert export_command(["--disparity-scale", "2", "-o", "x.onnx"]) == 2
-    assert capsys.readouterr().err.count("--disparity-scale: fused refines its own disparity") == 1
+@pytest.mark.parametrize("size", ["--dynamic-size", "--no-dynamic-size"])
+def test_a_scale_is_no_part_of_an_onnx_file_whose_disparity_is_refined(
+    size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_command(["--disparity-scale", "2", size, "-o", "x.onnx"]) == 2
+    assert capsys.readouterr().err.count("--disparity-scale: what fused predicts is refined by the images") == 1
     assert not Path("x.onnx").exists()
 
 

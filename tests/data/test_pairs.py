@@ -11,7 +11,7 @@ from foundation_stereo_depth.data.pairs import NamedPair, find_pairs
 from foundation_stereo_depth.errors import DataError
 
 
-def picture(path: str, seed: int = 0, width: int = 24) -> Path:
+def image_file(path: str, seed: int = 0, width: int = 24) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_rgb(Path(path), np.random.default_rng(seed).integers(0, 256, (10, width, 3), dtype=np.uint8))
     return Path(path)
@@ -22,8 +22,8 @@ def names(left: str, right: str | None) -> list[str]:
 
 
 def test_two_files_pair_whatever_they_are_called() -> None:
-    picture("a/im0.png", 1)
-    picture("b/other.png", 2)
+    image_file("a/im0.png", 1)
+    image_file("b/other.png", 2)
     (pair,) = find_pairs("a/im0.png", "b/other.png")
     assert pair.name == "im0"
     assert not np.array_equal(pair.left, pair.right)
@@ -31,19 +31,19 @@ def test_two_files_pair_whatever_they_are_called() -> None:
 
 def test_folders_pair_equal_names() -> None:
     for name in ("0010", "0002"):
-        picture(f"left/{name}.jpg")
-        picture(f"right/{name}.png")
-    Path("left/notes.txt").write_text("no picture")
+        image_file(f"left/{name}.jpg")
+        image_file(f"right/{name}.png")
+    Path("left/notes.txt").write_text("no image")
     assert names("left", "right") == ["0002", "0010"]
 
 
 def test_globs_pair_what_their_wildcards_stand_for() -> None:
     for scene in ("art", "left_turn"):
         for eye in ("im0", "im1"):
-            picture(f"data/{scene}/{eye}.png")
+            image_file(f"data/{scene}/{eye}.png")
     for number in (1, 2):
-        picture(f"rig/left{number:02d}.jpg")
-        picture(f"rig/right{number:02d}.jpg")
+        image_file(f"rig/left{number:02d}.jpg")
+        image_file(f"rig/right{number:02d}.jpg")
     assert names("data/*/im0.png", "data/*/im1.png") == ["art", "left_turn"]
     assert names("rig/left*.jpg", "rig/right*.jpg") == ["01", "02"]
     assert names("rig/left?1.jpg", "rig/right?1.jpg") == ["0"]
@@ -55,16 +55,16 @@ def test_globs_pair_what_their_wildcards_stand_for() -> None:
 
 
 def test_a_partnerless_eye_is_named() -> None:
-    picture("left/0001.png")
-    picture("left/0002.png")
-    picture("right/0001.png")
+    image_file("left/0001.png")
+    image_file("left/0002.png")
+    image_file("right/0001.png")
     with pytest.raises(DataError, match=r"left/0002\.png: has no partner in right \(1 such files\)"):
         find_pairs("left", "right")
 
 
 def test_two_files_of_one_name_are_not_guessed_between() -> None:
-    picture("left/0001.png")
-    picture("left/0001.jpg")
+    image_file("left/0001.png")
+    image_file("left/0001.jpg")
     with pytest.raises(DataError, match="would have the same name as"):
         find_pairs("left", None)
 
@@ -89,14 +89,14 @@ def test_side_by_side_image_is_split() -> None:
     (pair,) = find_pairs("both.png", None)
     np.testing.assert_array_equal(pair.left, left)
     np.testing.assert_array_equal(pair.right, right)
-    picture("odd.png", width=25)
+    image_file("odd.png", width=25)
     with pytest.raises(DataError, match=r"odd\.png: is 25 px wide"):
         list(find_pairs("odd.png", None))
 
 
 def test_views_of_unequal_size_are_refused() -> None:
-    picture("a.png")
-    picture("b.png", width=26)
+    image_file("a.png")
+    image_file("b.png", width=26)
     with pytest.raises(DataError, match=r"a\.png: is 24x10, but its right view is 26x10"):
         list(find_pairs("a.png", "b.png"))
 
@@ -167,28 +167,28 @@ def test_truncated_video_is_refused_after_its_pairs() -> None:
 def test_brackets_in_a_folder_are_no_wildcards() -> None:
     for eye in ("L [1]", "R [1]"):
         Path(eye).mkdir()
-        picture(f"{eye}/0.png")
+        image_file(f"{eye}/0.png")
     pairs = find_pairs("L [1]/*.png", "R [1]/*.png")
     assert pairs.files == {"0": (Path("L [1]/0.png"), Path("R [1]/0.png"))}
 
 
-def test_what_macos_puts_beside_files_is_no_picture() -> None:
+def test_what_macos_puts_beside_files_is_no_image() -> None:
     for eye in ("l", "r"):
         Path(eye).mkdir()
-        picture(f"{eye}/0.png")
+        image_file(f"{eye}/0.png")
         Path(eye, "._0.png").write_bytes(b"Mac OS X")
     assert list(find_pairs("l", "r").files) == ["0"]
 
 
 def test_an_empty_name_is_not_the_folder_one_is_in() -> None:
-    picture("a.png")
+    image_file("a.png")
     with pytest.raises(DataError, match="is empty"):
         find_pairs("", "")
 
 
-def test_a_video_beside_a_picture_or_damaged_is_refused() -> None:
+def test_a_video_beside_an_image_or_damaged_is_refused() -> None:
     Path("broken.mp4").write_bytes(b"no video")
-    picture("a.png")
+    image_file("a.png")
     with pytest.raises(DataError, match="one is a video, the other is not"):
         find_pairs("broken.mp4", "a.png")
     with pytest.raises(DataError, match=r"broken\.mp4: is not a video that can be decoded"):
@@ -197,6 +197,6 @@ def test_a_video_beside_a_picture_or_damaged_is_refused() -> None:
 
 @pytest.mark.parametrize("named", [("a.png", "."), (".", "a.png")])
 def test_a_folder_is_no_partner_of_a_file(named: tuple[str, str]) -> None:
-    picture("a.png")
+    image_file("a.png")
     with pytest.raises(DataError, match="one is a folder and the other a file"):
         find_pairs(*named)

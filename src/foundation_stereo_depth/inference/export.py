@@ -89,10 +89,10 @@ def export_network(options: ExportOptions) -> Path:
         save_safetensors(output, network.state_dict(), header | ({} if scale == 1 else {"disparity_scale": scale}))
         print(f"{output}: {_size(output)}, weights and header")
         return output
-    if scale != 1 and options.file.dynamic_size and trained.facts.model.model == COARSE_TO_FINE_MODEL:
+    if scale != 1 and trained.facts.model.model == COARSE_TO_FINE_MODEL:
         raise UserError(
-            f"--disparity-scale: {trained.facts.model.model} refines its own disparity of smaller images, which an "
-            "ONNX file would scale each time; give it to the command that predicts, or export to .safetensors"
+            f"--disparity-scale: what {trained.facts.model.model} predicts is refined by the images, and an ONNX file "
+            "would scale it before that; give it to the command that predicts, or export to .safetensors"
         )
     for module in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(module) is None:
